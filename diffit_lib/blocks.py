@@ -1,0 +1,213 @@
+"""The bricks of DiffiT: time token, time-dependent self-attention (TMSA), DiffiT block, DiffiT ResBlock.
+
+Legend: B batch, C channels, H and W map height and width, h heads, d head dimension, T width of the time token,
+N tokens of one window. Maps of tokens are channels-last, (B, H, W, C); images for convolutions are (B, C, H, W) in
+channels-last memory, so that passing from one to the other moves nothing.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+class Table(NamedTuple):
+    """What one TMSA layer may compute ahead of its forward pass."""
+
+    time_qkv: Tensor  # (B, 3C): the time token's share of q, k and v
+    bias: Tensor  # (h, N, N): the gathered relative position bias
+
+
+def sinusoid(values: Tensor, dim: int, *, endpoint: bool, cos_first: bool) -> Tensor:
+    """Positional embedding of (B,) values -> (B, dim), frequencies from 1 down to 1e-4 (`endpoint`: exactly 1e-4)."""
+    half = dim // 2
+    steps = torch.arange(half, dtype=torch.float32, device=values.device) / (half - endpoint)
+    angles = values.float()[:, None] * torch.exp(-math.log(10_000.0) * steps)
+    parts = (angles.cos(), angles.sin())
+    return torch.cat(parts if cos_first else parts[::-1], dim=1)
+
+
+class TimeToken(nn.Module):
+    """One token for all layers from the noise label, the class label and the augmentation label (section 3.1).
+
+    A small MLP with swish over a positional embedding; the class label is added to its output, the augmentation label to
+    its input. Always float32, also under autocast: half precision cannot tell neighbouring noise levels apart.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        frequencies: int,
+        *,
+        endpoint: bool,
+        cos_first: bool,
+        final_silu: bool,
+        num_classes: int = 0,
+        augment_dim: int = 0,
+    ):
+        super().__init__()
+        self.frequencies, self.endpoint, self.cos_first = frequencies, endpoint, cos_first
+        self.num_classes = num_classes
+        layers = [nn.Linear(frequencies, dim), nn.SiLU(), nn.Linear(dim, dim)]
+        self.mlp = nn.Sequential(*layers, *[nn.SiLU()] * final_silu)
+        self.classes = nn.Embedding(num_classes + 1, dim) if num_classes else None  # the last row is "no class"
+        self.augment = nn.Linear(augment_dim, frequencies, bias=False) if augment_dim else None
+        if self.classes is not None:
+            nn.init.normal_(self.classes.weight, std=0.02)
+
+    def forward(
+        self, noise_label: Tensor, class_label: Tensor | None = None, augment_label: Tensor | None = None
+    ) -> Tensor:
+        with torch.autocast(noise_label.device.type, enabled=False):
+            embedding = sinusoid(noise_label, self.frequencies, endpoint=self.endpoint, cos_first=self.cos_first)
+            embedding = embedding.to(self.mlp[0].weight.dtype)
+            if self.augment is not None and augment_label is not None:
+                embedding = embedding + self.augment(augment_label.to(embedding.dtype))
+            token = self.mlp(embedding)  # (B, T)
+            if self.classes is not None:
+                if class_label is None:
+                    class_label = torch.full_like(noise_label, self.num_classes, dtype=torch.int64)
+                token = token + self.classes(class_label)
+            return token
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d) + bias) v (equation 6) for q, k, v (B, h, N, d) and bias (h, N, N).
+
+    The bias takes q's dtype (a float32 mask under bf16 queries is a known fault of one CUDA kernel), and on CUDA only
+    the kernels that accept a mask are allowed.
+    """
+    bias = bias.to(q.dtype)[None]
+    if q.device.type != "cuda":
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+
+
+class TMSA(nn.Module):
+    """Time-dependent multi-head self-attention in non-overlapping windows (equations 3 to 6).
+
+    q, k and v are linear in the token and in the time token; a learned bias by relative position, as in Swin, is added to
+    the logits. The key's share of the time token cannot change the output: it adds the same number to every logit of a
+    row, and softmax cancels it. The tensor is kept since the published weights hold it.
+    """
+
+    relative_position_index: Tensor
+
+    def __init__(self, channels: int, num_heads: int, window: tuple[int, int], time_dim: int):
+        super().__init__()
+        self.num_heads, self.window = num_heads, window
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.qkv_temb = nn.Linear(time_dim, 3 * channels)
+        self.proj = nn.Linear(channels, channels)
+        height, width = window
+        self.relative_position_bias_table = nn.Parameter(torch.empty((2 * height - 1) * (2 * width - 1), num_heads))
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+        self.register_buffer("relative_position_index", relative_position_index(window), persistent=False)
+
+    def table(self, time: Tensor) -> Table:
+        """What depends on the time token (B, T) and the window alone."""
+        bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)
+        if not torch.is_grad_enabled():
+            bias = bias.detach()  # else fused kernels on a CPU take it for trainable and step aside
+        return Table(self.qkv_temb(time), bias)
+
+    def forward(self, x: Tensor, time: Tensor, table: Table | None = None) -> Tensor:
+        """(B, H, W, C), (B, T) -> (B, H, W, C)."""
+        time_qkv, bias = table or self.table(time)
+        (batch, height, width, channels), (wh, ww) = x.shape, self.window
+        rows, columns, heads = height // wh, width // ww, self.num_heads
+        qkv = self.qkv(x) + time_qkv[:, None, None]  # (B, H, W, 3C)
+        qkv = qkv.view(batch, rows, wh, columns, ww, 3, heads, channels // heads)
+        q, k, v = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).reshape(3, batch * rows * columns, heads, wh * ww, -1)
+        out = attention(q, k, v, bias)  # (B * windows, h, N, d)
+        out = out.view(batch, rows, columns, heads, wh, ww, -1).permute(0, 1, 4, 2, 5, 3, 6)
+        return self.proj(out.reshape(batch, height, width, channels))
+
+
+def relative_position_index(window: tuple[int, int]) -> Tensor:
+    """(N, N) row of the bias table for each pair of tokens in a window, tokens in row-major order."""
+    height, width = window
+    row, column = torch.arange(height * width) // width, torch.arange(height * width) % width
+    down = row[:, None] - row[None, :] + height - 1
+    right = column[:, None] - column[None, :] + width - 1
+    return down * (2 * width - 1) + right
+
+
+class MLP(nn.Module):
+    """Linear, GELU (tanh form), Linear."""
+
+    def __init__(self, channels: int, ratio: float, dropout: float):
+        super().__init__()
+        self.fc1 = nn.Linear(channels, int(channels * ratio))
+        self.fc2 = nn.Linear(int(channels * ratio), channels)
+        self.dropout = dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.gelu(self.fc1(x), approximate="tanh")
+        return self.fc2(F.dropout(x, self.dropout, self.training))
+
+
+class DiffiTBlock(nn.Module):
+    """x^ = TMSA(LN(x), x_t) + x, then MLP(LN(x^)) + x^ (equations 7 and 8)."""
+
+    def __init__(
+        self,
+        channels: int,
+        num_heads: int,
+        window: tuple[int, int],
+        time_dim: int,
+        *,
+        mlp_ratio: float = 4.0,
+        dropout: float = 0.0,
+        affine: bool = False,
+    ):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(channels, eps=1e-6, elementwise_affine=affine)
+        self.attn = TMSA(channels, num_heads, window, time_dim)
+        self.norm2 = nn.LayerNorm(channels, eps=1e-6, elementwise_affine=affine)
+        self.mlp = MLP(channels, mlp_ratio, dropout)
+
+    def forward(self, x: Tensor, time: Tensor, table: Table | None = None) -> Tensor:
+        """(B, H, W, C), (B, T) -> (B, H, W, C)."""
+        x = x + self.attn(self.norm1(x), time, table)
+        return x + self.mlp(self.norm2(x))
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """EDM's group normalisation: at most 32 groups of at least 4 channels."""
+    return nn.GroupNorm(math.gcd(channels, min(32, channels // 4)), channels, eps=1e-6)
+
+
+class DiffiTResBlock(nn.Module):
+    """x^ = Conv3x3(Swish(GN(x))), then DiffiT-Block(x^, x_t) + x (equations 9 and 10).
+
+    Where the channels change, x passes a 1x1 convolution on its way to the sum.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        num_heads: int,
+        window: tuple[int, int],
+        time_dim: int,
+        *,
+        mlp_ratio: float = 4.0,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.norm = group_norm(in_channels)
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.block = DiffiTBlock(
+            out_channels, num_heads, window, time_dim, mlp_ratio=mlp_ratio, dropout=dropout, affine=True
+        )
+        self.skip = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+
+    def forward(self, x: Tensor, time: Tensor, table: Table | None = None) -> Tensor:
+        """(B, C_in, H, W), (B, T) -> (B, C_out, H, W)."""
+        tokens = self.conv(F.silu(self.norm(x))).permute(0, 2, 3, 1)  # (B, H, W, C_out)
+        return self.block(tokens, time, table).permute(0, 3, 1, 2) + self.skip(x)

@@ -1,0 +1,287 @@
+"""What can be set: frozen dataclasses that check themselves, and the presets as values.
+
+A `Recipe` is everything one training run needs: data, network, denoiser, training, sampling. Field names are unique
+across its parts, so `recipe.override(width=96, lr=1e-4)` needs no section names.
+"""
+
+import math
+from dataclasses import asdict, dataclass, field, fields, replace
+from difflib import get_close_matches
+from typing import Any, Literal
+
+from diffit_lib.errors import DiffitError
+
+
+def check(ok: bool, message: str) -> None:
+    """Raise the user's error unless `ok`."""
+    if not ok:
+        raise DiffitError(message)
+
+
+def check_positive(part: Any, *names: str) -> None:
+    """Raise the user's error unless every named field is above 0."""
+    for name in names:
+        value = getattr(part, name)
+        check(isinstance(value, int | float) and value > 0, f"{name} is {value!r}; give a number above 0")
+
+
+@dataclass(frozen=True)
+class ImageNetwork:
+    """Image-space DiffiT, a U-shape of levels (paper, section 3.2 and appendix H.1)."""
+
+    image_size: tuple[int, int] = (32, 32)  # height, width in pixels
+    in_channels: int = 3  # 1 (grey) or 3 (RGB)
+    width: int = 128  # channels of the first level
+    channel_mult: tuple[int, ...] = (1, 2, 2)  # channels of each level, in units of width
+    num_blocks: int = 4  # L: ResBlocks per level on each path
+    num_heads: int = 4
+    window_size: int = 4  # tokens per side; clamped to the map at small levels
+    mlp_ratio: float = 4.0
+    time_dim: int = 512  # width of the time token
+    dropout: float = 0.0  # in the MLP branch
+    num_classes: int = 0  # 0: unconditional
+    augment_dim: int = 0  # 9: conditioned on EDM's augmentation label
+
+    kind = "image"
+
+    def __post_init__(self) -> None:
+        check_positive(self, "width", "num_blocks", "num_heads", "window_size", "mlp_ratio", "time_dim")
+        check(self.in_channels in (1, 3), f"in_channels is {self.in_channels}; give 1 (grey) or 3 (RGB)")
+        check(0 <= self.dropout < 1, f"dropout is {self.dropout}; give a share from 0 up to, not including, 1")
+        check(self.num_classes >= 0, f"num_classes is {self.num_classes}; give 0 (unconditional) or more")
+        check(len(self.channel_mult) > 0, "channel_mult is empty; give one factor per level, e.g. 1,2,2")
+        for channels in self.channels:
+            check(
+                channels % self.num_heads == 0 and channels % 4 == 0,
+                f"a level has {channels} channels; num_heads={self.num_heads} and 4 must divide them",
+            )
+        factor = 2 ** (len(self.channel_mult) - 1)
+        for side in self.image_size:
+            check(
+                side > 0 and side % factor == 0,
+                f"image_size {self.image_size} cannot be halved {len(self.channel_mult) - 1} times; "
+                f"give multiples of {factor} or fewer levels in channel_mult",
+            )
+        for level, (map_size, window) in enumerate(zip(self.map_sizes, self.windows, strict=True)):
+            for side, tokens in zip(map_size, window, strict=True):
+                check(
+                    side % tokens == 0,
+                    f"window_size {self.window_size} does not divide the {map_size[0]}x{map_size[1]} map of level "
+                    f"{level}; give a divisor of {side}",
+                )
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels of each level, full resolution first."""
+        return tuple(self.width * factor for factor in self.channel_mult)
+
+    @property
+    def map_sizes(self) -> tuple[tuple[int, int], ...]:
+        """Height and width of each level's map."""
+        height, width = self.image_size
+        return tuple((height >> level, width >> level) for level in range(len(self.channel_mult)))
+
+    @property
+    def windows(self) -> tuple[tuple[int, int], ...]:
+        """Window height and width at each level, clamped to the map."""
+        return tuple((min(self.window_size, h), min(self.window_size, w)) for h, w in self.map_sizes)
+
+
+@dataclass(frozen=True)
+class EDM:
+    """The EDM denoiser (Karras et al. 2022, table 1)."""
+
+    sigma_data: float | None = None  # standard deviation of the data in [-1, 1]; None: measured on the training set
+    p_std: float = 1.2  # training noise: ln sigma ~ N(p_mean, p_std^2)
+    sigma_min: float = 0.002  # sampling starts at sigma_max and ends, before 0, at sigma_min
+    sigma_max: float = 80.0
+
+    kind = "edm"
+
+    def __post_init__(self) -> None:
+        check_positive(self, "p_std", "sigma_min", "sigma_max")
+        if self.sigma_data is not None:
+            check_positive(self, "sigma_data")
+        check(self.sigma_min < self.sigma_max, f"sigma_min {self.sigma_min} is not below sigma_max {self.sigma_max}")
+
+    @property
+    def p_mean(self) -> float:
+        """-1.2 for EDM's sigma_data of 0.5; other data shift it so that the signal-to-noise ratio is kept."""
+        assert self.sigma_data is not None, "sigma_data is measured before a denoiser is built"
+        return -1.2 + math.log(self.sigma_data / 0.5)
+
+
+@dataclass(frozen=True)
+class Training:
+    """How to train. Everything is counted in images, so that another batch size changes no other meaning."""
+
+    images: int = 1_000_000  # the plan: training stops here, and warm-up is a share of it
+    max_steps: int | None = None  # replaces `images` by max_steps * batch_size
+    minutes: float | None = None  # stops earlier; counts what was trained before a resume
+    batch_size: int = 128  # images per optimizer step, over all devices
+    accumulate: int = 1  # micro-batches a step is split into
+    lr: float = 1e-3
+    ema_halflife: float = 500_000  # images after which the average has forgotten half (EDM)
+    ema_rampup: float | None = 0.05  # half-life at most this share of the images seen so far; None: no ramp-up
+    loss_reduction: Literal["mean", "sum"] = "mean"  # over an image's pixels
+    grad_clip: float = 1.0  # largest gradient norm; 0: no clipping
+    label_dropout: float = 0.1  # share of labels replaced by "no class", for guidance
+    flip: bool = False  # mirror every second image
+    checkpointing: bool = False  # recompute activations in the backward pass: slower, far less memory
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
+    workers: int = 0  # processes that prepare batches
+    report_minutes: float = 5.0  # between checkpoints, sample grids and rows of metrics.csv
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_positive(self, "images", "batch_size", "accumulate", "lr", "ema_halflife", "report_minutes")
+        for name in ("max_steps", "minutes", "ema_rampup"):
+            if getattr(self, name) is not None:
+                check_positive(self, name)
+        check(self.loss_reduction in ("mean", "sum"), f"loss_reduction is {self.loss_reduction!r}; give mean or sum")
+        check(self.grad_clip >= 0, f"grad_clip is {self.grad_clip}; give 0 (off) or more")
+        check(0 <= self.label_dropout <= 1, f"label_dropout is {self.label_dropout}; give a share from 0 to 1")
+        check(self.workers >= 0, f"workers is {self.workers}; give 0 or more")
+        check(
+            self.batch_size % self.accumulate == 0,
+            f"batch_size {self.batch_size} does not split into accumulate={self.accumulate} equal parts",
+        )
+        precisions = ("auto", "32-true", "bf16-mixed", "16-mixed")
+        check(self.precision in precisions, f"precision is {self.precision!r}; give one of {', '.join(precisions)}")
+
+    @property
+    def total_images(self) -> int:
+        """Images the run is planned for: the end of the last whole step."""
+        return self.total_steps * self.batch_size
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps the run is planned for."""
+        return self.max_steps or math.ceil(self.images / self.batch_size)
+
+    @property
+    def warmup_images(self) -> float:
+        """The learning rate rises linearly over EDM's 10 M images, or over 5 % of a shorter run."""
+        return min(10e6, 0.05 * self.total_images)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to draw images from the trained network, unless told otherwise."""
+
+    sampler: str = "heun"
+    steps: int = 18  # noise levels; Heun evaluates the network twice on each but the last
+    guidance: float = 1.0  # 1: none
+    churn: float = 0.0  # EDM's S_churn: 0 is deterministic
+
+    def __post_init__(self) -> None:
+        check(isinstance(self.steps, int) and self.steps >= 2, f"steps is {self.steps}; give an integer of 2 or more")
+        check(self.churn >= 0, f"churn is {self.churn}; give 0 (deterministic) or more")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training run."""
+
+    name: str
+    data: str  # a data set's name or a path
+    network: ImageNetwork = field(default_factory=ImageNetwork)
+    denoiser: EDM = field(default_factory=EDM)
+    training: Training = field(default_factory=Training)
+    sampling: Sampling = field(default_factory=Sampling)
+
+    def override(self, **changes: Any) -> "Recipe":
+        """A copy with some fields changed, whichever part they belong to."""
+        own = {key: changes.pop(key) for key in ("name", "data") if key in changes}
+        for part_name in PARTS:
+            part = getattr(self, part_name)
+            inside = {f.name: changes.pop(f.name) for f in fields(part) if f.name in changes}
+            own[part_name] = replace(part, **inside)
+        if changes:
+            wrong = next(iter(changes))
+            near = get_close_matches(wrong, self.field_names(), n=3)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"the fields are {', '.join(self.field_names())}"
+            raise DiffitError(f"unknown field {wrong!r}; {hint}")
+        return replace(self, **own)
+
+    @classmethod
+    def field_names(cls) -> list[str]:
+        """Every name that `override` takes."""
+        return ["name", "data", *(f.name for part in PARTS.values() for f in fields(part))]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types only, ready for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Recipe":
+        """The inverse of `to_dict`, also after a round trip through JSON."""
+        parts = {name: part_from_dict(part, values[name]) for name, part in PARTS.items()}
+        return cls(name=values["name"], data=values["data"], **parts)
+
+
+PARTS: dict[str, Any] = {"network": ImageNetwork, "denoiser": EDM, "training": Training, "sampling": Sampling}
+
+
+def part_from_dict(part: type, values: dict[str, Any]) -> Any:
+    """Build a config dataclass from plain values; JSON's lists become tuples."""
+    return part(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+_EDM_TRAINING = Training(images=200_000_000, loss_reduction="sum", grad_clip=0.0, workers=4)
+
+PRESETS: dict[str, Recipe] = {
+    # Minutes on two CPU cores: scikit-learn's 8x8 scans, class-conditional.
+    "digits": Recipe(
+        name="digits",
+        data="digits",
+        network=ImageNetwork(
+            image_size=(8, 8), in_channels=1, width=48, channel_mult=(1, 2), num_blocks=2, time_dim=128, num_classes=10
+        ),
+        training=Training(images=300_000, minutes=2.8, batch_size=128, lr=2e-3, ema_halflife=20_000, report_minutes=1),
+    ),
+    # An hour on two CPU cores: 28x28 digits padded to 32x32, class-conditional.
+    "mnist": Recipe(
+        name="mnist",
+        data="mnist",
+        network=ImageNetwork(
+            in_channels=1, width=48, channel_mult=(1, 2, 2), num_blocks=2, time_dim=192, num_classes=10
+        ),
+        training=Training(images=2_000_000, batch_size=128, lr=1e-3, ema_halflife=50_000),
+    ),
+    # The paper's CIFAR-10 model (appendix H.1 and I.1; EDM's recipe): days on eight data-centre GPUs.
+    "cifar10": Recipe(
+        name="cifar10",
+        data="cifar10",
+        network=ImageNetwork(dropout=0.13, augment_dim=9),
+        denoiser=EDM(sigma_data=0.5),
+        training=replace(_EDM_TRAINING, batch_size=512, lr=1e-3),
+    ),
+    # Half an hour on a T4, class-conditional.
+    "cifar10-t4": Recipe(
+        name="cifar10-t4",
+        data="cifar10",
+        network=ImageNetwork(width=64, channel_mult=(1, 2, 2), num_blocks=2, time_dim=256, num_classes=10),
+        training=Training(
+            images=2_000_000, minutes=30, batch_size=128, lr=1e-3, ema_halflife=50_000, flip=True, workers=2
+        ),
+    ),
+    # The paper's FFHQ-64 model: the third level of windows covers a quarter of its map, the last one all of it.
+    "ffhq64": Recipe(
+        name="ffhq64",
+        data="ffhq64",
+        network=ImageNetwork(
+            image_size=(64, 64), channel_mult=(1, 2, 2, 2), window_size=8, dropout=0.05, augment_dim=9
+        ),
+        denoiser=EDM(sigma_data=0.5),
+        training=replace(_EDM_TRAINING, batch_size=256, lr=2e-4),
+        sampling=Sampling(steps=40),
+    ),
+}
+
+
+def preset(name: str) -> Recipe:
+    """A preset by name."""
+    if name not in PRESETS:
+        raise DiffitError(f"unknown preset {name!r}; the presets are {', '.join(PRESETS)}")
+    return PRESETS[name]

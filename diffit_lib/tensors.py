@@ -1,0 +1,56 @@
+"""Small conventions every tensor obeys: value ranges, seeds that name images, the sampler's dtype.
+
+Inside the library an image is float, (B, C, H, W), in [-1, 1]; on disk and in the public API it is uint8.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 in 0..255 -> float32 in [-1, 1], any shape."""
+    return images.to(torch.float32) / 127.5 - 1
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """float in [-1, 1] -> uint8 in 0..255, any shape: rounded, then clamped."""
+    return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def expand_like(values: Tensor, images: Tensor) -> Tensor:
+    """(B,) -> (B, 1, 1, 1), ready to scale `images` (B, C, H, W)."""
+    return values.view(-1, *[1] * (images.ndim - 1))
+
+
+def state_dtype(device: torch.device) -> torch.dtype:
+    """The dtype of a sampler's state: float64 wherever the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def derive_seed(*key: int | str) -> int:
+    """A 63-bit seed from any key, the same on every machine and in every process."""
+    digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def seeded_generator(*key: int | str) -> torch.Generator:
+    """A CPU generator of its own for this key."""
+    return torch.Generator().manual_seed(derive_seed(*key))
+
+
+class SeededNoise:
+    """Standard normal noise in which every image draws from a generator of its own.
+
+    Each call returns the next float32 (B, C, H, W), drawn on the CPU: row k depends on `seeds[k]` and on how many calls
+    came before, never on the batch it is drawn with.
+    """
+
+    def __init__(self, seeds: Sequence[int], shape: Sequence[int]):
+        self.shape = tuple(shape)
+        self.generators = [seeded_generator("image", seed) for seed in seeds]
+
+    def __call__(self) -> Tensor:
+        return torch.stack([torch.randn(self.shape, generator=g) for g in self.generators])
