@@ -33,8 +33,8 @@ def sinusoid(values: Tensor, dim: int, *, endpoint: bool, cos_first: bool) -> Te
 class TimeToken(nn.Module):
     """One token for all layers from the noise label, the class label and the augmentation label (section 3.1).
 
-    A small MLP with swish over a positional embedding; the class label is added to its output, the augmentation label to
-    its input. Always float32, also under autocast: half precision cannot tell neighbouring noise levels apart.
+    A small MLP with swish over a positional embedding; the class label is added to its output, the augmentation label
+    to its input. Always float32, also under autocast: half precision cannot tell neighbouring noise levels apart.
     """
 
     def __init__(
@@ -90,9 +90,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
 class TMSA(nn.Module):
     """Time-dependent multi-head self-attention in non-overlapping windows (equations 3 to 6).
 
-    q, k and v are linear in the token and in the time token; a learned bias by relative position, as in Swin, is added to
-    the logits. The key's share of the time token cannot change the output: it adds the same number to every logit of a
-    row, and softmax cancels it. The tensor is kept since the published weights hold it.
+    q, k and v are linear in the token and in the time token; a learned bias by relative position, as in Swin, is added
+    to the logits. The key's share of the time token cannot change the output: it adds the same number to every logit of
+    a row, and softmax cancels it. The tensor is kept since the published weights hold it.
     """
 
     relative_position_index: Tensor

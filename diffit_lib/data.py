@@ -107,11 +107,11 @@ class TrainingStream(IterableDataset[Batch]):
         share = self.micro_batch // self.world
         first = number * self.micro_batch + self.rank * share
         rows = [self._draw(n) for n in range(first, first + share)]
-        index, flip, drop, uniform = (torch.tensor(column) for column in list(zip(*rows, strict=True))[:4])
-        images = self.data.images[index]
-        images = torch.where(flip.view(-1, 1, 1, 1), images.flip(-1), images)
-        labels = torch.where(drop, len(self.data.class_names), self.data.labels[index])
-        return Batch(images, labels, uniform.double(), torch.stack([row[4] for row in rows]))
+        index, flip, drop, uniform, noise = zip(*rows, strict=True)
+        images = self.data.images[list(index)]
+        images = torch.where(torch.tensor(flip).view(-1, 1, 1, 1), images.flip(-1), images)
+        labels = self.data.labels[list(index)].masked_fill(torch.tensor(drop), len(self.data.class_names))
+        return Batch(images, labels, torch.tensor(uniform, dtype=torch.float64), torch.stack(noise))
 
     def _draw(self, number: int) -> tuple[int, bool, bool, float, Tensor]:
         """Everything random about global image `number`."""

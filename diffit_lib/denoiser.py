@@ -53,7 +53,7 @@ class EDMDenoiser(nn.Module):
         return self.sigma_max * noise
 
     def draw_sigma(self, uniform: Tensor) -> Tensor:
-        """(B,) float64 in [0, 1) -> training noise levels, log-normal, by the inverse of their distribution function."""
+        """(B,) float64 in [0, 1) -> log-normal noise levels, float32, by the inverse distribution function."""
         normal = torch.special.ndtri(uniform.clamp(1e-9, 1 - 1e-9))
         return (self.config.p_mean + self.config.p_std * normal).exp().float()
 

@@ -12,7 +12,7 @@ READY_MADE = Path(__file__).resolve().parent.parent / "weights"  # our own weigh
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; on success it takes `path`'s place in one step, on failure it vanishes."""
+    """Yield a path beside `path` to write to; on success it replaces `path` in one step, else it vanishes."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)

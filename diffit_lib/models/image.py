@@ -63,12 +63,10 @@ class ImageDiffiT(nn.Module):
             augment_dim=config.augment_dim,
         )
         self.tokenizer = nn.Conv2d(config.in_channels, config.width, 3, padding=1)
-        self.encoder = nn.ModuleList(resblocks(level, ([config.width] + list(channels))[level]) for level in levels)
+        self.encoder = nn.ModuleList(resblocks(level, (config.width, *channels)[level]) for level in levels)
         self.down = nn.ModuleList(nn.Conv2d(c, c, 3, stride=2, padding=1) for c in channels[:-1])
         self.up = nn.ModuleList(Upsample(c) for c in channels[1:])
-        self.decoder = nn.ModuleList(
-            resblocks(level, channels[level + 1] + channels[level]) for level in levels[:-1]
-        )
+        self.decoder = nn.ModuleList(resblocks(level, channels[level + 1] + channels[level]) for level in levels[:-1])
         self.head_norm = group_norm(channels[0])
         self.head = nn.Conv2d(channels[0], config.in_channels, 3, padding=1)
         init_image_diffit(self)
@@ -81,7 +79,7 @@ class ImageDiffiT(nn.Module):
         augment_label: Tensor | None = None,
         tables: Iterable[Table] | None = None,
     ) -> Tensor:
-        """(B, C, H, W), (B,), class (B,) int64, augment (B, 9) -> (B, C, H, W); `tables` as `self.tables` gives them."""
+        """(B, C, H, W), (B,), class (B,) int64, augment (B, 9) -> (B, C, H, W); `tables` from `self.tables`."""
         time = self.time_token(noise_label, class_label, augment_label)  # (B, T)
         table = iter(tables) if tables is not None else repeat(None)
         x = self.tokenizer(x.contiguous(memory_format=torch.channels_last))  # (B, width, H, W)
