@@ -71,6 +71,11 @@ class ImageNetwork:
                 )
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what goes in and comes out."""
+        return self.in_channels, *self.image_size
+
+    @property
     def channels(self) -> tuple[int, ...]:
         """Channels of each level, full resolution first."""
         return tuple(self.width * factor for factor in self.channel_mult)

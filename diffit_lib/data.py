@@ -4,6 +4,8 @@ The stream is a pure function of (seed, global image number): which image, mirro
 whether its label is dropped. So a resumed run, another number of workers or of processes sees the same numbers.
 """
 
+import hashlib
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -36,9 +38,23 @@ class Images:
         """The images at these indices, under another name."""
         return replace(self, name=name, images=self.images[indices], labels=self.labels[indices])
 
+    def fingerprint(self) -> str:
+        """What tells these images from any others: 16 hexadecimal digits over shape, pixels and labels."""
+        digest = hashlib.sha256(str(tuple(self.images.shape)).encode())
+        digest.update(self.images.contiguous().numpy())
+        digest.update(self.labels.contiguous().numpy())
+        return digest.hexdigest()[:16]
+
     def standard_deviation(self) -> float:
         """sigma_data: root mean square deviation from the mean over all values, in units of [-1, 1]."""
         return float(to_float(self.images).double().std(correction=0))
+
+    def fingerprint(self) -> str:
+        """Names shape, pixels and labels: the first 16 hexadecimal digits of their SHA-256."""
+        digest = hashlib.sha256(str(tuple(self.images.shape)).encode())
+        for tensor in (self.images, self.labels):
+            digest.update(tensor.contiguous().numpy())
+        return digest.hexdigest()[:16]
 
 
 class Split(NamedTuple):
@@ -78,7 +94,7 @@ class Batch(NamedTuple):
 
     images: Tensor  # (B, C, H, W) uint8
     labels: Tensor  # (B,) int64; dropped ones are "no class"
-    uniform: Tensor  # (B,) float64 in [0, 1): becomes the noise level
+    uniform: Tensor  # (B,) float32 in [0, 1): becomes the noise level
     noise: Tensor  # (B, C, H, W) float32
 
 
@@ -111,13 +127,13 @@ class TrainingStream(IterableDataset[Batch]):
         images = self.data.images[list(index)]
         images = torch.where(torch.tensor(flip).view(-1, 1, 1, 1), images.flip(-1), images)
         labels = self.data.labels[list(index)].masked_fill(torch.tensor(drop), len(self.data.class_names))
-        return Batch(images, labels, torch.tensor(uniform, dtype=torch.float64), torch.stack(noise))
+        return Batch(images, labels, torch.tensor(uniform), torch.stack(noise))
 
     def _draw(self, number: int) -> tuple[int, bool, bool, float, Tensor]:
         """Everything random about global image `number`."""
         epoch, position = divmod(number, len(self.data))
         generator = seeded_generator(self.training.seed, "training", number)
-        uniform, flip, drop = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
+        uniform, flip, drop = torch.rand(3, generator=generator).tolist()
         noise = torch.randn(self.data.images.shape[1:], generator=generator)
         index = _permutation(self.training.seed, epoch, len(self.data))[position]
         return index, self.training.flip and flip < 0.5, drop < self.training.label_dropout, uniform, noise

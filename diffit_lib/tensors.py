@@ -54,3 +54,23 @@ class SeededNoise:
 
     def __call__(self) -> Tensor:
         return torch.stack([torch.randn(self.shape, generator=g) for g in self.generators])
+
+
+def best_precision(device: torch.device) -> str:
+    """The mixed precision a device is fast in, by Lightning's names; float32 where there is none."""
+    if device.type != "cuda":
+        return "32-true"
+    return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context in which a network runs under `precision` ("32-true", "bf16-mixed" or "16-mixed")."""
+    dtype = torch.float16 if precision == "16-mixed" else torch.bfloat16
+    return torch.autocast(device.type, dtype=dtype, enabled=precision != "32-true")
+
+
+def best_device() -> torch.device:
+    """A CUDA device, else Apple's, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -1,0 +1,185 @@
+"""How good generated images are: numbers over the features of an injected extractor, and the stamp they travel with.
+
+A Frechet distance over any features but Inception's 2048 is a Frechet distance, never an FID.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from statistics import fmean
+from typing import Any, Protocol
+
+import numpy as np
+import scipy.linalg
+import torch
+from torch import Tensor
+
+from diffit_lib.errors import DiffitError
+
+
+class Extractor(Protocol):
+    """Images to features."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def checksum(self) -> str:
+        """Names the very weights."""
+        ...
+
+    def features(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) uint8 -> (N, D) float32."""
+        ...
+
+
+class Classifier(Extractor, Protocol):
+    """An extractor that also tells classes apart."""
+
+    def predict(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) uint8 -> (N,) int64."""
+        ...
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What a number depends on. It is saved and printed with it; None where images were not drawn by a sampler."""
+
+    reference: str  # the real images compared with: a train part
+    reference_hash: str
+    sampler: str | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    seeds: str | None = None  # e.g. "0..359"
+    precision: str | None = None
+    rounding: str = "round"  # float -> uint8; the published evaluators truncate
+    decoder: str | None = None  # the VAE's, for latent models
+    weights_hash: str | None = None
+    best_by_this_metric: bool = False  # the checkpoint was chosen by the very number it goes with
+    n: int = 0  # this and the following are filled in by the measurement: generated images compared
+    extractor: str = ""
+    extractor_checksum: str = ""
+
+    def warnings(self) -> list[str]:
+        """What has to be said aloud beside the number."""
+        said = []
+        if self.n < 10_000:
+            said.append(f"n = {self.n} is small: compare only with numbers taken at the same n")
+        if self.best_by_this_metric:
+            said.append("the best checkpoint was chosen by this very metric: the number flatters")
+        return said
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types only, ready for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        """One line: `n=360 reference=digits/train ...`, what is None left out."""
+        values = {"n": self.n, **asdict(self)}
+        return " ".join(f"{key}={value}" for key, value in values.items() if value is not None)
+
+
+def moments(features: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Mean (D,) and unbiased covariance (D, D) in float64 of features (N, D); N is at least 2."""
+    if len(features) < 2:
+        raise DiffitError(f"a Frechet distance needs at least 2 images on each side and got {len(features)}; give more")
+    values = features.double().cpu().numpy()
+    return values.mean(0), np.atleast_2d(np.cov(values, rowvar=False))
+
+
+def frechet_from_moments(mu1: np.ndarray, sigma1: np.ndarray, mu2: np.ndarray, sigma2: np.ndarray) -> float:
+    """|mu1 - mu2|^2 + tr(sigma1 + sigma2 - 2 (sigma1 sigma2)^(1/2)), squared distance of two Gaussians.
+
+    Dowson and Landau 1982. The trace of the root is the sum of the singular values of sigma1^(1/2) sigma2^(1/2), which
+    is real and finite for singular covariances too.
+    """
+    overlap = scipy.linalg.svdvals(_root(sigma1) @ _root(sigma2)).sum()
+    distance = np.square(mu1 - mu2).sum() + np.trace(sigma1) + np.trace(sigma2) - 2 * overlap
+    return max(0.0, float(distance))
+
+
+def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
+    """Frechet distance of Gaussians fitted to features (N, D) and (M, D)."""
+    return frechet_from_moments(*moments(features_a), *moments(features_b))
+
+
+def class_accuracy(predicted: Tensor, labels: Tensor) -> float:
+    """Share of images whose predicted class is the one asked for, both (N,) int64."""
+    return (predicted == labels).double().mean().item()
+
+
+def nearest(images: Tensor, train: Tensor) -> tuple[Tensor, Tensor]:
+    """Pixel L2 distance (N,) float64, in units of 0..255, to the nearest image of `train`, and its index there.
+
+    Exact: the squares are whole numbers, and float64 holds them.
+    """
+    others = train.flatten(1).double()
+    square = others.square().sum(1)
+    found = []
+    for chunk in images.flatten(1).double().split(500):
+        squared_distance = chunk.square().sum(1, keepdim=True) - 2 * chunk @ others.T + square
+        found.append(squared_distance.min(1))
+    return torch.cat([f.values for f in found]).sqrt(), torch.cat([f.indices for f in found])
+
+
+def copy_ratio(samples: Tensor, train: Tensor, test: Tensor) -> float:
+    """Median distance of samples to their nearest training image, over that of test images; uint8 (N, C, H, W).
+
+    Near 1 for new images, near 0 for copies of the training set.
+    """
+    real = nearest(test, train)[0].median().item()
+    if real == 0:
+        raise DiffitError("more than half of the test part are copies of training images; split the data anew")
+    return nearest(samples, train)[0].median().item() / real
+
+
+def evenly(labels: Tensor, n: int) -> Tensor:
+    """Indices (n,) of a subset that keeps the shares of the classes (N,) and is spread evenly within each."""
+    positions = torch.arange(n) * len(labels) // n
+    return labels.argsort(stable=True)[positions]
+
+
+def measure_small(
+    samples: Tensor,
+    labels: Tensor,
+    *,
+    train: Tensor,
+    test: Tensor,
+    test_labels: Tensor,
+    classifiers: Sequence[Classifier],
+    stamp: Stamp,
+) -> dict[str, Any]:
+    """All numbers for small or grey data, ready for JSON; images are uint8 (N, C, H, W), labels (N,) int64.
+
+    The Frechet distances to the train part are taken at equal n, over generated images and over real ones of the test
+    part (the floor); their ratio is 1 for images as good as new real ones. Every number but the copy ratio is the mean
+    over the classifiers, the ratio the mean of their ratios.
+    """
+    n = min(len(samples), len(test))
+    drawn, real = samples[evenly(labels, n)], test[evenly(test_labels, n)]
+    generated, floor = [], []
+    for classifier in classifiers:
+        reference = moments(classifier.features(train))
+        generated.append(frechet_from_moments(*moments(classifier.features(drawn)), *reference))
+        floor.append(frechet_from_moments(*moments(classifier.features(real)), *reference))
+    stamp = replace(
+        stamp,
+        n=n,
+        extractor=" + ".join(c.name for c in classifiers),
+        extractor_checksum=" + ".join(c.checksum for c in classifiers),
+    )
+    return {
+        "class_accuracy": fmean(class_accuracy(c.predict(samples), labels) for c in classifiers),
+        "classifier_test_accuracy": fmean(class_accuracy(c.predict(test), test_labels) for c in classifiers),
+        "frechet": fmean(generated),
+        "frechet_floor": fmean(floor),
+        "frechet_ratio": fmean(g / f for g, f in zip(generated, floor, strict=True)),
+        "copy_ratio": copy_ratio(samples, train, test),
+        "stamp": stamp.to_dict(),
+        "warnings": stamp.warnings(),
+    }
+
+
+def _root(sigma: np.ndarray) -> np.ndarray:
+    """The symmetric square root of a covariance; eigenvalues that rounding made negative count as 0."""
+    values, vectors = scipy.linalg.eigh(sigma)
+    return (vectors * np.sqrt(values.clip(min=0))) @ vectors.T

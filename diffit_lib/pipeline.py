@@ -1,0 +1,145 @@
+"""From a weights file to pictures: `pipe = load("digits"); pipe(seeds=range(64))`."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffit_lib.config import Sampling
+from diffit_lib.denoiser import Denoiser, EDMDenoiser, Guided
+from diffit_lib.errors import DiffitError
+from diffit_lib.noise import karras
+from diffit_lib.samplers import SAMPLERS, State
+from diffit_lib.tensors import (
+    SeededNoise,
+    autocast,
+    best_device,
+    best_precision,
+    seeded_generator,
+    state_dtype,
+    to_uint8,
+)
+from diffit_lib.weights import Card, load_weights
+
+Labels = None | int | str | Sequence[int | str]
+
+
+class Pipeline:
+    """Draws images. Image k depends on its seed, its label and the settings, not on the batch it is drawn in."""
+
+    def __init__(
+        self, denoiser: EDMDenoiser, card: Card, *, device: torch.device | None = None, precision: str = "auto"
+    ):
+        self.device = device or best_device()
+        self.precision = best_precision(self.device) if precision == "auto" else precision
+        self.denoiser = denoiser.to(self.device, memory_format=torch.channels_last).eval()
+        self.card = card
+
+    def __call__(
+        self,
+        seeds: Sequence[int],
+        labels: Labels = None,
+        *,
+        batch_size: int | None = None,
+        **settings: Any,
+    ) -> np.ndarray:
+        """Images for these seeds, uint8 (N, H, W, C).
+
+        `labels` is one class for all or one per seed, by number or name; None draws each image's class from its seed,
+        and "none" asks for no class. `settings` are fields of `Sampling` (sampler, steps, guidance, churn); those not
+        given follow the weights. At most `batch_size` images (64) are drawn at once; where it is given, the last batch
+        is padded to it, so that at one batch size a seed's image is the same to the bit.
+        """
+        size = batch_size or min(len(seeds), 64)
+        chunks = []
+        for first in range(0, len(seeds), size):
+            chunk = list(seeds[first : first + size])
+            chunk_labels = labels if labels is None or isinstance(labels, int | str) else labels[first : first + size]
+            for state in self.stream(chunk, chunk_labels, pad_to=size, **settings):
+                last = state
+            chunks.append(self.decode(last.x))
+        return np.concatenate(chunks)
+
+    def stream(
+        self, seeds: Sequence[int], labels: Labels = None, *, pad_to: int = 0, **settings: Any
+    ) -> Iterator[State]:
+        """Every intermediate state of one batch of these seeds: x and denoised are float (B, C, H, W)."""
+        sampling = self.sampling(**settings)
+        class_label, count = self.class_label(seeds, labels), len(seeds)
+        padding = max(pad_to - count, 0)
+        noise = SeededNoise([*seeds, *[0] * padding], self.card.recipe.network.shape)
+        if class_label is not None:
+            class_label = torch.cat([class_label, class_label.new_zeros(padding)]).to(self.device)
+        denoiser: Denoiser = self.denoiser
+        if class_label is not None:
+            denoiser = Guided(self.denoiser, sampling.guidance, no_class=self.card.recipe.network.num_classes)
+        x = denoiser.initial(noise().to(self.device, state_dtype(self.device)))
+        sigmas = karras(sampling.steps, denoiser.sigma_min, denoiser.sigma_max)
+        options = {"churn": sampling.churn} if sampling.churn else {}
+        states = SAMPLERS[sampling.sampler](denoiser, x, sigmas, class_label, noise, **options)
+        while True:
+            with autocast(self.device, self.precision):  # not across a yield: the caller's code is not ours to cast
+                state = next(states, None)
+            if state is None:
+                return
+            yield state._replace(x=state.x[:count], denoised=state.denoised[:count])
+
+    def decode(self, x: Tensor) -> np.ndarray:
+        """A clean state in [-1, 1], (B, C, H, W) -> uint8 (B, H, W, C)."""
+        return to_uint8(x).permute(0, 2, 3, 1).cpu().numpy()
+
+    def sampling(self, **settings: Any) -> Sampling:
+        """The weights' own sampling settings with these changed; None changes nothing."""
+        try:
+            return replace(self.card.recipe.sampling, **{k: v for k, v in settings.items() if v is not None})
+        except TypeError:
+            names = ", ".join(field.name for field in fields(Sampling))
+            raise DiffitError(f"unknown sampling setting in {', '.join(settings)}; the settings are {names}") from None
+
+    def class_label(self, seeds: Sequence[int], labels: Labels) -> Tensor | None:
+        """(B,) int64 on the CPU, or None for an unconditional network."""
+        num_classes = self.card.recipe.network.num_classes
+        if num_classes == 0:
+            if labels is not None and labels != "none":
+                raise DiffitError(f"labels={labels!r}, but these weights are unconditional; leave labels out")
+            return None
+        if labels is None:
+            draws = [torch.randint(num_classes, (), generator=seeded_generator("label", seed)) for seed in seeds]
+            return torch.stack(draws)
+        if isinstance(labels, int | str):
+            labels = [labels] * len(seeds)
+        if len(labels) != len(seeds):
+            raise DiffitError(f"{len(labels)} labels for {len(seeds)} seeds; give one label, or one per seed")
+        return torch.tensor([self.class_number(label) for label in labels])
+
+    def class_number(self, label: int | str) -> int:
+        """A class by number or name; "none" is the row of the label table that means no class."""
+        num_classes, names = self.card.recipe.network.num_classes, self.card.class_names
+        if isinstance(label, str) and label in names:
+            return names.index(label)
+        if label == "none":
+            return num_classes
+        try:
+            number = int(label)
+        except ValueError:
+            number = -1
+        if not 0 <= number < num_classes:
+            known = f", {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}" if names else ""
+            raise DiffitError(f"no class {label!r}; give a number from 0 to {num_classes - 1}{known}, or 'none'")
+        return number
+
+
+def load(
+    path_or_name: str | Path, *, ema: bool = True, device: str | torch.device | None = None, precision: str = "auto"
+) -> Pipeline:
+    """A pipeline from a weights file, or from ready-made weights by name.
+
+    `ema=False` takes the raw tensors instead of the averaged ones; `precision` is "auto" (the device's best),
+    "32-true", "bf16-mixed" or "16-mixed".
+    """
+    denoiser, card = load_weights(path_or_name, ema=ema)
+    return Pipeline(denoiser, card, device=torch.device(device) if device else None, precision=precision)

@@ -1,0 +1,57 @@
+"""Tensors and tables -> pictures: arrays and matplotlib Figures, returned, never shown."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from diffit_lib.files import replacing
+
+
+def tile(images: np.ndarray, columns: int, *, scale: int = 1, gap: int = 1) -> np.ndarray:
+    """uint8 (N, H, W, C) -> one uint8 picture (H', W', C), row by row, each pixel enlarged `scale` times, crisp."""
+    images = images.repeat(scale, axis=1).repeat(scale, axis=2)
+    count, height, width, channels = images.shape
+    rows, gap = -(-count // columns), gap * scale
+    sheet = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, channels), 255, np.uint8)
+    for number, image in enumerate(images):
+        top, left = (number // columns) * (height + gap) + gap, (number % columns) * (width + gap) + gap
+        sheet[top : top + height, left : left + width] = image
+    return sheet
+
+
+def enlargement(images: np.ndarray, target: int = 64) -> int:
+    """The whole factor that brings images (N, H, W, C) to about `target` pixels a side."""
+    return max(1, round(target / images.shape[1]))
+
+
+def write_png(path: str | Path, picture: np.ndarray) -> None:
+    """Write a uint8 picture (H, W, C), C 1 or 3."""
+    with replacing(path) as beside:
+        Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture).save(beside, "PNG")
+
+
+def write_figure(path: str | Path, figure: Figure) -> None:
+    """Write a figure as PNG."""
+    with replacing(path) as beside:
+        figure.savefig(beside, format="png", dpi=144)
+
+
+def loss_curve(rows: Sequence[dict[str, Any]]) -> Figure:
+    """Rows of `metrics.csv` -> training and test loss over images, and the test loss at each noise level."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    images = [float(row["images"]) for row in rows]
+    left.plot(images, [float(row["loss"]) for row in rows], label="training, raw weights")
+    left.plot(images, [float(row["test_loss"]) for row in rows], label="test, averaged weights")
+    left.set(xlabel="images seen", ylabel="weighted denoising loss", title="Loss")
+    left.legend()
+    levels = [key for key in rows[-1] if key.startswith("test_loss_")]
+    sigmas = [float(key.removeprefix("test_loss_")) for key in levels]
+    for row, shade in zip(rows, np.linspace(0.15, 1, len(rows)), strict=True):
+        right.plot(sigmas, [float(row[key]) for key in levels], color="tab:blue", alpha=shade, marker=".")
+    right.set(xscale="log", xlabel="noise level sigma", title="Test loss by noise level, first to last report")
+    return figure

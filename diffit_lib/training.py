@@ -1,0 +1,241 @@
+"""Training as glue over Lightning: the module, and the callbacks that stop, show and keep a run."""
+
+import csv
+import io
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from diffit_lib.config import Training
+from diffit_lib.data import Batch, Images, TrainingStream
+from diffit_lib.denoiser import EDMDenoiser, denoising_loss
+from diffit_lib.errors import DiffitError
+from diffit_lib.files import write_text
+from diffit_lib.tensors import SeededNoise, autocast, derive_seed, to_float
+
+MAX_SKIPPED = 100  # steps in a row without a finite gradient, after which a run has failed
+
+
+class HalfLife:
+    """EMA whose half-life is counted in images and grows with the run (EDM, appendix F.2)."""
+
+    def __init__(self, training: Training):
+        self.training = training
+
+    def decay(self, step: int) -> float:
+        """The average's weight at this optimizer step."""
+        images, halflife = step * self.training.batch_size, self.training.ema_halflife
+        if self.training.ema_rampup is not None:
+            halflife = min(halflife, images * self.training.ema_rampup)
+        return 0.5 ** (self.training.batch_size / max(halflife, 1e-8))
+
+    @torch.no_grad()
+    def __call__(self, average: Sequence[Tensor], current: Sequence[Tensor], num_averaged: Tensor | int) -> None:
+        torch._foreach_lerp_(list(average), list(current), 1 - self.decay(int(num_averaged)))
+
+
+class DiffusionModule(pl.LightningModule):
+    """A denoiser, its average and its optimizer; the data are a function of the step a run stands at."""
+
+    def __init__(self, denoiser: EDMDenoiser, training: Training, data: Images):
+        super().__init__()
+        self.denoiser, self.options, self.data = denoiser, training, data
+        self.ema = AveragedModel(denoiser, multi_avg_fn=HalfLife(training), use_buffers=False).requires_grad_(False)
+        self.conditional = denoiser.network.config.num_classes > 0
+        self.seconds = 0.0  # of training, before this start and since
+        self.skipped = self.skipped_in_a_row = 0  # steps whose gradient was not finite
+        self.loss_sum, self.loss_count, self.grad_norm = torch.zeros(()), 0, torch.zeros(())
+
+    @property
+    def images_seen(self) -> int:
+        """Training images so far, over all devices and resumes."""
+        return self.global_step * self.options.batch_size
+
+    def train_dataloader(self) -> DataLoader:
+        """Micro-batches from the step this run stands at."""
+        stream = TrainingStream(
+            self.data, self.options, start=self.global_step, rank=self.global_rank, world=self.trainer.world_size
+        )
+        pin = self.device.type == "cuda"
+        return DataLoader(stream, batch_size=None, num_workers=self.options.workers, pin_memory=pin)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Dropout's random numbers are a function of (seed, step, micro-batch, rank)."""
+        micro = batch_idx % self.options.accumulate
+        torch.manual_seed(derive_seed(self.options.seed, "dropout", self.global_step, micro, self.global_rank))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of one micro-batch."""
+        images = to_float(batch.images)
+        sigma = self.denoiser.draw_sigma(batch.uniform)
+        label = batch.labels if self.conditional else None
+        loss = denoising_loss(self.denoiser, images, sigma, batch.noise, label).mean()
+        self.loss_sum, self.loss_count = self.loss_sum.to(loss.device) + loss.detach(), self.loss_count + 1
+        return loss * images[0].numel() if self.options.loss_reduction == "sum" else loss
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Adam, its learning rate warmed up linearly in images."""
+        fused = self.trainer.precision != "16-mixed"  # fused Adam unscales gradients itself, behind clipping's back
+        optimizer = torch.optim.Adam(self.denoiser.parameters(), lr=self.options.lr, fused=fused)
+        warmup_steps = self.options.warmup_images / self.options.batch_size
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup_steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
+        """Clip; where the gradient is not finite, drop it, so that this step changes nothing."""
+        parameters = list(self.denoiser.parameters())
+        self.grad_norm = torch.nn.utils.clip_grad_norm_(parameters, self.options.grad_clip or float("inf"))
+        if self.grad_norm.isfinite():
+            self.skipped_in_a_row = 0
+            return
+        optimizer.zero_grad(set_to_none=True)
+        self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
+        if self.skipped_in_a_row >= MAX_SKIPPED:
+            raise DiffitError(
+                f"{MAX_SKIPPED} steps in a row had no finite gradient, at image {self.images_seen}; "
+                f"resume with a lower lr than {self.options.lr} or with precision='32-true'"
+            )
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """One step, then the average follows, unless the step was skipped."""
+        super().optimizer_step(*args, **kwargs)
+        if self.skipped_in_a_row == 0:
+            self.ema.update_parameters(self.denoiser)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """What the tensors do not hold."""
+        checkpoint["diffit"] = {name: getattr(self, name) for name in ("seconds", "skipped", "skipped_in_a_row")}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The inverse of `on_save_checkpoint`."""
+        for name, value in checkpoint["diffit"].items():
+            setattr(self, name, value)
+
+
+class Clock(pl.Callback):
+    """Counts the run's seconds and stops it at the planned images or minutes, whichever comes first."""
+
+    def on_train_start(self, trainer: pl.Trainer, module: DiffusionModule) -> None:
+        """Go on from what an earlier start has counted."""
+        self.start = time.monotonic() - module.seconds
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: DiffusionModule, *_: Any) -> None:
+        """Decide on rank 0 for all, at the end of an optimizer step."""
+        module.seconds = time.monotonic() - self.start
+        late = module.options.minutes is not None and module.seconds >= 60 * module.options.minutes
+        planned = module.global_step >= module.options.total_steps
+        if planned or any_rank(trainer, late):
+            trainer.should_stop = True
+
+
+class Report(pl.Callback):
+    """Every few minutes: a checkpoint, and whatever `show` does with the averaged denoiser, at the end of a step."""
+
+    def __init__(self, checkpoint: Path, show: Callable[[DiffusionModule], None]):
+        self.checkpoint, self.show = checkpoint, show
+
+    def on_train_start(self, trainer: pl.Trainer, module: DiffusionModule) -> None:
+        """The first report comes one interval after the start."""
+        self.last = time.monotonic()
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: DiffusionModule, batch: Batch, batch_idx: int) -> None:
+        """Between two steps, where Lightning's own counters agree with the tensors."""
+        if batch_idx % module.options.accumulate:
+            return
+        if any_rank(trainer, time.monotonic() - self.last >= 60 * module.options.report_minutes):
+            self.report(trainer, module)
+            self.last = time.monotonic()
+
+    def on_train_end(self, trainer: pl.Trainer, module: DiffusionModule) -> None:
+        """The last report closes the run."""
+        self.report(trainer, module)
+
+    def on_exception(self, trainer: pl.Trainer, module: DiffusionModule, exception: BaseException) -> None:
+        """A scheduler's SIGTERM is honoured between steps: nothing is lost."""
+        if isinstance(exception, SIGTERMException):
+            self.save(trainer)
+
+    def report(self, trainer: pl.Trainer, module: DiffusionModule) -> None:
+        """Checkpoint first, so that a fault in showing loses nothing."""
+        self.save(trainer)
+        if trainer.is_global_zero:
+            self.show(module)
+
+    def save(self, trainer: pl.Trainer) -> None:
+        """Write beside, then rename: a kill at any moment leaves a whole checkpoint."""
+        beside = self.checkpoint.with_suffix(".part")
+        trainer.save_checkpoint(beside)
+        if trainer.is_global_zero:
+            beside.replace(self.checkpoint)
+
+
+class Progress(pl.Callback):
+    """One bar: how far, images per second, time left."""
+
+    def on_train_start(self, trainer: pl.Trainer, module: DiffusionModule) -> None:
+        """Open the bar where the run stands."""
+        total = module.options.total_images
+        bar_format = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} images {postfix}"
+        self.bar = tqdm(
+            total=total, initial=module.images_seen, desc="training", bar_format=bar_format, unit_scale=True
+        )
+        self.start, self.first_image = time.monotonic(), module.images_seen
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: DiffusionModule, *_: Any) -> None:
+        """Advance; the rate is that of this start."""
+        rate = (module.images_seen - self.first_image) / (time.monotonic() - self.start)
+        left = (module.options.total_images - module.images_seen) / max(rate, 1e-9)
+        if module.options.minutes is not None:
+            left = max(min(left, 60 * module.options.minutes - module.seconds), 0)
+        self.bar.set_postfix_str(f"{rate:.0f} images/s, {tqdm.format_interval(left)} left", refresh=False)
+        self.bar.update(module.images_seen - self.bar.n)
+
+    def on_train_end(self, trainer: pl.Trainer, module: DiffusionModule) -> None:
+        """Leave the finished bar standing."""
+        self.bar.close()
+
+
+def append_row(path: Path, row: dict[str, Any]) -> list[dict[str, Any]]:
+    """Add a row to a CSV file, writing it whole, and return all its rows."""
+    rows: list[dict[str, Any]] = list(csv.DictReader(io.StringIO(path.read_text()))) if path.is_file() else []
+    rows.append(row)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(row), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+    return rows
+
+
+def any_rank(trainer: pl.Trainer, decision: bool) -> bool:
+    """True on every process if it is on one: clocks differ, and all must stop at the same step."""
+    return trainer.strategy.reduce_boolean_decision(decision, all=False)
+
+
+@torch.no_grad()
+def loss_by_level(
+    denoiser: EDMDenoiser, test: Images, precision: str, *, levels: int = 8, images: int = 256
+) -> dict[float, float]:
+    """Noise level sigma -> denoising loss on test images, at fixed quantiles of the training noise.
+
+    The same images meet the same noise at every call, so that two calls differ by the denoiser alone.
+    """
+    device = next(denoiser.parameters()).device
+    part = test.take(torch.arange(min(images, len(test))), test.name)
+    clean, noise = to_float(part.images).to(device), SeededNoise(range(len(part)), part.images.shape[1:])().to(device)
+    label = part.labels.to(device) if denoiser.network.config.num_classes else None
+    losses = {}
+    for quantile in (torch.arange(levels) + 0.5) / levels:
+        sigma = denoiser.draw_sigma(quantile.expand(len(part))).to(device)
+        with autocast(device, precision):
+            losses[float(sigma[0])] = float(denoising_loss(denoiser, clean, sigma, noise, label).mean())
+    return losses

@@ -1,0 +1,130 @@
+"""Weights as one self-describing safetensors file: tensors, and a card that rebuilds everything around them.
+
+The averaged tensors lie under "ema.", the raw ones, where they were kept, under "raw.". No pickle is ever opened.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from diffit_lib.config import Recipe
+from diffit_lib.denoiser import EDMDenoiser
+from diffit_lib.errors import DiffitError
+from diffit_lib.files import READY_MADE, replacing
+from diffit_lib.models import build_network
+
+FORMAT = "diffit-1"
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a weights file says of itself."""
+
+    recipe: Recipe
+    class_names: tuple[str, ...] = ()
+    trained_on: str = ""  # name and fingerprint of the training images
+    images_seen: int = 0
+    minutes: float = 0.0  # of training
+    device: str = ""
+    licence: str = "MIT"
+    numbers: dict[str, Any] = field(default_factory=dict)  # measured and stamped, if they were
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Card":
+        """The inverse of `to_json`."""
+        values = json.loads(text)
+        recipe = Recipe.from_dict(values.pop("recipe"))
+        return cls(recipe=recipe, class_names=tuple(values.pop("class_names")), **values)
+
+
+def build_denoiser(recipe: Recipe) -> EDMDenoiser:
+    """A fresh, randomly initialised denoiser around a fresh network."""
+    return EDMDenoiser(build_network(recipe.network), recipe.denoiser)
+
+
+def save_weights(
+    path: str | Path, card: Card, ema: nn.Module, raw: nn.Module | None = None, dtype: torch.dtype = torch.float32
+) -> None:
+    """Write a denoiser's averaged tensors, and the raw ones if given, as `dtype`, with their card."""
+    tensors = {}
+    for prefix, denoiser in (("ema.", ema), ("raw.", raw)):
+        for name, tensor in denoiser.state_dict().items() if denoiser is not None else ():
+            tensors[prefix + name] = tensor.detach().to("cpu", dtype).contiguous()
+    with replacing(path) as beside:
+        save_file(tensors, beside, metadata={"format": FORMAT, "card": card.to_json()})
+
+
+def load_weights(path_or_name: str | Path, *, ema: bool = True) -> tuple[EDMDenoiser, Card]:
+    """Rebuild the denoiser from a file, or from our own ready-made weights by name, on the CPU in float32.
+
+    `ema=False` takes the raw tensors instead of the averaged ones.
+    """
+    path = find_weights(path_or_name)
+    prefix = "ema." if ema else "raw."
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise DiffitError(
+                    f"{path} holds no diffit model (format {metadata.get('format')!r}, not {FORMAT!r}); "
+                    "give a weights file that `diffit train` wrote"
+                )
+            card = Card.from_json(metadata["card"])
+            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118, not a dict
+            tensors = {name.removeprefix(prefix): file.get_tensor(name).float() for name in names}
+    except SafetensorError as error:
+        raise DiffitError(f"{path} is no whole safetensors file ({error}); {_remedy(path)}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise DiffitError(f"{path} has a card this version cannot read ({error!r}); update diffit") from error
+    if not tensors:
+        raise DiffitError(f"{path} holds no {prefix[:-1]} tensors; load it with ema={not ema}")
+    denoiser = build_denoiser(card.recipe)
+    load_tensors(denoiser, tensors, str(path))
+    return denoiser, card
+
+
+def load_tensors(module: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
+    """Load tensors by name; the first missing, spare or misshapen one is named."""
+    expected = module.state_dict()
+    for problem, names in (
+        ("lacks", expected.keys() - tensors.keys()),
+        ("has a spare", tensors.keys() - expected.keys()),
+    ):
+        if names:
+            raise DiffitError(f"{source} {problem} tensor {min(names)!r} ({len(names)} in all); it fits another model")
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape:
+            shapes = f"{tuple(tensor.shape)}, not {tuple(expected[name].shape)}"
+            raise DiffitError(f"{source} has tensor {name!r} of shape {shapes}; it fits another model")
+    module.load_state_dict(tensors)
+
+
+def find_weights(path_or_name: str | Path) -> Path:
+    """A path as it stands, or the file of our own weights with this name."""
+    path = Path(path_or_name)
+    ready_made = READY_MADE / f"{path_or_name}.safetensors"
+    if path.is_file():
+        return path
+    if ready_made.is_file():
+        return ready_made
+    names = ", ".join(sorted(file.stem for file in READY_MADE.glob("*.safetensors"))) or "none"
+    raise DiffitError(f"no weights file {str(path_or_name)!r}; give a path, or one of the ready-made ones: {names}")
+
+
+def _remedy(path: Path) -> str:
+    """What to do about a file that does not open."""
+    with open(path, "rb") as file:
+        start = file.read(2)
+    if start == b"PK" or start[:1] == b"\x80":
+        return "it is a pickle, which could run code and is never opened: give the run's weights.safetensors"
+    return "copy or download it again"
