@@ -63,7 +63,7 @@ class TimeToken(nn.Module):
     ) -> Tensor:
         with torch.autocast(noise_label.device.type, enabled=False):
             embedding = sinusoid(noise_label, self.frequencies, endpoint=self.endpoint, cos_first=self.cos_first)
-            embedding = embedding.to(self.mlp[0].weight.dtype)
+            embedding = embedding.to(next(self.parameters()).dtype)
             if self.augment is not None and augment_label is not None:
                 embedding = embedding + self.augment(augment_label.to(embedding.dtype))
             token = self.mlp(embedding)  # (B, T)
@@ -111,8 +111,6 @@ class TMSA(nn.Module):
     def table(self, time: Tensor) -> Table:
         """What depends on the time token (B, T) and the window alone."""
         bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)
-        if not torch.is_grad_enabled():
-            bias = bias.detach()  # else fused kernels on a CPU take it for trainable and step aside
         return Table(self.qkv_temb(time), bias)
 
     def forward(self, x: Tensor, time: Tensor, table: Table | None = None) -> Tensor:

@@ -7,7 +7,8 @@ across its parts, so `recipe.override(width=96, lr=1e-4)` needs no section names
 import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin
 
 from diffit_lib.errors import DiffitError
 
@@ -18,11 +19,40 @@ def check(ok: bool, message: str) -> None:
         raise DiffitError(message)
 
 
+def check_types(part: Any) -> None:
+    """Raise the user's error unless every field has its declared type; lists, as from JSON, become tuples."""
+    for f in fields(part):
+        value = getattr(part, f.name)
+        if isinstance(value, list):
+            object.__setattr__(part, f.name, value := tuple(value))
+        wanted = " or ".join(map(repr, get_args(f.type))) if get_origin(f.type) is Literal else _name(f.type)
+        check(_fits(value, f.type), f"{f.name} is {value!r}; give {wanted}")
+
+
 def check_positive(part: Any, *names: str) -> None:
-    """Raise the user's error unless every named field is above 0."""
+    """Raise the user's error unless every named field is above 0; None passes."""
     for name in names:
         value = getattr(part, name)
-        check(isinstance(value, int | float) and value > 0, f"{name} is {value!r}; give a number above 0")
+        check(value is None or value > 0, f"{name} is {value!r}; give a number above 0")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value has an annotated type; an int is a float too, a bool is neither."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return value in args
+    if origin is UnionType:
+        return any(_fits(value, option) for option in args)
+    if origin is tuple:
+        hints = args[:1] * len(value) if args[-1] is ... and isinstance(value, tuple) else args
+        return isinstance(value, tuple) and len(value) == len(hints) and all(map(_fits, value, hints))
+    if hint in (int, float):
+        return isinstance(value, int | hint) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _name(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)
 
 
 @dataclass(frozen=True)
@@ -45,11 +75,16 @@ class ImageNetwork:
     kind = "image"
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_positive(self, "width", "num_blocks", "num_heads", "window_size", "mlp_ratio", "time_dim")
         check(self.in_channels in (1, 3), f"in_channels is {self.in_channels}; give 1 (grey) or 3 (RGB)")
         check(0 <= self.dropout < 1, f"dropout is {self.dropout}; give a share from 0 up to, not including, 1")
         check(self.num_classes >= 0, f"num_classes is {self.num_classes}; give 0 (unconditional) or more")
-        check(len(self.channel_mult) > 0, "channel_mult is empty; give one factor per level, e.g. 1,2,2")
+        check(self.augment_dim in (0, 9), f"augment_dim is {self.augment_dim}; give 0 (off) or 9 (EDM's label)")
+        check(
+            len(self.channel_mult) > 0 and min(self.channel_mult) > 0,
+            f"channel_mult is {self.channel_mult}; give one factor above 0 per level, e.g. 1,2,2",
+        )
         for channels in self.channels:
             check(
                 channels % self.num_heads == 0 and channels % 4 == 0,
@@ -104,9 +139,8 @@ class EDM:
     kind = "edm"
 
     def __post_init__(self) -> None:
-        check_positive(self, "p_std", "sigma_min", "sigma_max")
-        if self.sigma_data is not None:
-            check_positive(self, "sigma_data")
+        check_types(self)
+        check_positive(self, "sigma_data", "p_std", "sigma_min", "sigma_max")
         check(self.sigma_min < self.sigma_max, f"sigma_min {self.sigma_min} is not below sigma_max {self.sigma_max}")
 
     @property
@@ -114,6 +148,29 @@ class EDM:
         """-1.2 for EDM's sigma_data of 0.5; other data shift it so that the signal-to-noise ratio is kept."""
         assert self.sigma_data is not None, "sigma_data is measured before a denoiser is built"
         return -1.2 + math.log(self.sigma_data / 0.5)
+
+
+@dataclass(frozen=True)
+class VP:
+    """A denoiser trained on the noise levels of a variance-preserving process (Ho et al. 2020), its variance fixed."""
+
+    prediction: Literal["eps", "v", "x0"] = "eps"  # what the network answers: noise, velocity or clean image
+    noise_schedule: Literal["linear", "cosine"] = "linear"
+    timesteps: int = 1000  # T; training draws t uniformly from 0 to T - 1
+    loss: Literal["simple", "min-snr", "edm"] = "simple"  # simple: the plain mean square error of the prediction
+    clip: bool = False  # keep the clean image in [-1, 1] while sampling: for pixels that predict eps, never for latents
+    sigma_data: float | None = None  # as EDM's; of use to loss "edm" alone
+
+    kind = "vp"
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_positive(self, "sigma_data")
+        fewest = 21 if self.noise_schedule == "linear" else 2  # from 20 on down the last linear beta is 1 or more
+        check(
+            self.timesteps >= fewest,
+            f"timesteps is {self.timesteps}; give {fewest} or more with the {self.noise_schedule} noise_schedule",
+        )
 
 
 @dataclass(frozen=True)
@@ -139,11 +196,9 @@ class Training:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_positive(self, "images", "batch_size", "accumulate", "lr", "ema_halflife", "report_minutes")
-        for name in ("max_steps", "minutes", "ema_rampup"):
-            if getattr(self, name) is not None:
-                check_positive(self, name)
-        check(self.loss_reduction in ("mean", "sum"), f"loss_reduction is {self.loss_reduction!r}; give mean or sum")
+        check_types(self)
+        check_positive(self, "images", "max_steps", "minutes", "batch_size", "accumulate", "lr")
+        check_positive(self, "ema_halflife", "ema_rampup", "report_minutes")
         check(self.grad_clip >= 0, f"grad_clip is {self.grad_clip}; give 0 (off) or more")
         check(0 <= self.label_dropout <= 1, f"label_dropout is {self.label_dropout}; give a share from 0 to 1")
         check(self.workers >= 0, f"workers is {self.workers}; give 0 or more")
@@ -151,8 +206,6 @@ class Training:
             self.batch_size % self.accumulate == 0,
             f"batch_size {self.batch_size} does not split into accumulate={self.accumulate} equal parts",
         )
-        precisions = ("auto", "32-true", "bf16-mixed", "16-mixed")
-        check(self.precision in precisions, f"precision is {self.precision!r}; give one of {', '.join(precisions)}")
 
     @property
     def total_images(self) -> int:
@@ -170,18 +223,37 @@ class Training:
         return min(10e6, 0.05 * self.total_images)
 
 
+SAMPLER_OPTIONS = {"heun": ("churn",), "euler": ("churn",), "dpm++": (), "ddim": (), "ddpm": ("eta", "variance")}
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How to draw images from the trained network, unless told otherwise."""
 
-    sampler: str = "heun"
+    sampler: str = "heun"  # heun, euler, dpm++ (second order, multi-step), ddim or ddpm
     steps: int = 18  # noise levels; Heun evaluates the network twice on each but the last
     guidance: float = 1.0  # 1: none
-    churn: float = 0.0  # EDM's S_churn: 0 is deterministic
+    churn: float = 0.0  # heun, euler: EDM's S_churn; 0 is deterministic
+    eta: float = 1.0  # ddpm: share of fresh noise; 0 is ddim
+    variance: Literal["small", "large"] = "small"  # ddpm: of the fresh noise, beta~ or beta
 
     def __post_init__(self) -> None:
-        check(isinstance(self.steps, int) and self.steps >= 2, f"steps is {self.steps}; give an integer of 2 or more")
+        check_types(self)
+        check(self.steps >= 2, f"steps is {self.steps}; give an integer of 2 or more")
         check(self.churn >= 0, f"churn is {self.churn}; give 0 (deterministic) or more")
+        check(0 <= self.eta <= 1, f"eta is {self.eta}; give a share from 0 (ddim) to 1")
+        check(self.sampler in SAMPLER_OPTIONS, f"sampler is {self.sampler!r}; give one of {', '.join(SAMPLER_OPTIONS)}")
+        for option in ("churn", "eta", "variance"):
+            takers = [sampler for sampler, options in SAMPLER_OPTIONS.items() if option in options]
+            check(
+                self.sampler in takers or getattr(self, option) == getattr(Sampling, option),
+                f"{option} is an option of {' and '.join(takers)}; leave it out with sampler {self.sampler!r}",
+            )
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What this sampler takes besides what all of them take."""
+        return {option: getattr(self, option) for option in SAMPLER_OPTIONS[self.sampler]}
 
 
 @dataclass(frozen=True)
@@ -191,13 +263,13 @@ class Recipe:
     name: str
     data: str  # a data set's name or a path
     network: ImageNetwork = field(default_factory=ImageNetwork)
-    denoiser: EDM = field(default_factory=EDM)
+    denoiser: EDM | VP = field(default_factory=EDM)
     training: Training = field(default_factory=Training)
     sampling: Sampling = field(default_factory=Sampling)
 
     def override(self, **changes: Any) -> "Recipe":
         """A copy with some fields changed, whichever part they belong to."""
-        own = {key: changes.pop(key) for key in ("name", "data") if key in changes}
+        own: dict[str, Any] = {key: changes.pop(key) for key in ("name", "data") if key in changes}
         for part_name in PARTS:
             part = getattr(self, part_name)
             inside = {f.name: changes.pop(f.name) for f in fields(part) if f.name in changes}
@@ -212,25 +284,45 @@ class Recipe:
     @classmethod
     def field_names(cls) -> list[str]:
         """Every name that `override` takes."""
-        return ["name", "data", *(f.name for part in PARTS.values() for f in fields(part))]
+        return [
+            "name",
+            "data",
+            *dict.fromkeys(f.name for kinds in PARTS.values() for part in kinds for f in fields(part)),
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types only, ready for JSON."""
-        return asdict(self)
+        parts = {name: part_to_dict(getattr(self, name)) for name in PARTS}
+        return {"name": self.name, "data": self.data, **parts}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Recipe":
         """The inverse of `to_dict`, also after a round trip through JSON."""
-        parts = {name: part_from_dict(part, values[name]) for name, part in PARTS.items()}
+        parts = {name: part_from_dict(name, values[name]) for name in PARTS}
         return cls(name=values["name"], data=values["data"], **parts)
 
 
-PARTS: dict[str, Any] = {"network": ImageNetwork, "denoiser": EDM, "training": Training, "sampling": Sampling}
+PARTS: dict[str, tuple[Any, ...]] = {  # the kinds each part of a recipe comes in
+    "network": (ImageNetwork,),
+    "denoiser": (EDM, VP),
+    "training": (Training,),
+    "sampling": (Sampling,),
+}
 
 
-def part_from_dict(part: type, values: dict[str, Any]) -> Any:
-    """Build a config dataclass from plain values; JSON's lists become tuples."""
-    return part(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+def part_to_dict(part: Any) -> dict[str, Any]:
+    """Plain values, and the kind where a part has several."""
+    kind = {"kind": part.kind} if hasattr(part, "kind") else {}
+    return kind | asdict(part)
+
+
+def part_from_dict(name: str, values: dict[str, Any]) -> Any:
+    """The inverse of `part_to_dict`; without a kind, the first one."""
+    values = dict(values)
+    kinds = {getattr(part, "kind", None): part for part in PARTS[name]}
+    kind = values.pop("kind", next(iter(kinds)))
+    check(kind in kinds, f"unknown kind {kind!r} of {name}; the kinds are {', '.join(map(str, kinds))}")
+    return kinds[kind](**values)
 
 
 _EDM_TRAINING = Training(images=200_000_000, loss_reduction="sum", grad_clip=0.0, workers=4)

@@ -5,7 +5,6 @@ whether its label is dropped. So a resumed run, another number of workers or of 
 """
 
 import hashlib
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -41,20 +40,13 @@ class Images:
     def fingerprint(self) -> str:
         """What tells these images from any others: 16 hexadecimal digits over shape, pixels and labels."""
         digest = hashlib.sha256(str(tuple(self.images.shape)).encode())
-        digest.update(self.images.contiguous().numpy())
-        digest.update(self.labels.contiguous().numpy())
+        digest.update(self.images.contiguous().numpy().data)
+        digest.update(self.labels.contiguous().numpy().data)
         return digest.hexdigest()[:16]
 
     def standard_deviation(self) -> float:
         """sigma_data: root mean square deviation from the mean over all values, in units of [-1, 1]."""
         return float(to_float(self.images).double().std(correction=0))
-
-    def fingerprint(self) -> str:
-        """Names shape, pixels and labels: the first 16 hexadecimal digits of their SHA-256."""
-        digest = hashlib.sha256(str(tuple(self.images.shape)).encode())
-        for tensor in (self.images, self.labels):
-            digest.update(tensor.contiguous().numpy())
-        return digest.hexdigest()[:16]
 
 
 class Split(NamedTuple):

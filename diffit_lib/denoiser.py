@@ -1,19 +1,26 @@
 """The denoiser contract: a noisy image and its sigma in, the clean image out, whatever the network was trained on.
 
-`denoiser(x, sigma, class_label) -> x0` with x = x0 + sigma * noise. Guidance wraps a denoiser and is one.
+`denoiser(x, sigma, class_label) -> x0` with x = x0 + sigma * noise. Guidance and clipping wrap a denoiser and are one.
 """
 
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from diffit_lib.config import EDM
+from diffit_lib.config import EDM, VP
+from diffit_lib.noise import karras, respaced, sigma_table, sigma_to_alpha_bar, sigma_to_t, t_to_sigma
 from diffit_lib.tensors import expand_like
+
+LINEAR = sigma_table("linear", 1000)  # tells the time where a denoiser has no table of its own
+MIN_SNR_GAMMA = 5.0
 
 
 class Denoiser(Protocol):
-    """What a sampler needs."""
+    """What sampling needs. A sampler's sigma lies on the CPU, so that no decision about it waits for the device."""
 
     sigma_min: float
     sigma_max: float
@@ -26,44 +33,152 @@ class Denoiser(Protocol):
         """Standard normal noise -> the state at sigma_max."""
         ...
 
+    def levels(self, num_steps: int) -> Tensor:
+        """The noise levels to sample on unless told otherwise: `num_steps` of them, then 0."""
+        ...
 
-class EDMDenoiser(nn.Module):
-    """EDM's preconditioning around a raw network F (Karras et al. 2022, equation 7 and table 1)."""
+    def t(self, sigma: Tensor) -> Tensor:
+        """(B,) -> the time of guidance schedules, in thousandths of the diffusion process: 0 is clean."""
+        ...
 
-    def __init__(self, network: nn.Module, config: EDM):
+
+class Preconditioned(nn.Module):
+    """D(x; sigma) = c_skip x + c_out F(c_in x; noise label) around a raw network F (Karras et al. 2022, equation 7).
+
+    What the network was trained to predict is a choice of these functions of sigma and nothing else.
+    """
+
+    clip: bool  # keep clean images in [-1, 1] while sampling
+    sigma_min: float
+    sigma_max: float
+    initial: Callable[[Tensor], Tensor]
+    levels: Callable[[int], Tensor]
+    t: Callable[[Tensor], Tensor]
+    draw_sigma: Callable[[Tensor], Tensor]
+
+    def __init__(self, network: nn.Module):
         super().__init__()
-        self.network, self.config = network, config
-        assert config.sigma_data is not None, "sigma_data is measured before a denoiser is built"
-        self.sigma_data = config.sigma_data
-        self.sigma_min, self.sigma_max = config.sigma_min, config.sigma_max
+        self.network = network
 
     def forward(
         self, x: Tensor, sigma: Tensor, class_label: Tensor | None = None, augment_label: Tensor | None = None
     ) -> Tensor:
-        sigma, data = expand_like(sigma.to(x.dtype), x), self.sigma_data
-        c_skip = data**2 / (sigma**2 + data**2)
-        c_out = sigma * data / (sigma**2 + data**2).sqrt()
-        c_in = 1 / (sigma**2 + data**2).sqrt()
-        c_noise = sigma.flatten().log() / 4
-        raw = self.network((c_in * x).float(), c_noise.float(), class_label, augment_label)
+        noise_label = self.noise_label(sigma).to(x.device, torch.float32, non_blocking=True)
+        sigma = expand_like(sigma.to(x.device, x.dtype, non_blocking=True), x)
+        c_skip, c_out, c_in = self.coefficients(sigma)
+        raw = self.network((c_in * x).float(), noise_label, class_label, augment_label)
         return c_skip * x + c_out * raw.to(x.dtype)
+
+    def coefficients(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """c_skip, c_out and c_in, each of sigma's shape."""
+        raise NotImplementedError
+
+    def noise_label(self, sigma: Tensor) -> Tensor:
+        """What the network is told of the noise level: (B,) -> (B,)."""
+        raise NotImplementedError
+
+    def weight(self, sigma: Tensor) -> Tensor:
+        """lambda(sigma), (B,) -> (B,): 1 / c_out^2 weighs the raw network's own error the same at every level."""
+        return 1 / self.coefficients(sigma)[1] ** 2
+
+
+class EDMDenoiser(Preconditioned):
+    """EDM's preconditioning, noise distribution and loss (Karras et al. 2022, table 1)."""
+
+    clip = False
+
+    def __init__(self, network: nn.Module, config: EDM):
+        super().__init__(network)
+        self.config = config
+        assert config.sigma_data is not None, "sigma_data is measured before a denoiser is built"
+        self.sigma_data = config.sigma_data
+        self.sigma_min, self.sigma_max = config.sigma_min, config.sigma_max
+
+    def coefficients(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Input and target of the network have unit variance, and its error is amplified as little as can be."""
+        total = (sigma**2 + self.sigma_data**2).sqrt()
+        return (self.sigma_data / total) ** 2, sigma * self.sigma_data / total, 1 / total
+
+    def noise_label(self, sigma: Tensor) -> Tensor:
+        """ln(sigma) / 4."""
+        return sigma.log() / 4
 
     def initial(self, noise: Tensor) -> Tensor:
         """Standard normal noise -> the state at sigma_max."""
         return self.sigma_max * noise
+
+    def levels(self, num_steps: int) -> Tensor:
+        """EDM's levels, `num_steps` of them, then 0."""
+        return karras(num_steps, self.sigma_min, self.sigma_max)
+
+    def t(self, sigma: Tensor) -> Tensor:
+        """(B,) -> the time at which the linear betas reach this noise level, 0 to 999."""
+        return sigma_to_t(sigma, LINEAR)
 
     def draw_sigma(self, uniform: Tensor) -> Tensor:
         """(B,) float64 in [0, 1) -> log-normal noise levels, float32, by the inverse distribution function."""
         normal = torch.special.ndtri(uniform.clamp(1e-9, 1 - 1e-9))
         return (self.config.p_mean + self.config.p_std * normal).exp().float()
 
+
+class VPDenoiser(Preconditioned):
+    """A network trained on the table of a variance-preserving process, predicting eps, v or x0 with fixed variance.
+
+    Ho et al. 2020 (eps), Salimans and Ho 2022 (v). That process's own state is x / sqrt(1 + sigma^2): it lives in here
+    and nowhere else. The noise label is the original t, fractional between two levels of the table.
+    """
+
+    def __init__(self, network: nn.Module, config: VP):
+        super().__init__(network)
+        self.config, self.clip = config, config.clip
+        self.table = sigma_table(config.noise_schedule, config.timesteps)  # (T,) float64, stays on the CPU
+        self.sigma_min, self.sigma_max = self.table[[0, -1]].tolist()
+
+    def coefficients(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x = x0 + sigma eps, and v = (eps - sigma x0) / sqrt(1 + sigma^2), solved for x0."""
+        c_in = sigma_to_alpha_bar(sigma).sqrt()
+        if self.config.prediction == "eps":
+            return torch.ones_like(sigma), -sigma, c_in
+        if self.config.prediction == "v":
+            return c_in**2, -sigma * c_in, c_in
+        return torch.zeros_like(sigma), torch.ones_like(sigma), c_in
+
+    def noise_label(self, sigma: Tensor) -> Tensor:
+        """t, 0 to T - 1."""
+        return sigma_to_t(sigma, self.table)
+
+    def initial(self, noise: Tensor) -> Tensor:
+        """Standard normal noise -> the state at sigma_max: unit variance in the process's own state."""
+        return math.sqrt(1 + self.sigma_max**2) * noise
+
+    def levels(self, num_steps: int) -> Tensor:
+        """The table respaced to `num_steps` levels, then 0."""
+        return respaced(self.table, num_steps)
+
+    def t(self, sigma: Tensor) -> Tensor:
+        """(B,) -> the noise label in thousandths of T."""
+        return self.noise_label(sigma) * (1000 / self.config.timesteps)
+
+    def draw_sigma(self, uniform: Tensor) -> Tensor:
+        """(B,) in [0, 1) -> noise levels of the table, each equally likely, float32."""
+        t = (uniform * self.config.timesteps).floor()
+        return t_to_sigma(t, self.table).float()
+
     def weight(self, sigma: Tensor) -> Tensor:
-        """lambda(sigma), which gives every noise level the same loss at the start of training."""
-        return (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
+        """The configured loss as a weight on the clean image's error; min-SNR is that of Hang et al. 2023."""
+        if self.config.loss == "min-snr":
+            return (1 / sigma**2).clamp(max=MIN_SNR_GAMMA)
+        if self.config.loss == "edm":
+            assert self.config.sigma_data is not None, "sigma_data is measured before a denoiser is built"
+            return 1 / sigma**2 + 1 / self.config.sigma_data**2
+        return super().weight(sigma)
+
+
+DENOISERS = {EDM.kind: EDMDenoiser, VP.kind: VPDenoiser}
 
 
 def denoising_loss(
-    denoiser: EDMDenoiser,
+    denoiser: Preconditioned,
     images: Tensor,
     sigma: Tensor,
     noise: Tensor,
@@ -76,21 +191,75 @@ def denoising_loss(
     return denoiser.weight(sigma) * error.square().flatten(1).mean(1)
 
 
-class Guided(nn.Module):
-    """Classifier-free guidance (Ho and Salimans 2022): D(no class) + scale (D(class) - D(no class)), on all channels.
+@dataclass(frozen=True)
+class PowerCosine:
+    """Guidance that is 1 far from the image and rises to `scale` near it (Gao et al. 2023; DiffiT's ImageNet-256)."""
 
-    Both halves are run as one doubled batch. Within `tolerance` of scale 1 the second half would change nothing and is
-    not run.
+    scale: float
+    power: float = 4.0
+
+    def __call__(self, sigma: Tensor, t: Tensor) -> Tensor:
+        """1 + (scale - 1) (1 - cos(pi (1 - t / 1000)^power)) / 2."""
+        return 1 + (self.scale - 1) * (1 - torch.cos(math.pi * (1 - t / 1000) ** self.power)) / 2
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Guidance at noise levels in (low, high] only (Kynkäänniemi et al. 2024)."""
+
+    scale: float
+    low: float = 0.0
+    high: float = math.inf
+
+    def __call__(self, sigma: Tensor, t: Tensor) -> Tensor:
+        """`scale` inside the interval, 1 outside."""
+        return torch.where((self.low < sigma) & (sigma <= self.high), self.scale, 1.0)
+
+
+class Wrapper:
+    """A denoiser around a denoiser: the same noise levels, another answer."""
+
+    def __init__(self, denoiser: Denoiser):
+        self.denoiser = denoiser
+        self.sigma_min, self.sigma_max = denoiser.sigma_min, denoiser.sigma_max
+        self.initial, self.levels, self.t = denoiser.initial, denoiser.levels, denoiser.t
+
+
+class Guided(Wrapper):
+    """Classifier-free guidance (Ho and Salimans 2022): D(no class) + scale (D(class) - D(no class)).
+
+    `scale` is a number or a schedule, (sigma, t) -> scale, each (B,). Both halves are run as one doubled batch. Where
+    the scale is within `tolerance` of 1 for every image the second half would change next to nothing and is not run.
+    `channels` guides the first of them alone, as the published latent weights want it (3); None guides all.
     """
 
-    def __init__(self, denoiser: EDMDenoiser, scale: float, no_class: int, tolerance: float = 0.01):
-        super().__init__()
-        self.denoiser, self.scale, self.no_class, self.tolerance = denoiser, scale, no_class, tolerance
-        self.sigma_min, self.sigma_max, self.initial = denoiser.sigma_min, denoiser.sigma_max, denoiser.initial
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        scale: float | Callable[[Tensor, Tensor], Tensor],
+        no_class: int,
+        tolerance: float = 0.01,
+        channels: int | None = None,
+    ):
+        super().__init__(denoiser)
+        self.scale, self.no_class, self.tolerance, self.channels = scale, no_class, tolerance, channels
 
-    def forward(self, x: Tensor, sigma: Tensor, class_label: Tensor) -> Tensor:
-        if abs(self.scale - 1) <= self.tolerance:
+    def __call__(self, x: Tensor, sigma: Tensor, class_label: Tensor | None = None) -> Tensor:
+        assert class_label is not None, "guidance needs class labels"
+        scale = self.scale(sigma, self.t(sigma)) if callable(self.scale) else torch.full_like(sigma, self.scale)
+        if ((scale - 1).abs() <= self.tolerance).all():
             return self.denoiser(x, sigma, class_label)
         labels = torch.cat([class_label, torch.full_like(class_label, self.no_class)])
         conditional, unconditional = self.denoiser(x.repeat(2, 1, 1, 1), sigma.repeat(2), labels).chunk(2)
-        return unconditional + self.scale * (conditional - unconditional)
+        scale = expand_like(scale.to(x.device, x.dtype, non_blocking=True), x)
+        guided = unconditional + scale * (conditional - unconditional)
+        if self.channels is None:
+            return guided
+        return torch.cat([guided[:, : self.channels], conditional[:, self.channels :]], dim=1)
+
+
+class Clipped(Wrapper):
+    """The clean image kept within [-1, 1]: for pixels, around guidance, while sampling (never in the loss)."""
+
+    def __call__(self, x: Tensor, sigma: Tensor, class_label: Tensor | None = None) -> Tensor:
+        return self.denoiser(x, sigma, class_label).clamp(-1, 1)

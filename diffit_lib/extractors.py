@@ -13,6 +13,8 @@ from diffit_lib.errors import DiffitError
 from diffit_lib.files import cache_folder, replacing, sha256
 from diffit_lib.tensors import seeded_generator, to_float
 
+TRAINING_IMAGES = 30_000  # the classifier is shown at least so many
+
 
 class Classifier(nn.Module):
     """A small convolutional network for small or grey images, of which Inception knows little.
@@ -78,13 +80,14 @@ def train_classifier(images: Tensor, labels: Tensor, seed: int = 0) -> Classifie
         with replacing(path) as beside:
             metadata = {"checksum": classifier.checksum}
             safetensors.torch.save_file(classifier.state_dict(), beside, metadata)
-    return classifier.eval().requires_grad_(False)
+    return classifier.eval()
 
 
-def _train(classifier: Classifier, images: Tensor, labels: Tensor, seed: int, batch_size: int = 64) -> None:
-    """AdamW over at least 30,000 shifted images, each of them at least once, under a one-cycle learning rate."""
+def _train(classifier: Classifier, images: Tensor, labels: Tensor, seed: int) -> None:
+    """AdamW under a one-cycle learning rate, over shifted images, each of them at least once."""
+    batch_size = 64
     generator = seeded_generator("classifier", seed)
-    steps = max(30_000, len(images)) // batch_size
+    steps = max(TRAINING_IMAGES, len(images)) // batch_size
     optimizer = torch.optim.AdamW(classifier.parameters(), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps, pct_start=0.2)
     epochs = steps * batch_size // len(images) + 1

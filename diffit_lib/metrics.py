@@ -32,7 +32,7 @@ class Extractor(Protocol):
         ...
 
 
-class Classifier(Extractor, Protocol):
+class Predictor(Extractor, Protocol):
     """An extractor that also tells classes apart."""
 
     def predict(self, images: Tensor) -> Tensor:
@@ -40,24 +40,27 @@ class Classifier(Extractor, Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Stamp:
-    """What a number depends on. It is saved and printed with it; None where images were not drawn by a sampler."""
+    """What a number depends on; saved and printed with it.
 
+    Whoever draws the images fills in all but n and the extractor, which the measurement knows. None: does not apply.
+    """
+
+    n: int = 0  # generated images compared
     reference: str  # the real images compared with: a train part
     reference_hash: str
+    extractor: str = ""
+    extractor_checksum: str = ""
     sampler: str | None = None
     steps: int | None = None
     guidance: float | None = None
     seeds: str | None = None  # e.g. "0..359"
     precision: str | None = None
-    rounding: str = "round"  # float -> uint8; the published evaluators truncate
+    rounding: str = "round"  # of float to uint8; the published evaluators truncate
     decoder: str | None = None  # the VAE's, for latent models
     weights_hash: str | None = None
     best_by_this_metric: bool = False  # the checkpoint was chosen by the very number it goes with
-    n: int = 0  # this and the following are filled in by the measurement: generated images compared
-    extractor: str = ""
-    extractor_checksum: str = ""
 
     def warnings(self) -> list[str]:
         """What has to be said aloud beside the number."""
@@ -73,9 +76,9 @@ class Stamp:
         return asdict(self)
 
     def __str__(self) -> str:
-        """One line: `n=360 reference=digits/train ...`, what is None left out."""
-        values = {"n": self.n, **asdict(self)}
-        return " ".join(f"{key}={value}" for key, value in values.items() if value is not None)
+        """One line, `n=360 reference=digits/train ...`, without what does not apply."""
+        values = asdict(self).items()
+        return " ".join(f"{key}={value}" for key, value in values if value is not None and value is not False)
 
 
 def moments(features: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -145,7 +148,7 @@ def measure_small(
     train: Tensor,
     test: Tensor,
     test_labels: Tensor,
-    classifiers: Sequence[Classifier],
+    classifiers: Sequence[Predictor],
     stamp: Stamp,
 ) -> dict[str, Any]:
     """All numbers for small or grey data, ready for JSON; images are uint8 (N, C, H, W), labels (N,) int64.
@@ -164,8 +167,8 @@ def measure_small(
     stamp = replace(
         stamp,
         n=n,
-        extractor=" + ".join(c.name for c in classifiers),
-        extractor_checksum=" + ".join(c.checksum for c in classifiers),
+        extractor=f"{len(classifiers)} x {classifiers[0].name}",
+        extractor_checksum="+".join(c.checksum for c in classifiers),
     )
     return {
         "class_accuracy": fmean(class_accuracy(c.predict(samples), labels) for c in classifiers),

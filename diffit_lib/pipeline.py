@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from diffit_lib.config import Sampling
-from diffit_lib.denoiser import Denoiser, EDMDenoiser, Guided
+from diffit_lib.denoiser import Clipped, Denoiser, Guided, Preconditioned
 from diffit_lib.errors import DiffitError
-from diffit_lib.noise import karras
 from diffit_lib.samplers import SAMPLERS, State
 from diffit_lib.tensors import (
     SeededNoise,
@@ -32,11 +31,11 @@ class Pipeline:
     """Draws images. Image k depends on its seed, its label and the settings, not on the batch it is drawn in."""
 
     def __init__(
-        self, denoiser: EDMDenoiser, card: Card, *, device: torch.device | None = None, precision: str = "auto"
+        self, denoiser: Preconditioned, card: Card, *, device: torch.device | None = None, precision: str = "auto"
     ):
         self.device = device or best_device()
         self.precision = best_precision(self.device) if precision == "auto" else precision
-        self.denoiser = denoiser.to(self.device, memory_format=torch.channels_last).eval()
+        self.denoiser = denoiser.to(self.device).to(memory_format=torch.channels_last).eval()
         self.card = card
 
     def __call__(
@@ -77,10 +76,11 @@ class Pipeline:
         denoiser: Denoiser = self.denoiser
         if class_label is not None:
             denoiser = Guided(self.denoiser, sampling.guidance, no_class=self.card.recipe.network.num_classes)
+        if self.denoiser.clip:
+            denoiser = Clipped(denoiser)
         x = denoiser.initial(noise().to(self.device, state_dtype(self.device)))
-        sigmas = karras(sampling.steps, denoiser.sigma_min, denoiser.sigma_max)
-        options = {"churn": sampling.churn} if sampling.churn else {}
-        states = SAMPLERS[sampling.sampler](denoiser, x, sigmas, class_label, noise, **options)
+        sigmas = denoiser.levels(sampling.steps)
+        states = SAMPLERS[sampling.sampler](denoiser, x, sigmas, class_label, noise, **sampling.options)
         while True:
             with autocast(self.device, self.precision):  # not across a yield: the caller's code is not ours to cast
                 state = next(states, None)
@@ -94,11 +94,14 @@ class Pipeline:
 
     def sampling(self, **settings: Any) -> Sampling:
         """The weights' own sampling settings with these changed; None changes nothing."""
-        try:
-            return replace(self.card.recipe.sampling, **{k: v for k, v in settings.items() if v is not None})
-        except TypeError:
-            names = ", ".join(field.name for field in fields(Sampling))
-            raise DiffitError(f"unknown sampling setting in {', '.join(settings)}; the settings are {names}") from None
+        given = {name: value for name, value in settings.items() if value is not None}
+        names = [field.name for field in fields(Sampling)]
+        for name in given.keys() - set(names):
+            raise DiffitError(f"unknown sampling setting {name!r}; the settings are {', '.join(names)}")
+        own = self.card.recipe.sampling
+        if given.get("sampler", own.sampler) != own.sampler:  # another sampler has other options
+            own = Sampling(given["sampler"], own.steps, own.guidance)
+        return replace(own, **given)
 
     def class_label(self, seeds: Sequence[int], labels: Labels) -> Tensor | None:
         """(B,) int64 on the CPU, or None for an unconditional network."""

@@ -1,18 +1,19 @@
 """Samplers: generators over (denoiser, x, sigmas) that yield their state after every step.
 
 x is the state at sigmas[0], in the dtype the arithmetic shall have; sigmas is 1-D and ends in 0; `noise` gives fresh
-standard normal noise of x's shape. Symbols are EDM's (Karras et al. 2022, algorithms 1 and 2).
+standard normal noise of x's shape and is asked only where it is used. Symbols are EDM's (Karras et al. 2022).
 """
 
 import math
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from diffit_lib.denoiser import Denoiser
+Denoise = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (x, sigma (B,) on the CPU, class_label) -> clean image
+Noise = Callable[[], Tensor]
 
 
 class State(NamedTuple):
@@ -26,14 +27,14 @@ class State(NamedTuple):
 
 @torch.no_grad()
 def euler(
-    denoiser: Denoiser,
+    denoiser: Denoise,
     x: Tensor,
     sigmas: Tensor,
     class_label: Tensor | None = None,
-    noise: Callable[[], Tensor] | None = None,
+    noise: Noise | None = None,
     churn: float = 0.0,
 ) -> Iterator[State]:
-    """Euler's method on the probability-flow ODE: first order, one evaluation a step. Equals DDIM."""
+    """Euler's method on the probability-flow ODE: first order, one evaluation a step. In this coordinate it is DDIM."""
     for step, (sigma, sigma_next) in enumerate(pairwise(sigmas.tolist()), start=1):
         x_hat, sigma_hat = _churned(x, sigma, churn / (len(sigmas) - 1), noise)
         denoised = denoiser(x_hat, _batch(sigma_hat, x), class_label)
@@ -43,11 +44,11 @@ def euler(
 
 @torch.no_grad()
 def heun(
-    denoiser: Denoiser,
+    denoiser: Denoise,
     x: Tensor,
     sigmas: Tensor,
     class_label: Tensor | None = None,
-    noise: Callable[[], Tensor] | None = None,
+    noise: Noise | None = None,
     churn: float = 0.0,
 ) -> Iterator[State]:
     """Heun's method: second order, two evaluations a step but for the last, which is Euler's."""
@@ -63,12 +64,66 @@ def heun(
         yield State(step, sigma_next, x, denoised)
 
 
-SAMPLERS = {"heun": heun, "euler": euler}
+@torch.no_grad()
+def dpm_solver_pp_2m(
+    denoiser: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    class_label: Tensor | None = None,
+    noise: Noise | None = None,
+) -> Iterator[State]:
+    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): second order, one evaluation a step; draws no noise.
+
+    It extrapolates the clean image in the logarithm of sigma from its last two answers. The first step and the last,
+    whose sigma has no logarithm, are of first order.
+    """
+    previous, h_previous = x, math.inf
+    for step, (sigma, sigma_next) in enumerate(pairwise(sigmas.tolist()), start=1):
+        denoised = denoiser(x, _batch(sigma, x), class_label)
+        h = math.log(sigma / sigma_next) if sigma_next > 0 else math.inf
+        ahead = h / h_previous / 2 if sigma_next > 0 else 0.0
+        target = denoised + ahead * (denoised - previous)
+        x = sigma_next / sigma * x - math.expm1(-h) * target
+        previous, h_previous = denoised, h
+        yield State(step, sigma_next, x, denoised)
 
 
-def _churned(
-    x: Tensor, sigma: float, churn_per_step: float, noise: Callable[[], Tensor] | None
-) -> tuple[Tensor, float]:
+@torch.no_grad()
+def ancestral(
+    denoiser: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    class_label: Tensor | None = None,
+    noise: Noise | None = None,
+    eta: float = 1.0,
+    variance: Literal["small", "large"] = "small",
+) -> Iterator[State]:
+    """Ancestral sampling: DDPM at eta 1 (Ho et al. 2020), DDIM at eta 0, and between (Song et al. 2021, equation 16).
+
+    Fresh noise has the variance of the reverse step given the clean image ("small", beta~) or of the forward step
+    ("large", beta), both divided by alpha_bar to be in this coordinate. The last step draws none.
+    """
+    for step, (sigma, sigma_next) in enumerate(pairwise(sigmas.tolist()), start=1):
+        denoised = denoiser(x, _batch(sigma, x), class_label)
+        small = (sigma_next / sigma) ** 2 * (sigma**2 - sigma_next**2)
+        large = (1 + sigma_next**2) / (1 + sigma**2) * (sigma**2 - sigma_next**2)
+        x = denoised + math.sqrt(sigma_next**2 - eta**2 * small) / sigma * (x - denoised)
+        if sigma_next > 0 and eta > 0:
+            assert noise is not None, "ancestral sampling needs a source of noise"
+            x = x + eta * math.sqrt(small if variance == "small" else large) * noise().to(x)
+        yield State(step, sigma_next, x, denoised)
+
+
+SAMPLERS: dict[str, Callable[..., Iterator[State]]] = {
+    "heun": heun,
+    "euler": euler,
+    "dpm++": dpm_solver_pp_2m,
+    "ddim": euler,
+    "ddpm": ancestral,
+}
+
+
+def _churned(x: Tensor, sigma: float, churn_per_step: float, noise: Noise | None) -> tuple[Tensor, float]:
     """Raise the noise level before a step by EDM's gamma (S_min = 0, S_max = inf, S_noise = 1)."""
     gamma = min(churn_per_step, math.sqrt(2) - 1)
     if gamma == 0:
@@ -79,5 +134,5 @@ def _churned(
 
 
 def _batch(sigma: float, x: Tensor) -> Tensor:
-    """One noise level for the whole batch, (B,), made on x's device."""
-    return torch.full((len(x),), sigma, dtype=x.dtype, device=x.device)
+    """One noise level for the whole batch, (B,), left on the CPU, where it is known."""
+    return torch.full((len(x),), sigma, dtype=torch.float64)

@@ -5,7 +5,7 @@ import io
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from diffit_lib.config import Training
 from diffit_lib.data import Batch, Images, TrainingStream
-from diffit_lib.denoiser import EDMDenoiser, denoising_loss
+from diffit_lib.denoiser import Preconditioned, denoising_loss
 from diffit_lib.errors import DiffitError
 from diffit_lib.files import write_text
 from diffit_lib.tensors import SeededNoise, autocast, derive_seed, to_float
@@ -46,14 +46,18 @@ class HalfLife:
 class DiffusionModule(pl.LightningModule):
     """A denoiser, its average and its optimizer; the data are a function of the step a run stands at."""
 
-    def __init__(self, denoiser: EDMDenoiser, training: Training, data: Images):
+    def __init__(self, denoiser: Preconditioned, training: Training, data: Images):
         super().__init__()
         self.denoiser, self.options, self.data = denoiser, training, data
         self.ema = AveragedModel(denoiser, multi_avg_fn=HalfLife(training), use_buffers=False).requires_grad_(False)
-        self.conditional = denoiser.network.config.num_classes > 0
         self.seconds = 0.0  # of training, before this start and since
         self.skipped = self.skipped_in_a_row = 0  # steps whose gradient was not finite
         self.loss_sum, self.loss_count, self.grad_norm = torch.zeros(()), 0, torch.zeros(())
+
+    @property
+    def average(self) -> Preconditioned:
+        """The averaged denoiser."""
+        return cast(Preconditioned, self.ema.module)
 
     @property
     def images_seen(self) -> int:
@@ -77,12 +81,11 @@ class DiffusionModule(pl.LightningModule):
         """The loss of one micro-batch."""
         images = to_float(batch.images)
         sigma = self.denoiser.draw_sigma(batch.uniform)
-        label = batch.labels if self.conditional else None
-        loss = denoising_loss(self.denoiser, images, sigma, batch.noise, label).mean()
+        loss = denoising_loss(self.denoiser, images, sigma, batch.noise, batch.labels).mean()
         self.loss_sum, self.loss_count = self.loss_sum.to(loss.device) + loss.detach(), self.loss_count + 1
         return loss * images[0].numel() if self.options.loss_reduction == "sum" else loss
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """Adam, its learning rate warmed up linearly in images."""
         fused = self.trainer.precision != "16-mixed"  # fused Adam unscales gradients itself, behind clipping's back
         optimizer = torch.optim.Adam(self.denoiser.parameters(), lr=self.options.lr, fused=fused)
@@ -173,7 +176,7 @@ class Report(pl.Callback):
     def save(self, trainer: pl.Trainer) -> None:
         """Write beside, then rename: a kill at any moment leaves a whole checkpoint."""
         beside = self.checkpoint.with_suffix(".part")
-        trainer.save_checkpoint(beside)
+        trainer.save_checkpoint(beside, weights_only=False)
         if trainer.is_global_zero:
             beside.replace(self.checkpoint)
 
@@ -223,7 +226,7 @@ def any_rank(trainer: pl.Trainer, decision: bool) -> bool:
 
 @torch.no_grad()
 def loss_by_level(
-    denoiser: EDMDenoiser, test: Images, precision: str, *, levels: int = 8, images: int = 256
+    denoiser: Preconditioned, test: Images, precision: str, *, levels: int = 8, images: int = 256
 ) -> dict[float, float]:
     """Noise level sigma -> denoising loss on test images, at fixed quantiles of the training noise.
 
@@ -232,7 +235,7 @@ def loss_by_level(
     device = next(denoiser.parameters()).device
     part = test.take(torch.arange(min(images, len(test))), test.name)
     clean, noise = to_float(part.images).to(device), SeededNoise(range(len(part)), part.images.shape[1:])().to(device)
-    label = part.labels.to(device) if denoiser.network.config.num_classes else None
+    label = part.labels.to(device)
     losses = {}
     for quantile in (torch.arange(levels) + 0.5) / levels:
         sigma = denoiser.draw_sigma(quantile.expand(len(part))).to(device)

@@ -4,7 +4,7 @@ The averaged tensors lie under "ema.", the raw ones, where they were kept, under
 """
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from diffit_lib.config import Recipe
-from diffit_lib.denoiser import EDMDenoiser
+from diffit_lib.denoiser import DENOISERS, Preconditioned
 from diffit_lib.errors import DiffitError
 from diffit_lib.files import READY_MADE, replacing
 from diffit_lib.models import build_network
@@ -37,7 +37,7 @@ class Card:
 
     def to_json(self) -> str:
         """One line of JSON."""
-        return json.dumps(asdict(self))
+        return json.dumps({**vars(self), "recipe": self.recipe.to_dict()})
 
     @classmethod
     def from_json(cls, text: str) -> "Card":
@@ -47,9 +47,11 @@ class Card:
         return cls(recipe=recipe, class_names=tuple(values.pop("class_names")), **values)
 
 
-def build_denoiser(recipe: Recipe) -> EDMDenoiser:
+def build_denoiser(recipe: Recipe) -> Preconditioned:
     """A fresh, randomly initialised denoiser around a fresh network."""
-    return EDMDenoiser(build_network(recipe.network), recipe.denoiser)
+    network = build_network(recipe.network)
+    network.checkpointing = recipe.training.checkpointing
+    return DENOISERS[recipe.denoiser.kind](network, recipe.denoiser)
 
 
 def save_weights(
@@ -64,7 +66,7 @@ def save_weights(
         save_file(tensors, beside, metadata={"format": FORMAT, "card": card.to_json()})
 
 
-def load_weights(path_or_name: str | Path, *, ema: bool = True) -> tuple[EDMDenoiser, Card]:
+def load_weights(path_or_name: str | Path, *, ema: bool = True) -> tuple[Preconditioned, Card]:
     """Rebuild the denoiser from a file, or from our own ready-made weights by name, on the CPU in float32.
 
     `ema=False` takes the raw tensors instead of the averaged ones.

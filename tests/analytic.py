@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
+from diffit_lib.noise import karras, sigma_table, sigma_to_t
+
 
 @dataclass
 class Gaussian:
@@ -22,6 +24,12 @@ class Gaussian:
 
     def initial(self, noise):
         return self.sigma_max * noise
+
+    def levels(self, num_steps):
+        return karras(num_steps, self.sigma_min, self.sigma_max)
+
+    def t(self, sigma):
+        return sigma_to_t(sigma, sigma_table("linear", 1000))
 
     def flow(self, x, sigma, sigma_next):
         """Where the probability-flow ODE carries x from sigma to sigma_next."""

@@ -7,8 +7,18 @@ import torch
 from analytic import Gaussian
 from torch import nn
 
-from diffit_lib.config import EDM
-from diffit_lib.denoiser import EDMDenoiser, Guided, denoising_loss
+from diffit_lib.config import EDM, VP
+from diffit_lib.denoiser import (
+    DENOISERS,
+    Clipped,
+    EDMDenoiser,
+    Guided,
+    Interval,
+    PowerCosine,
+    VPDenoiser,
+    denoising_loss,
+)
+from diffit_lib.noise import karras, respaced, sigma_table
 
 SIGMAS = torch.tensor([0.002, 0.5, 80.0])
 
@@ -84,6 +94,111 @@ class TestEDM:
     def test_initial_state_has_the_largest_noise_level(self, images):
         torch.testing.assert_close(EDMDenoiser(Constant(), self.config).initial(images), 80 * images)
 
+    def test_levels_are_edms(self):
+        assert torch.equal(EDMDenoiser(Constant(), self.config).levels(18), karras(18))
+
+    def test_time_is_that_of_the_linear_betas(self):
+        table = sigma_table("linear", 1000)
+        t = EDMDenoiser(Constant(), self.config).t(torch.stack([table[0] / 2, table[300], table[-1] * 2]))
+        assert t.tolist() == [0, 300, 999]
+
+
+class Answers(nn.Module):
+    """A network that answers with what it is given."""
+
+    def __init__(self, answer):
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, x, noise_label, class_label=None, augment_label=None):
+        return self.answer
+
+
+class TestVP:
+    table = sigma_table("linear", 1000)
+    sigmas = torch.tensor([0.0101, 0.8, 150.0], dtype=torch.float64)
+
+    def answers(self, images, eps):
+        """What a perfect network would say: alpha_bar's definitions of eps, v and x0."""
+        alpha_bar = (1 / (1 + self.sigmas**2)).view(-1, 1, 1, 1)
+        return {"eps": eps, "v": alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * images, "x0": images}
+
+    @pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
+    def test_perfect_prediction_gives_the_clean_image(self, images, prediction):
+        images, eps = images.double(), torch.randn(images.shape, dtype=torch.float64)
+        denoiser = VPDenoiser(Answers(self.answers(images, eps)[prediction]), VP(prediction=prediction))
+        noisy = images + self.sigmas.view(-1, 1, 1, 1) * eps
+        torch.testing.assert_close(denoiser(noisy, self.sigmas), images, rtol=0, atol=1e-12)
+
+    def test_network_sees_the_variance_preserving_state_and_t(self, images):
+        network, t = Constant(), [0, 400, 999]
+        VPDenoiser(network, VP())(images.double(), self.table[t])
+        signal = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0).sqrt()[t]
+        torch.testing.assert_close(network.x, (signal.view(-1, 1, 1, 1) * images).float())
+        assert network.noise_label.tolist() == t
+        assert network.x.dtype == network.noise_label.dtype == torch.float32
+
+    def test_state_keeps_its_dtype(self, images):
+        assert VPDenoiser(Constant(), VP())(images.double(), self.sigmas).dtype == torch.float64
+
+    def test_bounds_are_the_ends_of_the_table(self, images):
+        denoiser = VPDenoiser(Constant(), VP(noise_schedule="cosine"))
+        assert (denoiser.sigma_min, denoiser.sigma_max) == tuple(sigma_table("cosine", 1000)[[0, -1]].tolist())
+
+    def test_initial_state_has_unit_variance_in_the_networks_coordinates(self, images):
+        network = Constant()
+        denoiser = VPDenoiser(network, VP())
+        denoiser(denoiser.initial(images.double()), self.table[-1].expand(3))
+        torch.testing.assert_close(network.x, images)
+
+    def test_levels_are_the_respaced_table(self):
+        assert torch.equal(VPDenoiser(Constant(), VP()).levels(250), respaced(self.table, 250))
+
+    def test_time_counts_thousandths_whatever_the_length_of_the_table(self):
+        denoiser = VPDenoiser(Constant(), VP(timesteps=250))
+        assert denoiser.t(sigma_table("linear", 250)[[0, 100, 249]]).tolist() == [0, 400, 996]
+
+    def test_drawn_noise_levels_are_those_of_the_table_each_as_often(self):
+        denoiser = VPDenoiser(Constant(), VP(timesteps=50))
+        drawn = denoiser.draw_sigma((torch.arange(200, dtype=torch.float64) + 0.5) / 200)
+        assert drawn.dtype == torch.float32
+        torch.testing.assert_close(drawn, sigma_table("linear", 50).float().repeat_interleave(4))
+
+    @pytest.mark.parametrize(
+        ("options", "weight"),
+        [
+            ({"prediction": "eps"}, lambda sigma: 1 / sigma**2),
+            ({"prediction": "v"}, lambda sigma: 1 + 1 / sigma**2),
+            ({"prediction": "x0"}, lambda sigma: 1.0),
+            ({"prediction": "eps", "loss": "min-snr"}, lambda sigma: min(1 / sigma**2, 5.0)),
+            ({"prediction": "v", "loss": "min-snr"}, lambda sigma: min(1 / sigma**2, 5.0)),
+            ({"loss": "edm", "sigma_data": 0.5}, lambda sigma: (sigma**2 + 0.25) / (sigma * 0.5) ** 2),
+        ],
+    )
+    def test_losses_are_weights_on_the_clean_images_error(self, options, weight):
+        expected = [weight(sigma) for sigma in self.sigmas.tolist()]
+        weights = VPDenoiser(Constant(), VP(**options)).weight(self.sigmas)
+        torch.testing.assert_close(weights.tolist(), expected, rtol=1e-9, atol=0)
+
+    @pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
+    def test_simple_loss_is_the_mean_square_error_of_the_prediction(self, images, prediction):
+        images, eps = images.double(), torch.randn(images.shape, dtype=torch.float64)
+        answer = torch.randn(images.shape, dtype=torch.float64)
+        denoiser = VPDenoiser(Answers(answer), VP(prediction=prediction))
+        expected = (answer - self.answers(images, eps)[prediction]).square().flatten(1).mean(1)
+        torch.testing.assert_close(denoising_loss(denoiser, images, self.sigmas, eps), expected)
+
+    def test_training_in_float32_loses_nothing_at_either_end_of_the_table(self, images):
+        eps, answer = torch.randn_like(images), torch.randn_like(images)
+        sigmas = sigma_table("cosine", 1000)[[0, 500, 999]].float()
+        loss = denoising_loss(VPDenoiser(Answers(answer), VP(noise_schedule="cosine")), images, sigmas, eps)
+        torch.testing.assert_close(loss, (answer - eps).square().flatten(1).mean(1), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize(("config", "denoiser"), [(EDM(sigma_data=0.5), EDMDenoiser), (VP(), VPDenoiser)])
+def test_each_kind_of_config_builds_its_denoiser(config, denoiser):
+    assert type(DENOISERS[config.kind](Constant(), config)) is denoiser
+
 
 class Perfect(EDMDenoiser):
     """Knows the answer, and can be told to miss it by some amount."""
@@ -139,8 +254,82 @@ class TestGuidance:
         guided = Guided(Labelled(), 1.0, self.no_class)(images, SIGMAS, self.classes)
         assert torch.equal(guided, self.halves(images)[0])
 
+    def test_only_the_first_channels_are_guided_where_asked(self, images):
+        conditional, unconditional = self.halves(images)
+        guided = Guided(Labelled(), 3.0, self.no_class, channels=1)(images, SIGMAS, self.classes)
+        torch.testing.assert_close(guided[:, :1], (3 * conditional - 2 * unconditional)[:, :1])
+        assert torch.equal(guided[:, 1:], conditional[:, 1:])
+
+    def test_schedule_sets_each_images_scale(self, images):
+        conditional, unconditional = self.halves(images)
+        guided = Guided(Labelled(), lambda sigma, t: sigma, self.no_class)(images, SIGMAS, self.classes)
+        scale = SIGMAS.view(-1, 1, 1, 1)
+        torch.testing.assert_close(guided, (1 - scale) * unconditional + scale * conditional)
+
+    def test_one_image_beyond_tolerance_is_enough_to_run_both_halves(self, images):
+        denoiser = Labelled()
+        Guided(denoiser, Interval(3.0, high=0.01), self.no_class)(images, SIGMAS, self.classes)
+        assert denoiser.batch == 6
+
+    @pytest.mark.parametrize(
+        ("t", "scale"),
+        [
+            (999, 1.000),
+            (500, 1.033),
+            (400, 1.14),
+            (300, 1.46),
+            (250, 1.77),
+            (200, 2.22),
+            (100, 3.50),
+            (50, 4.12),
+            (0, 4.4),
+        ],
+    )
+    def test_power_cosine_is_the_published_schedule(self, t, scale):
+        assert PowerCosine(4.4)(None, torch.tensor(float(t))).item() == pytest.approx(scale, abs=0.006)
+
+    def test_power_cosine_runs_one_half_only_in_108_of_250_steps(self):
+        sizes = []
+
+        class Counting(Labelled):
+            def __call__(self, x, sigma, class_label=None, augment_label=None):
+                sizes.append(len(x))
+                return x
+
+        guided = Guided(Counting(), PowerCosine(4.4), self.no_class, tolerance=0.01)
+        for sigma in respaced(sigma_table("linear", 1000), 250)[:-1]:
+            guided(torch.zeros(1, 1, 2, 2), sigma[None], torch.zeros(1, dtype=torch.int64))
+        assert sizes == [1] * 108 + [2] * 142
+
+    def test_interval_guides_inside_alone(self):
+        sigma = torch.tensor([0.1, 0.2, 1.0, 1.6, 1.7], dtype=torch.float64)
+        assert Interval(4.0, 0.1, 1.6)(sigma, None).tolist() == [1, 4, 4, 4, 1]
+
+    def test_guided_denoiser_has_the_noise_levels_of_the_one_inside(self):
+        inside = VPDenoiser(Constant(), VP())
+        guided = Clipped(Guided(inside, 2.0, self.no_class))
+        assert (guided.sigma_min, guided.sigma_max) == (inside.sigma_min, inside.sigma_max)
+        assert (guided.initial, guided.levels, guided.t) == (inside.initial, inside.levels, inside.t)
+
     @pytest.mark.parametrize(("scale", "batch"), [(0.995, 3), (1.0, 3), (1.005, 3), (1.02, 6), (0.98, 6)])
     def test_runs_one_half_only_within_tolerance_of_one(self, images, scale, batch):
         denoiser = Labelled()
         Guided(denoiser, scale, self.no_class, tolerance=0.01)(images, SIGMAS, self.classes)
         assert denoiser.batch == batch
+
+
+class TestClipping:
+    def test_keeps_the_guided_image_in_range_and_leaves_the_rest_alone(self, images):
+        guided = Guided(Labelled(), 3.0, 5)
+        classes = torch.tensor([0, 1, 2])
+        clipped = Clipped(guided)(images, SIGMAS, classes)
+        assert guided(images, SIGMAS, classes).abs().max() > 1
+        assert torch.equal(clipped, guided(images, SIGMAS, classes).clamp(-1, 1))
+
+    def test_the_loss_knows_nothing_of_it(self, images):
+        answer = torch.full_like(images, 9.0)
+        losses = [
+            denoising_loss(VPDenoiser(Answers(answer), VP(prediction="x0", clip=clip)), images, SIGMAS, images)
+            for clip in (False, True)
+        ]
+        assert torch.equal(*losses)

@@ -1,11 +1,9 @@
 """The networks: architecture only."""
 
-from torch import nn
-
 from diffit_lib.config import ImageNetwork
 from diffit_lib.models.image import ImageDiffiT
 
 
-def build_network(config: ImageNetwork) -> nn.Module:
+def build_network(config: ImageNetwork) -> ImageDiffiT:
     """The network a configuration describes, freshly initialised."""
     return ImageDiffiT(config)

@@ -106,8 +106,8 @@ class ImageDiffiT(nn.Module):
             for resblock in blocks:
                 yield resblock.block.attn
 
-    def _run(self, blocks: nn.ModuleList, x: Tensor, time: Tensor, table: Iterator[Table | None]) -> Tensor:
-        for block in blocks:
+    def _run(self, blocks: nn.Module, x: Tensor, time: Tensor, table: Iterator[Table | None]) -> Tensor:
+        for block in blocks.children():
             if self.checkpointing and self.training:
                 x = checkpoint(block, x, time, next(table), use_reentrant=False)
             else:
@@ -122,7 +122,7 @@ def init_image_diffit(network: ImageDiffiT) -> None:
             nn.init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-    near_zero = [network.head]
+    near_zero: list[nn.Conv2d | nn.Linear] = [network.head]
     for layer in network.modules():
         if isinstance(layer, DiffiTResBlock):
             near_zero += [layer.block.attn.proj, layer.block.mlp.fc2]

@@ -1,6 +1,7 @@
 """`train`: a recipe in, a run folder with weights out; started again, it goes on where it stopped."""
 
 import json
+import logging
 import warnings
 from functools import partial
 from pathlib import Path
@@ -37,20 +38,17 @@ def train(recipe: Recipe, run: str | Path, data: Split | None = None, *, progres
 
     torch.manual_seed(recipe.training.seed)
     denoiser = build_denoiser(recipe).to(memory_format=torch.channels_last)
-    denoiser.network.checkpointing = recipe.training.checkpointing
     module = DiffusionModule(denoiser, recipe.training, data.train)
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # what it says at the start helps nobody here
+    precision: Any = recipe.training.precision
     report = Report(checkpoint, partial(show, run=run, recipe=recipe, data=data))
     trainer = pl.Trainer(
         accelerator="auto",
         devices=1,
-        precision=recipe.training.precision,
+        precision=precision,
         accumulate_grad_batches=recipe.training.accumulate,
         max_epochs=-1,
-        callbacks=[
-            Clock(),
-            *[Progress()] * progress,
-            Report(checkpoint, partial(show, run=run, recipe=recipe, data=data)),
-        ],
+        callbacks=[Clock(), *[Progress()] * progress, report],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -111,16 +109,15 @@ def show(module: DiffusionModule, run: Path, recipe: Recipe, data: Split) -> Non
         minutes=round(module.seconds / 60, 2),
         device=device_name(module.device),
     )
-    average = module.ema.module
-    save_weights(run / "weights.safetensors", card, average, module.denoiser)
+    save_weights(run / "weights.safetensors", card, module.average, module.denoiser)
 
-    pipe = Pipeline(average, card, device=module.device, precision=recipe.training.precision)
+    pipe = Pipeline(module.average, card, device=module.device, precision=recipe.training.precision)
     classes = recipe.network.num_classes
     samples = pipe(seeds=range(32), labels=[k % classes for k in range(32)] if classes else None)
     name = f"samples/{module.images_seen:09d}.png"
     write_png(run / name, tile(samples, columns=8, scale=enlargement(samples)))
 
-    levels = loss_by_level(average, data.test, recipe.training.precision)
+    levels = loss_by_level(module.average, data.test, recipe.training.precision)
     row = {
         "images": module.images_seen,
         "seconds": round(module.seconds, 1),

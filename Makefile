@@ -1,0 +1,31 @@
+# `make demo` and `make test` do everything from a fresh clone on; a second run installs nothing again.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help install demo test test-all lint
+
+help:
+	@echo "make demo      train DiffiT on real digits, in minutes on a CPU, into runs/demo/"
+	@echo "make test      lint, types and all quick tests"
+	@echo "make test-all  the slow tests too"
+
+install: .venv/installed
+
+.venv/installed: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "diffit needs Python 3.11 or newer, and $(PYTHON) is older: make PYTHON=/path/to/python3.11 ..."; exit 2; }
+	@start=$$(date +%s); \
+	$(PYTHON) -m venv .venv && $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' && \
+	echo $$(( $$(date +%s) - start )) > $@
+
+demo: install
+	@DIFFIT_INSTALL_SECONDS=$$(cat .venv/installed) $(BIN)/diffit demo
+
+lint: install
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+test: lint
+	@$(BIN)/python -m pytest -m 'not slow'
+
+test-all: lint
+	@$(BIN)/python -m pytest

@@ -1,0 +1,159 @@
+"""`diffit VERB ...`: the command line. torch is imported only once a verb runs."""
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import Any, NoReturn
+
+from jsonargparse import SUPPRESS, ArgumentParser
+
+from diffit_lib.config import PARTS, preset
+from diffit_lib.errors import DiffitError
+
+
+def demo(run: str = "runs/demo") -> None:
+    """Train DiffiT on real handwritten digits, in minutes on a CPU, and show what it draws.
+
+    Args:
+        run: folder for weights, pictures and report.json
+    """
+    from diffit_lib.tasks.demo import demo, table
+
+    print(table(demo(run)))
+    print(f"  pictures: {run}/samples.png, {run}/denoising.png, {run}/loss.png; weights: {run}/weights.safetensors")
+
+
+def train(name: str, run: str | None = None, **overrides: Any) -> None:
+    """Train a preset; started again on the same folder, go on where it stopped.
+
+    Args:
+        name: preset
+        run: run folder, runs/NAME unless given
+    """
+    from diffit_lib.tasks.train import train
+
+    recipe = preset(name).override(**overrides)
+    print(f"weights: {train(recipe, run or f'runs/{name}')}")
+
+
+def sample(
+    weights: str,
+    out: str = "samples",
+    seeds: str = "0-63",
+    labels: list[str] | None = None,
+    sampler: str | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+) -> None:
+    """Draw images from weights.
+
+    Args:
+        weights: weights file, or the name of ready-made weights
+        out: folder for the PNG files and their grid
+        seeds: one image each, e.g. 0-63,100
+        labels: classes by number or name: one for all images, or one per seed
+        sampler: heun or euler; like the following, the weights' own unless given
+        steps: noise levels
+        guidance: strength of classifier-free guidance, 1 for none
+    """
+    from diffit_lib.tasks.sample import sample
+
+    numbers = parse_seeds(seeds)
+    chosen = labels[0] if labels and len(labels) == 1 else labels
+    sample(weights, out, numbers, chosen, sampler=sampler, steps=steps, guidance=guidance)
+    print(f"{len(numbers)} images and grid.png: {out}/")
+
+
+def evaluate(weights: str, per_class: int = 50) -> None:
+    """Draw images from weights and measure them against the data they were trained on.
+
+    Args:
+        weights: weights file, or the name of ready-made weights
+        per_class: images of each class
+    """
+    import json
+
+    from diffit_lib.tasks.evaluate import evaluate
+
+    print(json.dumps(evaluate(weights, per_class=per_class), indent=2))
+
+
+def info(name: str) -> None:
+    """Say what a preset or a weights file is.
+
+    Args:
+        name: preset, weights file, or the name of ready-made weights
+    """
+    from diffit_lib.tasks.info import info
+
+    print(info(name))
+
+
+VERBS: dict[str, Callable[..., None]] = {
+    "demo": demo,
+    "info": info,
+    "train": train,
+    "sample": sample,
+    "evaluate": evaluate,
+}
+
+
+class Parser(ArgumentParser):
+    """Mistakes become the user's one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise DiffitError(f"{' '.join(message.split())}; `{self.prog} --help` tells more")
+
+
+def parser() -> Parser:
+    """The whole command line; `train` also takes every field of a recipe."""
+    top = Parser(prog="diffit", description="DiffiT: Diffusion Vision Transformers for image generation.")
+    verbs = top.add_subcommands(dest="verb", metavar="VERB")
+    for name, verb in VERBS.items():
+        summary = (verb.__doc__ or "").splitlines()[0]
+        sub = Parser(description=summary)
+        sub.add_function_arguments(verb, as_positional=True)
+        if verb is train:
+            add_recipe_fields(sub)
+        verbs.add_subcommand(name, sub, help=summary)
+    return top
+
+
+def add_recipe_fields(sub: Parser) -> None:
+    """One option for each field of the recipe, absent unless given."""
+    taken = set()
+    for title, kinds in PARTS.items():
+        group = sub.add_argument_group(f"{title} (the preset's own unless given)")
+        for field in (field for kind in kinds for field in fields(kind) if field.name not in taken):
+            taken.add(field.name)  # kinds of one part share some fields
+            group.add_argument(f"--{field.name}", type=field.type, default=SUPPRESS)
+
+
+def parse_seeds(text: str) -> list[int]:
+    """ "0-3,100" -> [0, 1, 2, 3, 100]."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        if not match or (match[2] and int(match[2]) < int(match[1])):
+            raise DiffitError(f"seeds are {text!r}; give numbers and rising ranges, e.g. 0-63,100")
+        seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
+    return seeds
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb and return the exit status: 0, or 2 for a mistake of the user's."""
+    words = [with_underscores(word) for word in (sys.argv[1:] if arguments is None else arguments)]
+    try:
+        config = parser().parse_args(words)
+        VERBS[config.verb](**config[config.verb].as_dict())
+    except DiffitError as error:
+        print(f"diffit: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def with_underscores(word: str) -> str:
+    """--batch-size=8 -> --batch_size=8, as the fields are called."""
+    option, equals, value = word.partition("=")
+    return option.replace("-", "_").replace("__", "--", 1) + equals + value if word.startswith("--") else word

@@ -1,0 +1,77 @@
+"""`demo`: trains DiffiT on real handwritten digits, in minutes on a CPU, and shows what it draws, with numbers."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffit_lib.config import preset
+from diffit_lib.data import load_data
+from diffit_lib.files import write_text
+from diffit_lib.pipeline import Pipeline, load
+from diffit_lib.plots import tile, write_png
+from diffit_lib.tasks.evaluate import evaluate
+from diffit_lib.tasks.info import parameters
+from diffit_lib.tasks.train import train
+
+
+def demo(run: str | Path = "runs/demo") -> dict[str, Any]:
+    """Train the `digits` preset in the folder `run`, draw, measure, and return what `report.json` holds.
+
+    A run that is already there is finished, not trained anew; delete the folder to start over.
+    """
+    run, recipe = Path(run), preset("digits")
+    data = load_data(recipe.data)
+    weights = train(recipe, run, data)
+    pipe = load(weights)
+    write_png(run / "samples.png", draw_grid(pipe))
+    write_png(run / "denoising.png", draw_strip(pipe))
+    install_seconds = os.environ.get("DIFFIT_INSTALL_SECONDS")
+    report = {
+        **evaluate(weights, data),
+        "train_seconds": round(60 * pipe.card.minutes, 1),
+        "install_seconds": float(install_seconds) if install_seconds else None,
+        "images_seen": pipe.card.images_seen,
+        "parameters": parameters(pipe.denoiser.network),
+        "device": pipe.card.device,
+    }
+    write_text(run / "report.json", json.dumps(report, indent=2) + "\n")
+    return report
+
+
+def draw_grid(pipe: Pipeline) -> np.ndarray:
+    """64 images in order of class, 8 to a row, seeds 0 to 63; one picture (H, W, C)."""
+    classes = pipe.card.recipe.network.num_classes
+    images = pipe(seeds=range(64), labels=[k * classes // 64 for k in range(64)])
+    return tile(images, columns=8, scale=8)
+
+
+def draw_strip(pipe: Pipeline) -> np.ndarray:
+    """From noise to digit: one row per class of the state at every second step; one picture (H, W, C).
+
+    Each state is shown in the coordinate of a variance-preserving process, so that pure noise has unit variance.
+    """
+    labels = list(range(pipe.card.recipe.network.num_classes))
+    columns = [
+        pipe.decode(state.x / (1 + state.sigma**2) ** 0.5)
+        for state in pipe.stream(seeds=labels, labels=labels)
+        if state.step % 2 == 0
+    ]
+    rows = np.stack(columns, axis=1)  # (classes, steps, H, W, C)
+    return tile(rows.reshape(-1, *rows.shape[2:]), columns=len(columns), scale=6)
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report as lines for a terminal."""
+    seconds = report["train_seconds"]
+    rows = [
+        ("class accuracy of samples", report["class_accuracy"], "the classifier sees the digit that was asked for"),
+        ("classifier on real digits", report["classifier_test_accuracy"], "its accuracy on the test part"),
+        ("Frechet ratio", report["frechet_ratio"], "1: as close to the train part as real test digits are"),
+        ("copy ratio", report["copy_ratio"], "1: as far from training images as test digits; 0: copies"),
+    ]
+    lines = [f"  {name:<26} {value:6.3f}   {meaning}" for name, value, meaning in rows]
+    lines.append(f"  {report['parameters']:,} parameters, {report['images_seen']:,} images seen in {seconds:.0f} s")
+    return "\n".join(lines + [f"  note: {warning}" for warning in report["warnings"]])

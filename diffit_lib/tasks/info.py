@@ -1,0 +1,53 @@
+"""`info`: what a preset or a weights file is."""
+
+from pathlib import Path
+
+from torch import nn
+
+from diffit_lib.config import PRESETS, ImageNetwork, Recipe
+from diffit_lib.models import build_network
+from diffit_lib.weights import find_weights, load_weights
+
+
+def info(name: str | Path) -> str:
+    """A few lines on a preset, on ready-made weights, or on a weights file."""
+    if str(name) in PRESETS and not Path(name).is_file():
+        return describe(PRESETS[str(name)])
+    _, card = load_weights(name)
+    facts = [
+        f"{find_weights(name)}: {card.recipe.name}, trained on {card.trained_on}",
+        f"  {card.images_seen:,} images in {card.minutes:.1f} minutes on {card.device}; licence {card.licence}",
+        f"  classes: {', '.join(card.class_names) or 'none'}",
+    ]
+    return "\n".join([*facts, describe(card.recipe)])
+
+
+def describe(recipe: Recipe) -> str:
+    """The network level by level, and how it is trained and sampled."""
+    network, training, sampling = recipe.network, recipe.training, recipe.sampling
+    return "\n".join(
+        [
+            f"{recipe.name}: image-space DiffiT for {recipe.data}, {parameters(build_network(network)):,} parameters",
+            levels_table(network),
+            f"  training: {training.total_images:,} images in batches of {training.batch_size}, lr {training.lr:g}",
+            f"  sampling: {sampling.sampler}, {sampling.steps} steps, guidance {sampling.guidance:g}",
+        ]
+    )
+
+
+def levels_table(network: ImageNetwork) -> str:
+    """One line per level: map, channels, ResBlocks on each path, window, heads."""
+    lines = ["  level  map      channels  ResBlocks  window  heads"]
+    for level, ((height, width), channels, window) in enumerate(
+        zip(network.map_sizes, network.channels, network.windows, strict=True)
+    ):
+        bottom = level == len(network.channels) - 1
+        blocks = f"{network.num_blocks}" if bottom else f"{network.num_blocks} + {network.num_blocks}"
+        size, tile = f"{height}x{width}", f"{window[0]}x{window[1]}"
+        lines.append(f"  {level:<5}  {size:<7}  {channels:<8}  {blocks:<9}  {tile:<6}  {network.num_heads}")
+    return "\n".join(lines)
+
+
+def parameters(network: nn.Module) -> int:
+    """Number of trainable parameters."""
+    return sum(tensor.numel() for tensor in network.parameters())

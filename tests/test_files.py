@@ -1,0 +1,72 @@
+"""Files are whole or absent."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from diffit_lib.files import READY_MADE, cache_folder, replacing, sha256, write_text
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "card.json"
+    path.write_text("old")
+    return path
+
+
+def test_replacing_keeps_the_old_file_until_the_new_one_is_whole(path):
+    with replacing(path) as beside:
+        beside.write_text("new")
+        assert path.read_text() == "old"
+        assert beside.parent == path.parent  # a rename within one file system takes a single step
+        assert beside.suffix == path.suffix
+    assert path.read_text() == "new"
+    assert os.listdir(path.parent) == ["card.json"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_replacing_leaves_the_old_file_whole_on_failure_and_nothing_beside_it(path, error):
+    def write_half():
+        with replacing(path) as beside:
+            beside.write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        write_half()
+    assert path.read_text() == "old"
+    assert os.listdir(path.parent) == ["card.json"]
+
+
+def test_replacing_leaves_nothing_where_there_was_nothing(tmp_path):
+    with pytest.raises(RuntimeError), replacing(tmp_path / "run" / "new.txt"):
+        raise RuntimeError
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_written_file_is_as_readable_as_any_other(tmp_path):
+    (tmp_path / "plain.txt").write_text("")
+    write_text(tmp_path / "ours.txt", "")
+    assert (tmp_path / "ours.txt").stat().st_mode == (tmp_path / "plain.txt").stat().st_mode
+
+
+def test_write_text_makes_folders_and_writes_utf8(tmp_path):
+    write_text(tmp_path / "a" / "b.txt", "σ")
+    assert (tmp_path / "a" / "b.txt").read_bytes() == "σ".encode()
+
+
+def test_sha256_is_that_of_the_bytes(tmp_path):
+    (tmp_path / "file").write_bytes(b"\x00\r\n" * 100_000)
+    assert sha256(tmp_path / "file") == hashlib.sha256(b"\x00\r\n" * 100_000).hexdigest()
+
+
+def test_cache_folder_follows_the_environment_and_else_the_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("DIFFIT_CACHE", str(tmp_path))
+    assert cache_folder() == tmp_path
+    monkeypatch.delenv("DIFFIT_CACHE")
+    assert cache_folder() == Path.home() / ".cache" / "diffit"
+
+
+def test_ready_made_weights_lie_beside_the_package():
+    assert Path(__file__).resolve().parent.parent / "weights" == READY_MADE

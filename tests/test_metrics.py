@@ -1,0 +1,210 @@
+"""Numbers over features against known answers, and the stamp they travel with."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from diffit_lib.errors import DiffitError
+from diffit_lib.metrics import (
+    Stamp,
+    class_accuracy,
+    copy_ratio,
+    evenly,
+    frechet_distance,
+    frechet_from_moments,
+    measure_small,
+    nearest,
+)
+
+
+def covariance(dim, rank, seed):
+    factor = np.random.default_rng(seed).normal(size=(dim, rank))
+    return factor @ factor.T
+
+
+def noise(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def pictures(*shape, seed=0):
+    return torch.randint(256, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+
+
+def test_frechet_distance_of_diagonal_gaussians_is_the_textbook_sum():
+    mu1, mu2 = np.array([0.0, 1.0, 2.0]), np.array([1.0, 1.0, -1.0])
+    deviation1, deviation2 = np.array([1.0, 2.0, 3.0]), np.array([2.0, 2.0, 0.5])
+    expected = np.square(mu1 - mu2).sum() + np.square(deviation1 - deviation2).sum()
+    actual = frechet_from_moments(mu1, np.diag(deviation1**2), mu2, np.diag(deviation2**2))
+    assert actual == pytest.approx(expected, rel=1e-12)
+
+
+def test_frechet_distance_equals_the_matrix_square_root_where_covariances_do_not_commute():
+    import scipy.linalg
+
+    sigma1, sigma2, mu = covariance(6, 9, seed=0), covariance(6, 9, seed=1), np.zeros(6)
+    expected = np.trace(sigma1 + sigma2 - 2 * scipy.linalg.sqrtm(sigma1 @ sigma2).real)
+    assert frechet_from_moments(mu, sigma1, mu, sigma2) == pytest.approx(expected, rel=1e-9)
+
+
+def test_singular_covariances_give_a_finite_real_distance():
+    sigma1, sigma2, mu = covariance(20, 3, seed=0), covariance(20, 2, seed=1), np.zeros(20)
+    mixed = frechet_from_moments(mu, sigma1, mu, sigma2)
+    assert isinstance(mixed, float)
+    assert np.isfinite(mixed)
+    assert mixed == pytest.approx(frechet_from_moments(mu, sigma2, mu, sigma1), rel=1e-9)
+    assert frechet_from_moments(mu, sigma1, mu, 0 * sigma1) == pytest.approx(np.trace(sigma1), rel=1e-12)
+
+
+def test_distance_of_features_to_themselves_is_zero_even_with_fewer_images_than_features():
+    features = noise(10, 32)
+    assert 0 <= frechet_distance(features, features) < 1e-9
+
+
+def test_features_from_two_gaussians_give_the_formula():
+    a, b = noise(50_000, 3, seed=1), 2 * noise(50_000, 3, seed=2) + 1
+    assert frechet_distance(a, b) == pytest.approx(3 * 1 + 3 * 1, rel=0.02)
+
+
+def test_covariance_is_the_unbiased_one():
+    a, b = torch.tensor([[-1.0], [1.0]]), torch.tensor([[0.0], [0.0]])
+    assert frechet_distance(a, b) == pytest.approx(2.0)
+
+
+def test_one_image_is_refused_in_one_line():
+    with pytest.raises(DiffitError, match="at least 2 images on each side and got 1"):
+        frechet_distance(noise(1, 4), noise(5, 4))
+
+
+def test_class_accuracy_is_the_share_of_matching_labels():
+    assert class_accuracy(torch.tensor([1, 2, 3, 3]), torch.tensor([1, 2, 3, 0])) == 0.75
+
+
+def test_nearest_finds_exact_copies_at_distance_zero_and_others_at_their_pixel_distance():
+    train = pictures(1200, 3, 8, 8)
+    images = train[[700, 3, 1100]].clone()
+    images[1, 0, 0, 0] ^= 1
+    images = torch.cat([images] * 300)  # more than one chunk
+    distances, indices = nearest(images, train)
+    assert distances.tolist() == [0, 1, 0] * 300
+    assert indices.tolist() == [700, 3, 1100] * 300
+
+
+def test_copy_ratio_tells_copies_from_new_images():
+    train, test = pictures(200, 1, 8, 8, seed=0), pictures(100, 1, 8, 8, seed=1)
+    assert copy_ratio(train[:50], train, test) == 0
+    assert copy_ratio(test, train, test) == 1
+    assert copy_ratio(pictures(100, 1, 8, 8, seed=2), train, test) == pytest.approx(1, abs=0.05)
+
+
+def test_copy_ratio_refuses_a_test_part_made_of_training_images():
+    train = pictures(20, 1, 4, 4)
+    with pytest.raises(DiffitError, match="copies of training images"):
+        copy_ratio(train, train, train)
+
+
+def test_even_subset_keeps_the_shares_of_classes_that_come_in_order():
+    labels = torch.arange(10).repeat_interleave(100)
+    chosen = evenly(labels, 360)
+    assert labels[chosen].bincount().tolist() == [36] * 10
+    assert len(chosen.unique()) == 360
+    gaps = chosen.sort().values.diff()
+    assert gaps.max() <= 4  # spread over each class, not its first images
+
+
+def test_even_subset_of_everything_is_everything():
+    labels = torch.tensor([2, 0, 1, 0])
+    assert evenly(labels, 4).sort().values.tolist() == [0, 1, 2, 3]
+
+
+class Projection:
+    """Features are random projections of the pixels; the predicted class is read from the first pixel."""
+
+    name = "projection"
+
+    def __init__(self, seed):
+        self.checksum = f"seed{seed}"
+        self.weight = noise(16, 4, seed=seed) / 100
+
+    def features(self, images):
+        return images.flatten(1).float() @ self.weight
+
+    def predict(self, images):
+        return images.flatten(1)[:, 0].long() % 2
+
+
+@pytest.fixture
+def parts():
+    train, test = pictures(300, 1, 4, 4, seed=0), pictures(60, 1, 4, 4, seed=1)
+    return {"train": train, "test": test, "test_labels": test.flatten(1)[:, 0].long() % 2}
+
+
+STAMP = Stamp(reference="toy/train", reference_hash="abc", sampler="heun", steps=18, guidance=0.0, seeds="0..99")
+
+
+def measure(samples, parts, seeds=(0, 1)):
+    labels = samples.flatten(1)[:, 0].long() % 2
+    return measure_small(samples, labels, **parts, classifiers=[Projection(s) for s in seeds], stamp=STAMP)
+
+
+def test_real_test_images_measure_as_the_floor(parts):
+    report = measure(parts["test"], parts)
+    assert report["frechet_ratio"] == 1
+    assert report["frechet"] == report["frechet_floor"] > 0
+    assert report["copy_ratio"] == report["class_accuracy"] == report["classifier_test_accuracy"] == 1
+
+
+def test_frechet_numbers_are_means_over_classifiers(parts):
+    samples = pictures(60, 1, 4, 4, seed=2) // 2
+    both, one, other = (measure(samples, parts, seeds) for seeds in ((0, 1), (0,), (1,)))
+    for key in ("frechet", "frechet_floor", "frechet_ratio"):
+        assert both[key] == pytest.approx((one[key] + other[key]) / 2)
+    assert both["frechet_ratio"] > 2
+
+
+@pytest.mark.parametrize("count", [40, 500])
+def test_generated_and_floor_are_taken_at_equal_n(count, parts):
+    samples = pictures(count, 1, 4, 4, seed=2)
+    report = measure(samples, parts)
+    n = min(count, 60)
+    assert report["stamp"]["n"] == n
+    labels = samples.flatten(1)[:, 0].long() % 2
+    for key, images, classes in (
+        ("frechet", samples, labels),
+        ("frechet_floor", parts["test"], parts["test_labels"]),
+    ):
+        subset = images[evenly(classes, n)]
+        by_hand = [frechet_distance(p.features(subset), p.features(parts["train"])) for p in map(Projection, (0, 1))]
+        assert report[key] == pytest.approx(np.mean(by_hand))
+
+
+def test_report_is_plain_json_and_carries_its_stamp(parts):
+    report = measure(parts["test"], parts)
+    assert json.loads(json.dumps(report)) == report
+    stamp = report["stamp"]
+    assert stamp["extractor"] == "2 x projection"
+    assert stamp["extractor_checksum"] == "seed0+seed1"
+    assert (stamp["reference"], stamp["sampler"], stamp["steps"], stamp["rounding"]) == (
+        "toy/train",
+        "heun",
+        18,
+        "round",
+    )
+    assert report["warnings"] == Stamp(**stamp).warnings()
+
+
+def test_stamp_prints_one_line_without_what_does_not_apply():
+    line = str(STAMP)
+    assert "reference=toy/train" in line
+    assert "guidance=0.0" in line
+    assert "decoder" not in line
+    assert "best_by_this_metric" not in line
+    assert "\n" not in line
+
+
+def test_small_n_and_a_checkpoint_chosen_by_the_metric_are_said_aloud():
+    assert Stamp(reference="r", reference_hash="h", n=10_000).warnings() == []
+    assert "n = 9999 is small" in Stamp(reference="r", reference_hash="h", n=9999).warnings()[0]
+    (warning,) = Stamp(reference="r", reference_hash="h", n=50_000, best_by_this_metric=True).warnings()
+    assert "chosen by this very metric" in warning
