@@ -88,7 +88,7 @@ class ImageNetwork:
         for channels in self.channels:
             check(
                 channels % self.num_heads == 0 and channels % 4 == 0,
-                f"a level has {channels} channels; num_heads={self.num_heads} and 4 must divide them",
+                f"a level has {channels} channels; give a width that num_heads={self.num_heads} and 4 divide",
             )
         factor = 2 ** (len(self.channel_mult) - 1)
         for side in self.image_size:
