@@ -4,7 +4,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_origin
 
 from jsonargparse import SUPPRESS, ArgumentParser
 
@@ -12,7 +12,7 @@ from diffit_lib.config import PARTS, preset
 from diffit_lib.errors import DiffitError
 
 
-def demo(run: str = "runs/demo") -> None:
+def run_demo(run: str = "runs/demo") -> None:
     """Train DiffiT on real handwritten digits, in minutes on a CPU, and show what it draws.
 
     Args:
@@ -24,24 +24,24 @@ def demo(run: str = "runs/demo") -> None:
     print(f"  pictures: {run}/samples.png, {run}/denoising.png, {run}/loss.png; weights: {run}/weights.safetensors")
 
 
-def train(name: str, run: str | None = None, **overrides: Any) -> None:
+def run_train(name: str, run: str | None = None, **overrides: Any) -> None:
     """Train a preset; started again on the same folder, go on where it stopped.
 
     Args:
         name: preset
         run: run folder, runs/NAME unless given
     """
+    recipe = preset(name).override(**overrides)
     from diffit_lib.tasks.train import train
 
-    recipe = preset(name).override(**overrides)
     print(f"weights: {train(recipe, run or f'runs/{name}')}")
 
 
-def sample(
+def run_sample(
     weights: str,
     out: str = "samples",
     seeds: str = "0-63",
-    labels: list[str] | None = None,
+    labels: str | None = None,
     sampler: str | None = None,
     steps: int | None = None,
     guidance: float | None = None,
@@ -52,20 +52,20 @@ def sample(
         weights: weights file, or the name of ready-made weights
         out: folder for the PNG files and their grid
         seeds: one image each, e.g. 0-63,100
-        labels: classes by number or name: one for all images, or one per seed
+        labels: classes by number or name: 3 for all images, or one per seed, e.g. 0,1,2
         sampler: heun or euler; like the following, the weights' own unless given
         steps: noise levels
         guidance: strength of classifier-free guidance, 1 for none
     """
+    numbers = parse_seeds(seeds)
+    chosen = labels.split(",") if labels and "," in labels else labels
     from diffit_lib.tasks.sample import sample
 
-    numbers = parse_seeds(seeds)
-    chosen = labels[0] if labels and len(labels) == 1 else labels
     sample(weights, out, numbers, chosen, sampler=sampler, steps=steps, guidance=guidance)
     print(f"{len(numbers)} images and grid.png: {out}/")
 
 
-def evaluate(weights: str, per_class: int = 50) -> None:
+def run_evaluate(weights: str, per_class: int = 50) -> None:
     """Draw images from weights and measure them against the data they were trained on.
 
     Args:
@@ -79,7 +79,7 @@ def evaluate(weights: str, per_class: int = 50) -> None:
     print(json.dumps(evaluate(weights, per_class=per_class), indent=2))
 
 
-def info(name: str) -> None:
+def run_info(name: str) -> None:
     """Say what a preset or a weights file is.
 
     Args:
@@ -90,12 +90,13 @@ def info(name: str) -> None:
     print(info(name))
 
 
+# Called otherwise than the package's own `train`: jsonargparse looks a function's name up there, which would import it.
 VERBS: dict[str, Callable[..., None]] = {
-    "demo": demo,
-    "info": info,
-    "train": train,
-    "sample": sample,
-    "evaluate": evaluate,
+    "demo": run_demo,
+    "info": run_info,
+    "train": run_train,
+    "sample": run_sample,
+    "evaluate": run_evaluate,
 }
 
 
@@ -103,7 +104,7 @@ class Parser(ArgumentParser):
     """Mistakes become the user's one line."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise DiffitError(f"{' '.join(message.split())}; `{self.prog} --help` tells more")
+        raise DiffitError(f"{' '.join(message.split())}; `{self.prog.replace(' [options]', '')} --help` tells more")
 
 
 def parser() -> Parser:
@@ -114,7 +115,7 @@ def parser() -> Parser:
         summary = (verb.__doc__ or "").splitlines()[0]
         sub = Parser(description=summary)
         sub.add_function_arguments(verb, as_positional=True)
-        if verb is train:
+        if verb is run_train:
             add_recipe_fields(sub)
         verbs.add_subcommand(name, sub, help=summary)
     return top
@@ -123,11 +124,17 @@ def parser() -> Parser:
 def add_recipe_fields(sub: Parser) -> None:
     """One option for each field of the recipe, absent unless given."""
     taken = set()
-    for title, kinds in PARTS.items():
+    for title, parts in PARTS.items():
         group = sub.add_argument_group(f"{title} (the preset's own unless given)")
-        for field in (field for kind in kinds for field in fields(kind) if field.name not in taken):
-            taken.add(field.name)  # kinds of one part share some fields
-            group.add_argument(f"--{field.name}", type=field.type, default=SUPPRESS)
+        for field in (field for part in parts for field in fields(part) if field.name not in taken):
+            taken.add(field.name)  # EDM and VP share some fields
+            kind = parse_numbers if get_origin(field.type) is tuple else field.type
+            group.add_argument(f"--{field.name}", type=kind, default=SUPPRESS)
+
+
+def parse_numbers(text: str) -> tuple[int, ...]:
+    """ "1,2,2" -> (1, 2, 2)."""
+    return tuple(int(part) for part in text.split(","))
 
 
 def parse_seeds(text: str) -> list[int]:

@@ -1,6 +1,8 @@
-"""What metrics see: networks that turn uint8 images into a few numbers each."""
+"""What metrics see: networks that turn uint8 images into a few numbers each, and a cache for what they found."""
 
 import hashlib
+import urllib.error
+from collections.abc import Callable
 from pathlib import Path
 
 import safetensors.torch
@@ -13,7 +15,35 @@ from diffit_lib.errors import DiffitError
 from diffit_lib.files import cache_folder, replacing, sha256
 from diffit_lib.tensors import seeded_generator, to_float
 
+INCEPTION_URL = (
+    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
+)
+INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 TRAINING_IMAGES = 30_000  # the classifier is shown at least so many
+
+
+def cached(name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Tensors from the cache, bit-equal to what `make` returned; made anew where they are missing or damaged.
+
+    `name` tells apart all that they depend on but the code of this file.
+    """
+    path = cache_folder() / f"{name}-{sha256(__file__)[:16]}.safetensors"
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+            intact = file.metadata() == {"digest": _digest(tensors)}
+    except (OSError, SafetensorError):
+        intact = False
+    if not intact:
+        tensors = make()
+        with replacing(path) as beside:
+            safetensors.torch.save_file(tensors, beside, {"digest": _digest(tensors)})
+    return tensors
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    """The SHA-256 of named tensors, its first 16 hexadecimal digits."""
+    return hashlib.sha256(safetensors.torch.save(tensors)).hexdigest()[:16]
 
 
 class Classifier(nn.Module):
@@ -70,20 +100,16 @@ def train_classifier(images: Tensor, labels: Tensor, seed: int = 0) -> Classifie
     num_classes = int(labels.max()) + 1
     if num_classes < 2:
         raise DiffitError("the data has no classes to tell apart, which the classifier needs; measure with inception")
-    data = _digest({"images": images, "labels": labels})
-    path = cache_folder() / "classifiers" / f"{data}-{sha256(__file__)[:16]}-{seed}.safetensors"
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         classifier = Classifier(tuple(images.shape[1:]), num_classes)
-    if not _restore(classifier, path):
-        _train(classifier, images, labels, seed)
-        with replacing(path) as beside:
-            metadata = {"checksum": classifier.checksum}
-            safetensors.torch.save_file(classifier.state_dict(), beside, metadata)
+    data = _digest({"images": images, "labels": labels})
+    weights = cached(f"classifiers/{data}-{seed}", lambda: _train(classifier, images, labels, seed))
+    classifier.load_state_dict(weights)
     return classifier.eval()
 
 
-def _train(classifier: Classifier, images: Tensor, labels: Tensor, seed: int) -> None:
+def _train(classifier: Classifier, images: Tensor, labels: Tensor, seed: int) -> dict[str, Tensor]:
     """AdamW under a one-cycle learning rate, over shifted images, each of them at least once."""
     batch_size = 64
     generator = seeded_generator("classifier", seed)
@@ -98,6 +124,7 @@ def _train(classifier: Classifier, images: Tensor, labels: Tensor, seed: int) ->
         F.cross_entropy(logits, labels[indices], label_smoothing=0.1).backward()
         optimizer.step()
         schedule.step()
+    return classifier.state_dict()
 
 
 def _shifted(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -110,20 +137,68 @@ def _shifted(x: Tensor, generator: torch.Generator) -> Tensor:
     return torch.stack([image[:, top : top + height, left : left + width] for image, (top, left) in windows])
 
 
-def _restore(classifier: Classifier, path: Path) -> bool:
-    """Fill in the cached weights; False where the file is missing or damaged."""
+class Inception(nn.Module):
+    """The Inception-v3 of 2015 by which the field compares: torch-fidelity's port, bit-exact in its resizing.
+
+    `network` maps uint8 (B, 3, H, W) to 2048 features and 1008 logits without bias; `checksum` names its weights.
+    """
+
+    name = "inception"
+    num_features = 2048
+
+    def __init__(self, network: nn.Module, checksum: str):
+        super().__init__()
+        self.network, self.checksum = network.eval(), checksum
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 (N, C, H, W), grey or RGB -> features (N, 2048) and logits (N, 1008), float32 on the CPU."""
+        device = next(self.network.parameters()).device
+        found = []
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            for chunk in images.split(64):
+                found.append([out.cpu() for out in self.network(chunk.expand(-1, 3, -1, -1).to(device))])
+        features, logits = (torch.cat(part) for part in zip(*found, strict=True))
+        return features, logits
+
+
+def load_inception(path: str | Path | None = None) -> Inception:
+    """Inception from its published file: at `path`, else in the cache, else downloaded there (96 MB).
+
+    Raises a DiffitError where the file cannot be had, or is not the published one: it holds a pickle, so nothing else
+    is ever opened.
+    """
     try:
-        with safe_open(path, "pt") as file:
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-            expected = file.metadata()
-    except (OSError, SafetensorError):
-        return False
-    if expected != {"checksum": _digest(state)}:
-        return False
-    classifier.load_state_dict(state)
-    return True
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    except ImportError:
+        raise DiffitError(
+            "Inception needs torch-fidelity; pip install torch-fidelity, or use the classifier extractor"
+        ) from None
+    path = Path(path) if path is not None else _cached_inception()
+    if not path.is_file():
+        raise DiffitError(f"there are no Inception weights at {path}; download them from {INCEPTION_URL}")
+    if (found := sha256(path)) != INCEPTION_SHA256:
+        raise DiffitError(
+            f"{path} is not the published Inception (SHA-256 {found[:8]}..., not {INCEPTION_SHA256[:8]}...); "
+            f"delete it and download {INCEPTION_URL} anew"
+        )
+    network = FeatureExtractorInceptionV3(
+        "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path)
+    )
+    return Inception(network, INCEPTION_SHA256[:16])
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
-    """The SHA-256 of named tensors, its first 16 hexadecimal digits."""
-    return hashlib.sha256(safetensors.torch.save(tensors)).hexdigest()[:16]
+def _cached_inception() -> Path:
+    """The file in the cache, downloaded first where it is not there yet."""
+    path = cache_folder() / INCEPTION_URL.rpartition("/")[2]
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:  # writes beside the path, checks, then renames
+            torch.hub.download_url_to_file(INCEPTION_URL, str(path), hash_prefix=INCEPTION_SHA256)
+        except (OSError, RuntimeError) as error:
+            reason = error.reason if isinstance(error, urllib.error.URLError) else error
+            raise DiffitError(
+                f"the Inception weights could not be downloaded ({reason}); put {INCEPTION_URL} at {path}, "
+                "or use the classifier extractor"
+            ) from None
+    return path

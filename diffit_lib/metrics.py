@@ -3,10 +3,10 @@
 A Frechet distance over any features but Inception's 2048 is a Frechet distance, never an FID.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import fmean
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import scipy.linalg
@@ -14,29 +14,40 @@ import torch
 from torch import Tensor
 
 from diffit_lib.errors import DiffitError
+from diffit_lib.tensors import to_uint8
 
 
 class Extractor(Protocol):
     """Images to features."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What to call it."""
+        ...
 
     @property
     def checksum(self) -> str:
         """Names the very weights."""
         ...
 
+
+class Classifier(Extractor, Protocol):
+    """An extractor trained on the classes of the data itself."""
+
     def features(self, images: Tensor) -> Tensor:
         """(N, C, H, W) uint8 -> (N, D) float32."""
         ...
 
-
-class Predictor(Extractor, Protocol):
-    """An extractor that also tells classes apart."""
-
     def predict(self, images: Tensor) -> Tensor:
         """(N, C, H, W) uint8 -> (N,) int64."""
+        ...
+
+
+class Inception(Extractor, Protocol):
+    """The extractor that FID, Inception Score, KID, precision and recall are defined by."""
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, C, H, W) uint8 -> features (N, 2048) and logits (N, 1008), float32."""
         ...
 
 
@@ -57,7 +68,7 @@ class Stamp:
     guidance: float | None = None
     seeds: str | None = None  # e.g. "0..359"
     precision: str | None = None
-    rounding: str = "round"  # of float to uint8; the published evaluators truncate
+    rounding: str = "round"  # of float to uint8; "adm": truncated, as the published evaluators do
     decoder: str | None = None  # the VAE's, for latent models
     weights_hash: str | None = None
     best_by_this_metric: bool = False  # the checkpoint was chosen by the very number it goes with
@@ -148,7 +159,7 @@ def measure_small(
     train: Tensor,
     test: Tensor,
     test_labels: Tensor,
-    classifiers: Sequence[Predictor],
+    classifiers: Sequence[Classifier],
     stamp: Stamp,
 ) -> dict[str, Any]:
     """All numbers for small or grey data, ready for JSON; images are uint8 (N, C, H, W), labels (N,) int64.
@@ -180,6 +191,89 @@ def measure_small(
         "stamp": stamp.to_dict(),
         "warnings": stamp.warnings(),
     }
+
+
+class Reference(NamedTuple):
+    """What is kept of the real images."""
+
+    mean: Tensor  # (D,) float64
+    covariance: Tensor  # (D, D) float64
+    features: Tensor  # (M, D) float32 of at most 10,000 of them, evenly spread: for KID, precision and recall
+
+
+def reference_statistics(images: Tensor, inception: Inception) -> Reference:
+    """Statistics of real images, uint8 (N, C, H, W)."""
+    features, _ = inception(images)
+    mean, covariance = moments(features)
+    kept = features[evenly(torch.zeros(len(features)), min(len(features), 10_000))]
+    return Reference(torch.from_numpy(mean), torch.from_numpy(covariance), kept)
+
+
+def measure_inception(
+    batches: Iterable[Tensor], reference: Reference, inception: Inception, stamp: Stamp, protocol: str = "round"
+) -> dict[str, Any]:
+    """FID, Inception Score, KID, precision and recall of images that come in batches, ready for JSON.
+
+    Batches are float in [-1, 1] or uint8, (B, C, H, W), and are not kept. `protocol` turns floats into uint8: "round",
+    or "adm", which truncates as the published evaluators do. Settings are torch-fidelity's: 10 splits, 100 subsets of
+    1000 images (of all where there are fewer), 3 neighbours, random seed 2020.
+    """
+    from torch_fidelity.metric_isc import isc_features_to_metric
+    from torch_fidelity.metric_kid import kid_features_to_metric
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
+    if protocol not in PROTOCOLS:
+        raise DiffitError(f"unknown protocol {protocol!r}; the protocols are {', '.join(PROTOCOLS)}")
+    features, logits = _extract(batches, inception, protocol)
+    n = min(len(features), len(reference.features))
+    if n < 10:
+        raise DiffitError(f"Inception metrics need at least 10 images on each side and got {n}; give more")
+    score = isc_features_to_metric(logits)
+    kid = kid_features_to_metric(features, reference.features, kid_subset_size=min(n, 1000), verbose=False)
+    manifold = prc_features_to_metric(
+        features, reference.features, save_cpu_ram=True, prc_batch_size=2000, verbose=False
+    )
+    stamp = replace(
+        stamp,
+        n=len(features),
+        extractor=inception.name,
+        extractor_checksum=inception.checksum,
+        rounding=protocol,
+    )
+    return {
+        "fid": frechet_from_moments(*moments(features), reference.mean.numpy(), reference.covariance.numpy()),
+        "inception_score": score["inception_score_mean"],
+        "inception_score_std": score["inception_score_std"],
+        "kid": kid["kernel_inception_distance_mean"],
+        "kid_std": kid["kernel_inception_distance_std"],
+        "precision": manifold["precision"],
+        "recall": manifold["recall"],
+        "stamp": stamp.to_dict(),
+        "warnings": stamp.warnings(),
+    }
+
+
+def _extract(batches: Iterable[Tensor], inception: Inception, protocol: str) -> tuple[Tensor, Tensor]:
+    """Features and logits of all batches."""
+    found = []
+    for images in batches:
+        if images.is_floating_point():
+            images = PROTOCOLS[protocol](images)
+        elif protocol == "adm":
+            raise DiffitError("protocol adm truncates float images and got uint8 ones, rounded before; give floats")
+        found.append(inception(images))
+    if not found:
+        raise DiffitError("there are no images to measure")
+    features, logits = (torch.cat(part) for part in zip(*found, strict=True))
+    return features, logits
+
+
+def _truncate(images: Tensor) -> Tensor:
+    """float in [-1, 1] -> uint8, rounded towards 0."""
+    return ((images + 1) * 127.5).clamp(0, 255).to(torch.uint8)
+
+
+PROTOCOLS = {"round": to_uint8, "adm": _truncate}
 
 
 def _root(sigma: np.ndarray) -> np.ndarray:

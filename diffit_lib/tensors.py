@@ -4,7 +4,8 @@ Inside the library an image is float, (B, C, H, W), in [-1, 1]; on disk and in t
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -34,6 +35,15 @@ def derive_seed(*key: int | str) -> int:
     """A 63-bit seed from any key, the same on every machine and in every process."""
     digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """Names these very tensors, wherever they lie: 16 hexadecimal digits of a SHA-256 over names, shapes and values."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        sha.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()[:16]
 
 
 def seeded_generator(*key: int | str) -> torch.Generator:
@@ -67,6 +77,17 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The context in which a network runs under `precision` ("32-true", "bf16-mixed" or "16-mixed")."""
     dtype = torch.float16 if precision == "16-mixed" else torch.bfloat16
     return torch.autocast(device.type, dtype=dtype, enabled=precision != "32-true")
+
+
+@contextmanager
+def cpu_threads(count: int | None) -> Iterator[None]:
+    """Run on this many CPU threads; None changes nothing."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def best_device() -> torch.device:

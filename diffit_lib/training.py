@@ -89,8 +89,7 @@ class DiffusionModule(pl.LightningModule):
         """Adam, its learning rate warmed up linearly in images."""
         fused = self.trainer.precision != "16-mixed"  # fused Adam unscales gradients itself, behind clipping's back
         optimizer = torch.optim.Adam(self.denoiser.parameters(), lr=self.options.lr, fused=fused)
-        warmup_steps = self.options.warmup_images / self.options.batch_size
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup_steps))
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.options.lr_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:

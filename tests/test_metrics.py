@@ -5,8 +5,11 @@ import json
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import Subset
 
+from diffit_lib.data import digits
 from diffit_lib.errors import DiffitError
+from diffit_lib.extractors import Inception
 from diffit_lib.metrics import (
     Stamp,
     class_accuracy,
@@ -14,8 +17,10 @@ from diffit_lib.metrics import (
     evenly,
     frechet_distance,
     frechet_from_moments,
+    measure_inception,
     measure_small,
     nearest,
+    reference_statistics,
 )
 
 
@@ -208,3 +213,79 @@ def test_small_n_and_a_checkpoint_chosen_by_the_metric_are_said_aloud():
     assert "n = 9999 is small" in Stamp(reference="r", reference_hash="h", n=9999).warnings()[0]
     (warning,) = Stamp(reference="r", reference_hash="h", n=50_000, best_by_this_metric=True).warnings()
     assert "chosen by this very metric" in warning
+
+
+@pytest.fixture(scope="module")
+def random_inception(tmp_path_factory):
+    """The real graph with random weights, and the file they are in; it sees 75 pixels a side instead of 299."""
+    module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+    graph = module.FeatureExtractorInceptionV3
+    layers = ["2048", "logits_unbiased"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "load_state_dict_from_url", lambda *_, **__: None)
+        patch.setattr(graph, "load_state_dict", lambda *_: None)
+        network = graph("inception-v3-compat", layers)
+    generator = torch.Generator().manual_seed(0)
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
+            torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
+    path = tmp_path_factory.mktemp("inception") / "random.pth"
+    torch.save(network.state_dict(), path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graph, "INPUT_IMAGE_SIZE", 75)
+        yield Inception(network, checksum="random"), path
+
+
+def tinted_digits(first, count, noise_level, seed):
+    """Digits 8x8 in random colours, with noise: uint8 (count, 3, 8, 8)."""
+    tint = 0.3 + 0.7 * torch.rand(count, 3, 1, 1, generator=torch.Generator().manual_seed(seed))
+    images = digits().train.images[first : first + count].float() * tint
+    return (images + noise_level * noise(count, 3, 8, 8, seed=seed)).clamp(0, 255).to(torch.uint8)
+
+
+@pytest.fixture(scope="module")
+def inception_reports(random_inception):
+    """Our numbers and torch-fidelity's for the same 500 generated and 450 real images."""
+    import torch_fidelity
+
+    inception, path = random_inception
+    generated, real = tinted_digits(0, 500, 10, seed=1), tinted_digits(500, 450, 0, seed=2)
+    reference = reference_statistics(real, inception)
+    before = torch.get_rng_state()
+    ours = measure_inception(generated.split(130), reference, inception, STAMP)
+    assert torch.equal(torch.get_rng_state(), before)
+    theirs = torch_fidelity.calculate_metrics(
+        input1=Subset(generated, range(500)),
+        input2=Subset(real, range(450)),
+        fid=True,
+        isc=True,
+        kid=True,
+        prc=True,
+        kid_subset_size=450,
+        feature_extractor="inception-v3-compat",
+        feature_extractor_weights_path=str(path),
+        feature_layer_prc="2048",
+        save_cpu_ram=True,
+        cuda=False,
+        cache=False,
+        verbose=False,
+    )
+    return ours, theirs
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ("fid", "frechet_inception_distance"),
+        ("inception_score", "inception_score_mean"),
+        ("inception_score_std", "inception_score_std"),
+        ("kid", "kernel_inception_distance_mean"),
+        ("kid_std", "kernel_inception_distance_std"),
+        ("precision", "precision"),
+        ("recall", "recall"),
+    ],
+)
+def test_inception_metrics_equal_torch_fidelity(ours, theirs, inception_reports):
+    report, expected = inception_reports
+    print(ours, report[ours], expected[theirs])
+    assert report[ours] == pytest.approx(expected[theirs], rel=1e-3)

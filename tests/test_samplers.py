@@ -108,9 +108,9 @@ def test_settings_hold_the_options_of_every_sampler_by_name(name):
 
 
 def raw_eps(x, t, class_label):
-    """A smooth stand-in for a trained network: noise seen in a variance-preserving state, 4 channels."""
-    t, label = t.view(-1, 1, 1, 1) / 1000, class_label.view(-1, 1, 1, 1) / 10
-    return torch.sin(x + t + label) * 0.9 + 0.3 * torch.tanh(x.flip(1) - label) + 0.1 * label
+    """A smooth stand-in for a trained network: the state itself where all is noise, less simple near the image."""
+    near, label = (1 - t.view(-1, 1, 1, 1) / 1000) ** 4, class_label.to(x).view(-1, 1, 1, 1) / 10
+    return x + near * (torch.sin(2 * x + label) - 0.5 * torch.tanh(x.flip(1) - 3 * label) - x)
 
 
 class ToyDenoiser(Gaussian):
@@ -122,7 +122,7 @@ class ToyDenoiser(Gaussian):
 
 
 def textbook(x, times, alpha_bar, eps, noise, *, eta=1.0, large=False):
-    """DDPM (Ho et al. 2020) or, with eta, DDIM (Song et al. 2021, equations 12 and 16), step for step in their terms."""
+    """DDPM (Ho et al. 2020) or, with eta, DDIM (Song et al. 2021, equations 12 and 16), step by step in their terms."""
     for t, t_next in zip(times, [*times[1:], None], strict=True):
         a, a_next = alpha_bar[t], 1.0 if t_next is None else alpha_bar[t_next]
         e = eps(x, t)
@@ -177,14 +177,14 @@ def test_ancestral_sampling_is_the_textbooks_over_250_steps(options, words, scal
     labels = torch.ones(2, dtype=torch.int64)
     states = list(ancestral(denoiser, x, respaced(TABLE, 250), labels, draws, **options))
     for state, reference in zip(states, expected, strict=True):
-        torch.testing.assert_close(state.x / math.sqrt(1 + state.sigma**2), reference, rtol=0, atol=1e-10)
+        torch.testing.assert_close(state.x / math.sqrt(1 + state.sigma**2), reference, rtol=0, atol=1e-12)
 
 
 def test_ddim_is_eulers_method():
     x = 100 * torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     labels = torch.tensor([1, 2])
     ddim = final(ancestral(ToyDenoiser(), x, respaced(TABLE, 50), labels, eta=0.0))
-    torch.testing.assert_close(final(euler(ToyDenoiser(), x, respaced(TABLE, 50), labels)), ddim, rtol=0, atol=1e-10)
+    torch.testing.assert_close(final(euler(ToyDenoiser(), x, respaced(TABLE, 50), labels)), ddim, rtol=0, atol=1e-12)
 
 
 class ToyNetwork(torch.nn.Module):
@@ -200,6 +200,7 @@ DDPM = {"variance_type": "fixed_small", "clip_sample": False}
 DPM = {"algorithm_type": "dpmsolver++", "solver_order": 2, "final_sigmas_type": "zero"}
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning:diffusers")
 @pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
 @pytest.mark.parametrize(
@@ -216,6 +217,7 @@ def test_samplers_agree_with_diffusers(theirs, settings, ours, step_options, spa
     names = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
     schedule = SCHEDULE | {"prediction_type": names[prediction], "timestep_spacing": spacing}
     scheduler = getattr(diffusers, theirs)(**schedule, **settings)
+    scheduler.alphas_cumprod = (1 - linear_betas(1000)).cumprod(0)  # its own is float32: 6e-4 off in 1 - alpha_bar at 0
     scheduler.set_timesteps(20)
     start = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     labels = torch.tensor([1, 2])

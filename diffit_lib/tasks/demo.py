@@ -15,6 +15,7 @@ from diffit_lib.plots import tile, write_png
 from diffit_lib.tasks.evaluate import evaluate
 from diffit_lib.tasks.info import parameters
 from diffit_lib.tasks.train import train
+from diffit_lib.tensors import cpu_threads
 
 
 def demo(run: str | Path = "runs/demo") -> dict[str, Any]:
@@ -25,12 +26,14 @@ def demo(run: str | Path = "runs/demo") -> dict[str, Any]:
     run, recipe = Path(run), preset("digits")
     data = load_data(recipe.data)
     weights = train(recipe, run, data)
-    pipe = load(weights)
-    write_png(run / "samples.png", draw_grid(pipe))
-    write_png(run / "denoising.png", draw_strip(pipe))
+    with cpu_threads(recipe.training.threads):
+        pipe = load(weights)
+        write_png(run / "samples.png", draw_grid(pipe))
+        write_png(run / "denoising.png", draw_strip(pipe))
+        numbers = evaluate(weights, data)
     install_seconds = os.environ.get("DIFFIT_INSTALL_SECONDS")
     report = {
-        **evaluate(weights, data),
+        **numbers,
         "train_seconds": round(60 * pipe.card.minutes, 1),
         "install_seconds": float(install_seconds) if install_seconds else None,
         "images_seen": pipe.card.images_seen,

@@ -10,10 +10,9 @@ from torch import Tensor
 from diffit_lib.data import Split, load_data
 from diffit_lib.errors import DiffitError
 from diffit_lib.extractors import train_classifier
-from diffit_lib.files import sha256
 from diffit_lib.metrics import Stamp, measure_small
 from diffit_lib.pipeline import load
-from diffit_lib.weights import find_weights
+from diffit_lib.tensors import digest
 
 
 def evaluate(weights: str | Path, data: Split | None = None, *, per_class: int = 50) -> dict[str, Any]:
@@ -39,7 +38,7 @@ def evaluate(weights: str | Path, data: Split | None = None, *, per_class: int =
         guidance=sampling.guidance,
         seeds=f"0-{len(labels) - 1}",
         precision=pipe.precision,
-        weights_hash=sha256(find_weights(weights))[:16],
+        weights_hash=digest(pipe.denoiser.state_dict()),
     )
     return measure_small(
         to_tensor(pipe(range(len(labels)), labels.tolist(), batch_size=100)),

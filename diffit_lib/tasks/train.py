@@ -16,7 +16,7 @@ from diffit_lib.errors import DiffitError
 from diffit_lib.files import write_text
 from diffit_lib.pipeline import Pipeline
 from diffit_lib.plots import enlargement, loss_curve, tile, write_figure, write_png
-from diffit_lib.tensors import best_device, best_precision
+from diffit_lib.tensors import best_device, best_precision, cpu_threads
 from diffit_lib.training import Clock, DiffusionModule, Progress, Report, append_row, loss_by_level
 from diffit_lib.weights import Card, build_denoiser, save_weights
 
@@ -55,7 +55,7 @@ def train(recipe: Recipe, run: str | Path, data: Split | None = None, *, progres
         enable_model_summary=False,
         default_root_dir=run,
     )
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), cpu_threads(recipe.training.threads):
         warnings.filterwarnings("ignore", module="pytorch_lightning")
         trainer.fit(module, ckpt_path=checkpoint if checkpoint.is_file() else None, weights_only=True)
     return run / "weights.safetensors"
