@@ -12,9 +12,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "load": "pipeline",
     "Pipeline": "pipeline",
-    "PRESETS": "config",
+    "PRESETS": "presets",
     "Recipe": "config",
-    "preset": "config",
+    "preset": "presets",
     "DiffitError": "errors",
     "load_data": "data",
     "train": "tasks.train",

@@ -61,6 +61,7 @@ class TimeToken(nn.Module):
     def forward(
         self, noise_label: Tensor, class_label: Tensor | None = None, augment_label: Tensor | None = None
     ) -> Tensor:
+        """(B,), class (B,) int64, augment (B, 9) -> (B, T)."""
         with torch.autocast(noise_label.device.type, enabled=False):
             embedding = sinusoid(noise_label, self.frequencies, endpoint=self.endpoint, cos_first=self.cos_first)
             embedding = embedding.to(next(self.parameters()).dtype)
@@ -145,6 +146,7 @@ class MLP(nn.Module):
         self.dropout = dropout
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., C)."""
         x = F.gelu(self.fc1(x), approximate="tanh")
         return self.fc2(F.dropout(x, self.dropout, self.training))
 

@@ -4,12 +4,13 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from typing import Any, NoReturn, get_origin
+from typing import Any, NoReturn
 
 from jsonargparse import SUPPRESS, ArgumentParser
 
-from diffit_lib.config import PARTS, preset
+from diffit_lib.config import PARTS
 from diffit_lib.errors import DiffitError
+from diffit_lib.presets import preset
 
 
 def run_demo(run: str = "runs/demo") -> None:
@@ -104,6 +105,7 @@ class Parser(ArgumentParser):
     """Mistakes become the user's one line."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """One line, whatever the library says."""
         raise DiffitError(f"{' '.join(message.split())}; `{self.prog.replace(' [options]', '')} --help` tells more")
 
 
@@ -124,17 +126,11 @@ def parser() -> Parser:
 def add_recipe_fields(sub: Parser) -> None:
     """One option for each field of the recipe, absent unless given."""
     taken = set()
-    for title, parts in PARTS.items():
+    for title, kinds in PARTS.items():
         group = sub.add_argument_group(f"{title} (the preset's own unless given)")
-        for field in (field for part in parts for field in fields(part) if field.name not in taken):
-            taken.add(field.name)  # EDM and VP share some fields
-            kind = parse_numbers if get_origin(field.type) is tuple else field.type
-            group.add_argument(f"--{field.name}", type=kind, default=SUPPRESS)
-
-
-def parse_numbers(text: str) -> tuple[int, ...]:
-    """ "1,2,2" -> (1, 2, 2)."""
-    return tuple(int(part) for part in text.split(","))
+        for field in (field for kind in kinds for field in fields(kind) if field.name not in taken):
+            taken.add(field.name)  # kinds of one part share some fields
+            group.add_argument(f"--{field.name}", type=field.type, default=SUPPRESS)
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -156,6 +152,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         VERBS[config.verb](**config[config.verb].as_dict())
     except DiffitError as error:
         print(f"diffit: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a file where a folder should be, no permission, a full disk
+        print(f"diffit: {error.filename or 'the disk'}: {error.strerror}; give another path", file=sys.stderr)
         return 2
     return 0
 

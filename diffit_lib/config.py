@@ -1,4 +1,4 @@
-"""What can be set: frozen dataclasses that check themselves, and the presets as values.
+"""What can be set: frozen dataclasses that check themselves.
 
 A `Recipe` is everything one training run needs: data, network, denoiser, training, sampling. Field names are unique
 across its parts, so `recipe.override(width=96, lr=1e-4)` needs no section names.
@@ -7,52 +7,9 @@ across its parts, so `recipe.override(width=96, lr=1e-4)` needs no section names
 import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
-from types import UnionType
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal
 
-from diffit_lib.errors import DiffitError
-
-
-def check(ok: bool, message: str) -> None:
-    """Raise the user's error unless `ok`."""
-    if not ok:
-        raise DiffitError(message)
-
-
-def check_types(part: Any) -> None:
-    """Raise the user's error unless every field has its declared type; lists, as from JSON, become tuples."""
-    for f in fields(part):
-        value = getattr(part, f.name)
-        if isinstance(value, list):
-            object.__setattr__(part, f.name, value := tuple(value))
-        wanted = " or ".join(map(repr, get_args(f.type))) if get_origin(f.type) is Literal else _name(f.type)
-        check(_fits(value, f.type), f"{f.name} is {value!r}; give {wanted}")
-
-
-def check_positive(part: Any, *names: str) -> None:
-    """Raise the user's error unless every named field is above 0; None passes."""
-    for name in names:
-        value = getattr(part, name)
-        check(value is None or value > 0, f"{name} is {value!r}; give a number above 0")
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value has an annotated type; an int is a float too, a bool is neither."""
-    origin, args = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        return value in args
-    if origin is UnionType:
-        return any(_fits(value, option) for option in args)
-    if origin is tuple:
-        hints = args[:1] * len(value) if args[-1] is ... and isinstance(value, tuple) else args
-        return isinstance(value, tuple) and len(value) == len(hints) and all(map(_fits, value, hints))
-    if hint in (int, float):
-        return isinstance(value, int | hint) and not isinstance(value, bool)
-    return isinstance(value, hint)
-
-
-def _name(hint: Any) -> str:
-    return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)
+from diffit_lib.errors import DiffitError, check, check_positive, check_types
 
 
 @dataclass(frozen=True)
@@ -88,7 +45,8 @@ class ImageNetwork:
         for channels in self.channels:
             check(
                 channels % self.num_heads == 0 and channels % 4 == 0,
-                f"a level has {channels} channels; give a width that num_heads={self.num_heads} and 4 divide",
+                f"width {self.width} makes a level of {channels} channels; give a width so that 4 and "
+                f"num_heads={self.num_heads} divide them",
             )
         factor = 2 ** (len(self.channel_mult) - 1)
         for side in self.image_size:
@@ -332,73 +290,3 @@ def part_from_dict(name: str, values: dict[str, Any]) -> Any:
     kind = values.pop("kind", next(iter(kinds)))
     check(kind in kinds, f"unknown kind {kind!r} of {name}; the kinds are {', '.join(map(str, kinds))}")
     return kinds[kind](**values)
-
-
-_EDM_TRAINING = Training(images=200_000_000, loss_reduction="sum", grad_clip=0.0, workers=4)
-
-PRESETS: dict[str, Recipe] = {
-    # Two minutes on one CPU core: scikit-learn's 8x8 scans, class-conditional. A narrow network that sees many images
-    # does better here than a wide one that sees few, and some fresh noise while sampling mends its small errors.
-    "digits": Recipe(
-        name="digits",
-        data="digits",
-        network=ImageNetwork(
-            image_size=(8, 8), in_channels=1, width=32, channel_mult=(1, 3), num_blocks=1, time_dim=128, num_classes=10
-        ),
-        training=Training(
-            images=110_000,
-            minutes=2.8,
-            batch_size=32,
-            lr=3e-3,
-            lr_decay=0.5,
-            ema_halflife=20_000,
-            threads=1,
-            report_minutes=0.5,
-        ),
-        sampling=Sampling(churn=4.0),
-    ),
-    # An hour on two CPU cores: 28x28 digits padded to 32x32, class-conditional.
-    "mnist": Recipe(
-        name="mnist",
-        data="mnist",
-        network=ImageNetwork(
-            in_channels=1, width=48, channel_mult=(1, 2, 2), num_blocks=2, time_dim=192, num_classes=10
-        ),
-        training=Training(images=2_000_000, batch_size=128, lr=1e-3, ema_halflife=50_000),
-    ),
-    # The paper's CIFAR-10 model (appendix H.1 and I.1; EDM's recipe): days on eight data-centre GPUs.
-    "cifar10": Recipe(
-        name="cifar10",
-        data="cifar10",
-        network=ImageNetwork(dropout=0.13, augment_dim=9),
-        denoiser=EDM(sigma_data=0.5),
-        training=replace(_EDM_TRAINING, batch_size=512, lr=1e-3),
-    ),
-    # Half an hour on a T4, class-conditional.
-    "cifar10-t4": Recipe(
-        name="cifar10-t4",
-        data="cifar10",
-        network=ImageNetwork(width=64, channel_mult=(1, 2, 2), num_blocks=2, time_dim=256, num_classes=10),
-        training=Training(
-            images=2_000_000, minutes=30, batch_size=128, lr=1e-3, ema_halflife=50_000, flip=True, workers=2
-        ),
-    ),
-    # The paper's FFHQ-64 model: the third level of windows covers a quarter of its map, the last one all of it.
-    "ffhq64": Recipe(
-        name="ffhq64",
-        data="ffhq64",
-        network=ImageNetwork(
-            image_size=(64, 64), channel_mult=(1, 2, 2, 2), window_size=8, dropout=0.05, augment_dim=9
-        ),
-        denoiser=EDM(sigma_data=0.5),
-        training=replace(_EDM_TRAINING, batch_size=256, lr=2e-4),
-        sampling=Sampling(steps=40),
-    ),
-}
-
-
-def preset(name: str) -> Recipe:
-    """A preset by name."""
-    if name not in PRESETS:
-        raise DiffitError(f"unknown preset {name!r}; the presets are {', '.join(PRESETS)}")
-    return PRESETS[name]

@@ -1,32 +1,40 @@
-"""How images get in: data sets held as uint8 tensors, and the endless stream that training reads.
+"""How images get in: data sets as uint8 tensors, and the endless stream that training reads.
 
 The stream is a pure function of (seed, global image number): which image, mirrored or not, its noise level, its noise,
 whether its label is dropped. So a resumed run, another number of workers or of processes sees the same numbers.
 """
 
 import hashlib
+import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import count
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from diffit_lib.config import Training
+from diffit_lib.crops import CROPS, to_pixels
+from diffit_lib.decoding import Decoder, first_shape
 from diffit_lib.errors import DiffitError
+from diffit_lib.pictures import Pictures, say
+from diffit_lib.sources import find_pictures
 from diffit_lib.tensors import seeded_generator, to_float
+
+SAMPLE = 10_000  # images that stand for all, where all would have to be decoded
 
 
 @dataclass(frozen=True)
 class Images:
-    """Images of one size in memory."""
+    """Images of one size."""
 
     name: str
-    images: Tensor  # (N, C, H, W) uint8
+    images: Any  # uint8 (N, C, H, W): a Tensor, or a Decoder, which has `shape`, length and `[indices]` like one
     labels: Tensor  # (N,) int64; all 0 where there are no classes
     class_names: tuple[str, ...]  # empty where there are no classes
 
@@ -34,19 +42,28 @@ class Images:
         return len(self.images)
 
     def take(self, indices: Tensor, name: str) -> "Images":
-        """The images at these indices, under another name."""
+        """The images at these indices, in memory, under another name."""
         return replace(self, name=name, images=self.images[indices], labels=self.labels[indices])
 
     def fingerprint(self) -> str:
         """What tells these images from any others: 16 hexadecimal digits over shape, pixels and labels."""
         digest = hashlib.sha256(str(tuple(self.images.shape)).encode())
-        digest.update(self.images.contiguous().numpy().data)
+        for images in self._sample():
+            digest.update(images.contiguous().numpy().data)
         digest.update(self.labels.contiguous().numpy().data)
         return digest.hexdigest()[:16]
 
     def standard_deviation(self) -> float:
         """sigma_data: root mean square deviation from the mean over all values, in units of [-1, 1]."""
-        return float(to_float(self.images).double().std(correction=0))
+        counts = torch.stack([images.flatten().bincount(minlength=256) for images in self._sample()]).sum(0)
+        share, values = counts.double() / counts.sum(), to_float(torch.arange(256)).double()
+        return float((share * (values - (share * values).sum()).square()).sum().sqrt())
+
+    def _sample(self) -> Iterator[Tensor]:
+        """In chunks: all images in memory, or 10,000 evenly spread of those that are not."""
+        step = 1 if isinstance(self.images, Tensor) else math.ceil(len(self) / SAMPLE)
+        for indices in torch.arange(0, len(self), step).split(1000):
+            yield self.images[indices]
 
 
 class Split(NamedTuple):
@@ -56,29 +73,68 @@ class Split(NamedTuple):
     test: Images
 
 
+def load_data(
+    source: str | Path | Dataset,
+    image_size: tuple[int, int] | None = None,
+    in_channels: int | None = None,
+    *,
+    crop: str = "center",
+    skip_bad: bool = False,
+    memory_gb: float | None = None,
+) -> Split:
+    """A data set by name, a folder or zip by path, or a map-style Dataset of (image, label), in train and test part.
+
+    All images are made `image_size` (height, width) and `in_channels` (1 or 3); None keeps their own, which must then
+    be one for all. `crop` is "center" (the largest box of that shape), "long-edge" (all of the image, on black) or
+    "adm" (the usual one for ImageNet). An image that cannot be read is an error, or left out and counted by `skip_bad`.
+    A part larger than `memory_gb`, half of the machine's memory unless given, is not held in memory: whoever reads an
+    image, as training's workers do, decodes it.
+    """
+    if crop not in CROPS:
+        raise DiffitError(f"unknown crop {crop!r}; the crops are {', '.join(CROPS)}")
+    if in_channels not in (None, 1, 3):
+        raise DiffitError(f"in_channels is {in_channels!r}; give 1 (grey) or 3 (RGB)")
+    parts = find_pictures(source, image_size)
+    check_classes(parts.train)
+    form = partial(to_pixels, image_size=image_size, in_channels=in_channels, crop=crop)
+    shape = first_shape(parts.train, form, skip_bad=skip_bad)
+    most = half_of_memory() if memory_gb is None else memory_gb * 1e9
+    train = read(Decoder(parts.train, form, shape), "train", skip_bad, most)
+    check_classes(train)
+    test = train if parts.test is parts.train else read(Decoder(parts.test, form, shape), "test", skip_bad, most)
+    return Split(train, test)
+
+
+def read(decoder: Decoder, part: str, skip_bad: bool, most_bytes: float) -> Images:
+    """A decoder's images, in memory unless they take more bytes than these."""
+    size = math.prod(decoder.shape)
+    pixels = torch.empty(decoder.shape, dtype=torch.uint8) if size <= most_bytes else None
+    if pixels is not None or skip_bad:
+        readable = decoder.decode_all(pixels, skip_bad=skip_bad)
+        decoder = replace(decoder, pictures=decoder.pictures.take(readable))
+    pictures = decoder.pictures
+    images = decoder if pixels is None else pixels[: len(pictures)]
+    where = "too many for memory, decoded by training's workers" if pixels is None else "in memory"
+    say(f"{pictures.name}/{part}: {len(pictures):,} images, {size / 1e6:,.1f} MB {where}")
+    return Images(f"{pictures.name}/{part}", images, pictures.labels, pictures.class_names)
+
+
+def check_classes(data: Pictures | Images) -> None:
+    """Refuse data without an image of some class, which a network could not learn."""
+    for label, count in enumerate(data.labels.bincount(minlength=len(data.class_names)).tolist()):
+        if count == 0:
+            name = data.class_names[label]
+            raise DiffitError(f"{data.name} has no image of class {label}, {name!r}; number classes without holes")
+
+
+def half_of_memory() -> float:
+    """Half of the machine's memory in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
+
+
 def digits() -> Split:
     """scikit-learn's 1797 real handwritten digits, 8x8 grey scans: 1437 train and 360 test, stratified by class."""
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    pixels, labels = load_digits(return_X_y=True)  # pixels 0..16
-    images = torch.from_numpy(np.round(pixels * (255 / 16)).astype(np.uint8)).view(-1, 1, 8, 8)
-    everything = Images("digits", images, torch.from_numpy(labels).long(), tuple("0123456789"))
-    train, test = train_test_split(np.arange(len(images)), test_size=360, stratify=labels, random_state=0)
-    return Split(
-        everything.take(torch.from_numpy(train).sort().values, "digits/train"),
-        everything.take(torch.from_numpy(test).sort().values, "digits/test"),
-    )
-
-
-DATASETS = {"digits": digits}
-
-
-def load_data(name: str) -> Split:
-    """A data set by name, split into train and test part."""
-    if name not in DATASETS:
-        raise DiffitError(f"unknown data {name!r}; the data sets are {', '.join(DATASETS)}")
-    return DATASETS[name]()
+    return load_data("digits")
 
 
 class Batch(NamedTuple):

@@ -63,6 +63,7 @@ class Preconditioned(nn.Module):
     def forward(
         self, x: Tensor, sigma: Tensor, class_label: Tensor | None = None, augment_label: Tensor | None = None
     ) -> Tensor:
+        """(B, C, H, W), sigma (B,) -> the clean image, (B, C, H, W) in x's dtype."""
         noise_label = self.noise_label(sigma).to(x.device, torch.float32, non_blocking=True)
         sigma = expand_like(sigma.to(x.device, x.dtype, non_blocking=True), x)
         c_skip, c_out, c_in = self.coefficients(sigma)
@@ -245,6 +246,7 @@ class Guided(Wrapper):
         self.scale, self.no_class, self.tolerance, self.channels = scale, no_class, tolerance, channels
 
     def __call__(self, x: Tensor, sigma: Tensor, class_label: Tensor | None = None) -> Tensor:
+        """Guided clean image, (B, C, H, W); labels (B,) int64."""
         assert class_label is not None, "guidance needs class labels"
         scale = self.scale(sigma, self.t(sigma)) if callable(self.scale) else torch.full_like(sigma, self.scale)
         if ((scale - 1).abs() <= self.tolerance).all():
@@ -262,4 +264,5 @@ class Clipped(Wrapper):
     """The clean image kept within [-1, 1]: for pixels, around guidance, while sampling (never in the loss)."""
 
     def __call__(self, x: Tensor, sigma: Tensor, class_label: Tensor | None = None) -> Tensor:
+        """The wrapped answer, clamped."""
         return self.denoiser(x, sigma, class_label).clamp(-1, 1)

@@ -1,4 +1,8 @@
-"""The one exception a user sees."""
+"""The one exception a user sees, and the checks of settings that raise it."""
+
+from dataclasses import fields
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin
 
 
 class DiffitError(Exception):
@@ -6,3 +10,45 @@ class DiffitError(Exception):
 
     The command line prints that line and exits with 2; in a notebook it stands last, below the traceback.
     """
+
+
+def check(ok: bool, message: str) -> None:
+    """Raise the user's error unless `ok`."""
+    if not ok:
+        raise DiffitError(message)
+
+
+def check_types(part: Any) -> None:
+    """Raise the user's error unless every field has its declared type; lists, as from JSON, become tuples."""
+    for f in fields(part):
+        value = getattr(part, f.name)
+        if isinstance(value, list):
+            object.__setattr__(part, f.name, value := tuple(value))
+        wanted = " or ".join(map(repr, get_args(f.type))) if get_origin(f.type) is Literal else _name(f.type)
+        check(_fits(value, f.type), f"{f.name} is {value!r}; give {wanted}")
+
+
+def check_positive(part: Any, *names: str) -> None:
+    """Raise the user's error unless every named field is above 0; None passes."""
+    for name in names:
+        value = getattr(part, name)
+        check(value is None or value > 0, f"{name} is {value!r}; give a number above 0")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value has an annotated type; an int is a float too, a bool is neither."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return value in args
+    if origin is UnionType:
+        return any(_fits(value, option) for option in args)
+    if origin is tuple:
+        hints = args[:1] * len(value) if args[-1] is ... and isinstance(value, tuple) else args
+        return isinstance(value, tuple) and len(value) == len(hints) and all(map(_fits, value, hints))
+    if hint in (int, float):
+        return isinstance(value, int | hint) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _name(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)

@@ -67,7 +67,7 @@ def t_to_sigma(t: Tensor, table: Tensor) -> Tensor:
 def sigma_to_t(sigma: Tensor, table: Tensor) -> Tensor:
     """The inverse of `t_to_sigma`; noise levels beyond the table become its ends."""
     table = _beside(table, sigma)
-    low = (torch.searchsorted(table, sigma.contiguous(), right=True) - 1).clamp(0, len(table) - 2)
+    low = (torch.searchsorted(table, sigma.contiguous()) - 1).clamp(0, len(table) - 2)
     left, right = table[low].log(), table[low + 1].log()
     return low + ((sigma.log() - left) / (right - left)).clamp(0, 1)
 

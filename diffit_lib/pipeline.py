@@ -53,7 +53,10 @@ class Pipeline:
         given follow the weights. At most `batch_size` images (64) are drawn at once; where it is given, the last batch
         is padded to it, so that at one batch size a seed's image is the same to the bit.
         """
-        size = batch_size or min(len(seeds), 64)
+        size = min(len(seeds), 64) if batch_size is None else batch_size
+        if size < 1 or len(seeds) < 1:
+            raise DiffitError(f"nothing to draw: {len(seeds)} seeds, batch_size={batch_size}; give 1 or more of each")
+        self.class_label(seeds, labels)  # a mistake in the last label is told before the first image is drawn
         chunks = []
         for first in range(0, len(seeds), size):
             chunk = list(seeds[first : first + size])
@@ -68,6 +71,7 @@ class Pipeline:
     ) -> Iterator[State]:
         """Every intermediate state of one batch of these seeds: x and denoised are float (B, C, H, W)."""
         sampling = self.sampling(**settings)
+        seeds = [int(seed) for seed in seeds]  # tensor(3) names the image that 3 names
         class_label, count = self.class_label(seeds, labels), len(seeds)
         padding = max(pad_to - count, 0)
         noise = SeededNoise([*seeds, *[0] * padding], self.card.recipe.network.shape)
@@ -128,7 +132,7 @@ class Pipeline:
             return num_classes
         try:
             number = int(label)
-        except ValueError:
+        except (TypeError, ValueError):
             number = -1
         if not 0 <= number < num_classes:
             known = f", {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}" if names else ""

@@ -104,7 +104,7 @@ class DiffusionModule(pl.LightningModule):
         if self.skipped_in_a_row >= MAX_SKIPPED:
             raise DiffitError(
                 f"{MAX_SKIPPED} steps in a row had no finite gradient, at image {self.images_seen}; "
-                f"resume with a lower lr than {self.options.lr} or with precision='32-true'"
+                f"train into another folder with a lower lr than {self.options.lr} or with precision='32-true'"
             )
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -127,11 +127,19 @@ class Clock(pl.Callback):
     """Counts the run's seconds and stops it at the planned images or minutes, whichever comes first."""
 
     def on_train_start(self, trainer: pl.Trainer, module: DiffusionModule) -> None:
-        """Go on from what an earlier start has counted."""
+        """Go on from what an earlier start has counted; a finished run takes no further step."""
         self.start = time.monotonic() - module.seconds
+        self.look(trainer, module)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: DiffusionModule, *_: Any) -> None:
-        """Decide on rank 0 for all, at the end of an optimizer step."""
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: DiffusionModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Look at the end of every optimizer step, never within one."""
+        if (batch_idx + 1) % module.options.accumulate == 0:
+            self.look(trainer, module)
+
+    def look(self, trainer: pl.Trainer, module: DiffusionModule) -> None:
+        """Count, and decide for all processes."""
         module.seconds = time.monotonic() - self.start
         late = module.options.minutes is not None and module.seconds >= 60 * module.options.minutes
         planned = module.global_step >= module.options.total_steps
@@ -164,6 +172,8 @@ class Report(pl.Callback):
     def on_exception(self, trainer: pl.Trainer, module: DiffusionModule, exception: BaseException) -> None:
         """A scheduler's SIGTERM is honoured between steps: nothing is lost."""
         if isinstance(exception, SIGTERMException):
+            batches = trainer.fit_loop.epoch_loop.batch_progress.current
+            batches.completed -= batches.completed % module.options.accumulate  # half a step is taken anew
             self.save(trainer)
 
     def report(self, trainer: pl.Trainer, module: DiffusionModule) -> None:
@@ -207,9 +217,10 @@ class Progress(pl.Callback):
 
 
 def append_row(path: Path, row: dict[str, Any]) -> list[dict[str, Any]]:
-    """Add a row to a CSV file, writing it whole, and return all its rows."""
+    """Add a row to a CSV file, unless its last one is of as many images; write it whole and return all its rows."""
     rows: list[dict[str, Any]] = list(csv.DictReader(io.StringIO(path.read_text()))) if path.is_file() else []
-    rows.append(row)
+    if not rows or int(rows[-1]["images"]) != row["images"]:
+        rows.append(row)
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(row), lineterminator="\n")
     writer.writeheader()

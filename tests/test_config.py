@@ -6,8 +6,9 @@ from dataclasses import FrozenInstanceError, asdict, fields, is_dataclass, repla
 
 import pytest
 
-from diffit_lib.config import EDM, PARTS, PRESETS, VP, ImageNetwork, Recipe, Sampling, Training, preset
+from diffit_lib.config import EDM, PARTS, VP, ImageNetwork, Recipe, Sampling, Training
 from diffit_lib.errors import DiffitError
+from diffit_lib.presets import PRESETS, preset
 
 
 def settings(recipe):

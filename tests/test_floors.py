@@ -11,8 +11,8 @@ PACKAGE = ROOT / "diffit_lib"
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted(PACKAGE.rglob("*.py"))}
 FLOORS = (
     "errors",
-    "config tensors files",
-    "blocks noise",
+    "config tensors files folders pictures crops",
+    "blocks noise presets sources decoding",
     "models denoiser samplers augment data extractors metrics",
     "weights plots",
     "pipeline",

@@ -18,13 +18,14 @@ from diffit_lib.config import ImageNetwork
 
 
 class Upsample(nn.Module):
-    """Nearest doubling, then a 3x3 convolution: (B, C, H, W) -> (B, C, 2H, 2W)."""
+    """Nearest doubling, then a 3x3 convolution."""
 
     def __init__(self, channels: int):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, 2H, 2W)."""
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 

@@ -21,6 +21,8 @@ def evaluate(weights: str | Path, data: Split | None = None, *, per_class: int =
     `per_class` images of each class are drawn, in order of class, with seeds 0, 1, 2, ... and the weights' own
     settings; none is rejected. The classifier is trained three times on the train part; the numbers are means over it.
     """
+    if per_class < 1:
+        raise DiffitError(f"per_class is {per_class}; give 1 or more")
     pipe = load(weights)
     card, sampling = pipe.card, pipe.card.recipe.sampling
     data = data or load_data(card.recipe.data)

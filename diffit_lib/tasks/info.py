@@ -4,8 +4,9 @@ from pathlib import Path
 
 from torch import nn
 
-from diffit_lib.config import PRESETS, ImageNetwork, Recipe
+from diffit_lib.config import ImageNetwork, Recipe
 from diffit_lib.models import build_network
+from diffit_lib.presets import PRESETS
 from diffit_lib.weights import find_weights, load_weights
 
 

@@ -28,11 +28,12 @@ def train(recipe: Recipe, run: str | Path, data: Split | None = None, *, progres
     """
     run = Path(run)
     data = data or load_data(recipe.data)
-    recipe = resolve(recipe, data.train)
     checkpoint = run / "last.ckpt"
     if checkpoint.is_file():
-        recipe = resumed(recipe, run)
+        recipe = resumed(recipe, data.train, run)
+        check_readable(checkpoint)
     else:
+        recipe = resolve(recipe, data.train)
         (run / "metrics.csv").unlink(missing_ok=True)
     write_text(run / "options.json", json.dumps(recipe.to_dict(), indent=2))
 
@@ -83,11 +84,16 @@ def resolve(recipe: Recipe, train: Images) -> Recipe:
     return recipe.override(**changes)
 
 
-def resumed(recipe: Recipe, run: Path) -> Recipe:
-    """The recipe to go on with: precision stays what it was; what shapes the run must not have changed."""
-    options = Recipe.from_dict(json.loads((run / "options.json").read_text()))
-    recipe = recipe.override(precision=options.training.precision)
-    free = {"images", "max_steps", "minutes", "report_minutes", "workers", "checkpointing"}
+def resumed(recipe: Recipe, train: Images, run: Path) -> Recipe:
+    """The recipe to go on with: "auto" precision stays what it was; what shapes the run must not have changed."""
+    try:
+        options = Recipe.from_dict(json.loads((run / "options.json").read_text()))
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise DiffitError(f"{run}/options.json cannot be read ({error!r}); train into another folder") from error
+    if recipe.training.precision == "auto":
+        recipe = recipe.override(precision=options.training.precision)
+    recipe = resolve(recipe, train)
+    free = {"images", "max_steps", "minutes", "report_minutes", "workers", "threads", "checkpointing"}
     for part in ("network", "denoiser", "training"):
         before, now = vars(getattr(options, part)), vars(getattr(recipe, part))
         for name in before.keys() - free:
@@ -97,6 +103,15 @@ def resumed(recipe: Recipe, run: Path) -> Recipe:
                     "set it back to go on, or train into another folder"
                 )
     return recipe
+
+
+def check_readable(checkpoint: Path) -> None:
+    """Refuse a checkpoint that is damaged or not ours; nothing in it is run."""
+    try:
+        torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["diffit"]
+    except Exception as error:  # torch has no exception of its own for this
+        problem = type(error).__name__
+        raise DiffitError(f"{checkpoint} is damaged ({problem}); delete it to start over from nothing") from error
 
 
 def show(module: DiffusionModule, run: Path, recipe: Recipe, data: Split) -> None:
@@ -121,7 +136,7 @@ def show(module: DiffusionModule, run: Path, recipe: Recipe, data: Split) -> Non
     row = {
         "images": module.images_seen,
         "seconds": round(module.seconds, 1),
-        "loss": float(module.loss_sum) / max(module.loss_count, 1),
+        "loss": float(module.loss_sum) / module.loss_count if module.loss_count else float("nan"),
         "test_loss": sum(levels.values()) / len(levels),
         "grad_norm": float(module.grad_norm),
         "skipped": module.skipped,

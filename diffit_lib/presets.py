@@ -1,0 +1,77 @@
+"""The presets: recipes as values, the paper's and ours for small machines."""
+
+from dataclasses import replace
+
+from diffit_lib.config import EDM, ImageNetwork, Recipe, Sampling, Training
+from diffit_lib.errors import DiffitError
+
+_EDM_TRAINING = Training(images=200_000_000, loss_reduction="sum", grad_clip=0.0, workers=4)
+
+PRESETS: dict[str, Recipe] = {
+    # Two minutes on one CPU core: scikit-learn's 8x8 scans, class-conditional. A narrow network that sees many images
+    # does better here than a wide one that sees few, and some fresh noise while sampling mends its small errors.
+    "digits": Recipe(
+        name="digits",
+        data="digits",
+        network=ImageNetwork(
+            image_size=(8, 8), in_channels=1, width=32, channel_mult=(1, 3), num_blocks=1, time_dim=128, num_classes=10
+        ),
+        training=Training(
+            images=96_000,
+            minutes=2.8,
+            batch_size=32,
+            lr=3e-3,
+            lr_decay=0.5,
+            ema_halflife=20_000,
+            threads=1,
+            report_minutes=0.5,
+        ),
+        sampling=Sampling(churn=4.0),
+    ),
+    # Three quarters of an hour on two CPU cores (precision=bf16-mixed where they have it), class-conditional: 28x28
+    # digits padded to 32x32.
+    "mnist": Recipe(
+        name="mnist",
+        data="mnist",
+        network=ImageNetwork(
+            in_channels=1, width=32, channel_mult=(1, 2, 4), num_blocks=1, time_dim=128, num_classes=10
+        ),
+        training=Training(images=280_000, batch_size=32, lr=2e-3, lr_decay=0.5, ema_halflife=50_000),
+        sampling=Sampling(churn=4.0),
+    ),
+    # The paper's CIFAR-10 model (appendix H.1 and I.1; EDM's recipe): days on eight data-centre GPUs.
+    "cifar10": Recipe(
+        name="cifar10",
+        data="cifar10",
+        network=ImageNetwork(dropout=0.13, augment_dim=9),
+        denoiser=EDM(sigma_data=0.5),
+        training=replace(_EDM_TRAINING, batch_size=512, lr=1e-3),
+    ),
+    # Half an hour on a T4, class-conditional.
+    "cifar10-t4": Recipe(
+        name="cifar10-t4",
+        data="cifar10",
+        network=ImageNetwork(width=64, channel_mult=(1, 2, 2), num_blocks=2, time_dim=256, num_classes=10),
+        training=Training(
+            images=2_000_000, minutes=30, batch_size=128, lr=1e-3, ema_halflife=50_000, flip=True, workers=2
+        ),
+    ),
+    # The paper's FFHQ-64 model: the third level of windows covers a quarter of its map, the last one all of it.
+    "ffhq64": Recipe(
+        name="ffhq64",
+        data="ffhq64",
+        network=ImageNetwork(
+            image_size=(64, 64), channel_mult=(1, 2, 2, 2), window_size=8, dropout=0.05, augment_dim=9
+        ),
+        denoiser=EDM(sigma_data=0.5),
+        training=replace(_EDM_TRAINING, batch_size=256, lr=2e-4),
+        sampling=Sampling(steps=40),
+    ),
+}
+
+
+def preset(name: str) -> Recipe:
+    """A preset by name."""
+    if name not in PRESETS:
+        raise DiffitError(f"unknown preset {name!r}; the presets are {', '.join(PRESETS)}")
+    return PRESETS[name]

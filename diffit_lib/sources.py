@@ -1,0 +1,182 @@
+"""Where pictures come from: data sets by name, folders and zips of image files, any torch Dataset."""
+
+import io
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from diffit_lib.errors import DiffitError
+from diffit_lib.files import cache_folder
+from diffit_lib.folders import find_images, read
+from diffit_lib.pictures import Parts, Pictures, name_classes, split
+
+IMAGENETTE_IMAGES = 13_394
+PATIENCE = 20  # seconds for a server to answer
+
+
+def find_pictures(source: str | Path | Dataset, image_size: tuple[int, int] | None = None) -> Parts:
+    """The pictures of a data set by name, of a folder or zip by path, or of a map-style Dataset of (image, label).
+
+    `image_size`, (height, width), is that of the images to be made: some named data sets come in several sizes.
+    """
+    if not isinstance(source, str | Path):
+        return split(from_dataset(source))
+    if str(source) in NAMED:
+        return from_name(str(source), image_size)
+    if not Path(source).exists():
+        raise DiffitError(f"unknown data {str(source)!r}; give {', '.join(NAMED)}, or the path of a folder or zip")
+    return from_folder(Path(source))
+
+
+def from_name(name: str, image_size: tuple[int, int] | None) -> Parts:
+    """A data set of `NAMED`, downloaded to the cache folder where it is not there yet."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(PATIENCE)
+    try:
+        return NAMED[name](cache_folder() / "data", image_size)
+    except Exception as error:  # torchvision, gdown and the network have no failure in common
+        reason = shorten(str(error), 200)
+        raise DiffitError(f"{name} cannot be had ({reason}); give --data PATH, or go on with digits") from error
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def from_folder(source: Path) -> Parts:
+    """A folder or zip of image files, divided by its folders `train` and `test` (or `val`), else by `split`."""
+    files = find_images(source)
+    name = source.resolve().name.removesuffix(".zip")
+    pictures = from_files(name, source, files.paths, *name_classes(name, files.labels, files.class_names))
+    if not any(files.parts):
+        return split(pictures)
+    test = "test" if "test" in files.parts else next(part for part in files.parts if part != "train")
+    return Parts(*[pictures.take([i for i, p in enumerate(files.parts) if p == part]) for part in ("train", test)])
+
+
+def from_files(name: str, source: Path, paths: Sequence[str], labels: Tensor, class_names: Sequence[str]) -> Pictures:
+    """Image files below a folder or in a zip."""
+    return Pictures(name, paths, partial(_open_file, source), labels, tuple(class_names), os.cpu_count() or 1)
+
+
+def from_arrays(name: str, arrays: Any, labels: Any, class_names: Sequence[str]) -> Pictures:
+    """Pictures in memory, uint8 (N, H, W) or (N, H, W, 3)."""
+    labels = torch.as_tensor(labels, dtype=torch.int64)
+    return Pictures(name, _numbers(arrays), partial(_open_array, arrays), labels, tuple(class_names))
+
+
+def from_dataset(dataset: Any) -> Pictures:
+    """A Dataset's pictures, in any form that `to_picture` takes; every item is looked at once for its label."""
+    name = type(dataset).__name__
+    if not hasattr(dataset, "__len__") or not len(dataset):
+        raise DiffitError(f"{name} has no items that can be counted; give a map-style Dataset of (image, label)")
+    labels = []
+    for index in range(len(dataset)):
+        item = dataset[index]
+        if not isinstance(item, tuple | list) or len(item) != 2:
+            raise DiffitError(f"item {index} of {name} is no (image, label); give a map-style Dataset of such pairs")
+        labels.append(item[1])
+    names = getattr(dataset, "classes", ())
+    classes = name_classes(name, labels, names if all(isinstance(n, str) for n in names) else ())
+    return Pictures(name, _numbers(dataset), partial(_open_item, dataset), *classes)
+
+
+def to_picture(image: Any) -> Image.Image:
+    """A PIL image, an array (H, W) or (H, W, C), or a tensor (H, W) or (C, H, W), both uint8 or float in [0, 1]."""
+    if isinstance(image, Image.Image):
+        return ImageOps.exif_transpose(image)
+    if isinstance(image, Tensor):
+        image = image.movedim(0, -1) if image.ndim == 3 else image
+    pixels = np.asarray(image)
+    if np.issubdtype(pixels.dtype, np.floating):
+        if pixels.min() < 0 or pixels.max() > 1:
+            raise ValueError(f"its values go from {pixels.min():g} to {pixels.max():g}, not from 0 to 1")
+        pixels = np.rint(pixels * 255).astype(np.uint8)
+    if pixels.dtype != np.uint8:
+        raise ValueError(f"its values are {pixels.dtype}, not uint8 or float")
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
+
+
+def _numbers(items: Any) -> list[str]:
+    return [str(number) for number in range(len(items))]
+
+
+def _open_file(source: Path, path: str) -> Image.Image:
+    return to_picture(Image.open(io.BytesIO(read(source, path))))
+
+
+def _open_item(dataset: Any, number: str) -> Image.Image:
+    return to_picture(dataset[int(number)][0])
+
+
+def _open_array(arrays: np.ndarray, number: str) -> Image.Image:
+    return Image.fromarray(arrays[int(number)])
+
+
+def digits(root: Path, image_size: tuple[int, int] | None) -> Parts:
+    """scikit-learn's 1797 real handwritten digits, 8x8 grey scans: 1437 train and 360 test, stratified by class."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    scans, labels = load_digits(return_X_y=True)
+    pixels = np.round(scans * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)  # of levels 0..16
+    everything = from_arrays("digits", pixels, labels, "0123456789")
+    train, test = train_test_split(np.arange(len(labels)), test_size=360, stratify=labels, random_state=0)
+    return Parts(everything.take(sorted(train)), everything.take(sorted(test)))
+
+
+def mnist(root: Path, image_size: tuple[int, int] | None) -> Parts:
+    """60,000 and 10,000 handwritten digits, 28x28 grey; for any other size they get a black frame, which makes 32x32."""
+    from torchvision.datasets import MNIST
+
+    frame = 0 if image_size in (None, (28, 28)) else 2
+    parts = [MNIST(root, train=train, download=True) for train in (True, False)]
+    pixels = [F.pad(part.data, [frame] * 4).numpy() for part in parts]
+    return Parts(*[from_arrays("mnist", p, part.targets, "0123456789") for p, part in zip(pixels, parts, strict=True)])
+
+
+def cifar10(root: Path, image_size: tuple[int, int] | None) -> Parts:
+    """50,000 and 10,000 photographs of ten kinds of animals and vehicles, 32x32."""
+    from torchvision.datasets import CIFAR10
+
+    parts = [CIFAR10(root, train=train, download=True) for train in (True, False)]
+    return Parts(*[from_arrays("cifar10", part.data, part.targets, part.classes) for part in parts])
+
+
+def imagenette(root: Path, image_size: tuple[int, int] | None) -> Parts:
+    """9,469 and 3,925 photographs of ten of ImageNet's classes, from the smallest version that is large enough."""
+    from torchvision.datasets import Imagenette
+
+    side = max(image_size or (160, 160))
+    version = "160px" if side <= 160 else "320px" if side <= 320 else "full"
+    folder = root / {"160px": "imagenette2-160", "320px": "imagenette2-320", "full": "imagenette2"}[version]
+    classes = Imagenette(root, size=version, download=not folder.exists()).classes
+    parts = from_folder(folder)
+    if sum(map(len, parts)) != IMAGENETTE_IMAGES:
+        raise RuntimeError(f"{folder} is not whole, delete it")
+    class_names = tuple(names[0] for names in classes)
+    return Parts(*[replace(part, name="imagenette", class_names=class_names) for part in parts])
+
+
+def celeba(root: Path, image_size: tuple[int, int] | None) -> Parts:
+    """162,770 and 19,962 photographs of famous people's faces, 178x218, without classes."""
+    from torchvision.datasets import CelebA
+
+    folder = root / "celeba" / "img_align_celeba"
+    parts = [CelebA(root, split=part, download=True).filename for part in ("train", "test")]
+    return Parts(
+        *[from_files("celeba", folder, paths, torch.zeros(len(paths), dtype=torch.int64), ()) for paths in parts]
+    )
+
+
+NAMED = {"digits": digits, "mnist": mnist, "cifar10": cifar10, "imagenette": imagenette, "celeba": celeba}

@@ -1,0 +1,73 @@
+"""What several tests share: a recipe that trains in a moment, the digits, and weights that draw something."""
+
+import pytest
+import torch
+
+from diffit_lib.data import digits
+from diffit_lib.presets import PRESETS
+from diffit_lib.weights import Card, build_denoiser, save_weights
+
+TINY = PRESETS["digits"].override(
+    name="tiny",
+    width=8,
+    channel_mult=(1, 2),
+    num_blocks=1,
+    num_heads=2,
+    time_dim=16,
+    max_steps=4,
+    minutes=None,
+    batch_size=16,
+    lr=1e-3,
+    lr_decay=0.0,
+    threads=1,
+    report_minutes=60.0,
+    steps=3,
+    churn=0.0,
+)
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """A recipe for the digits; four steps of training."""
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def data():
+    """The digits, train and test part."""
+    return digits()
+
+
+def write_weights(path, **changes):
+    """A file of random weights, averaged and raw ones apart, large enough that labels and noise levels matter."""
+    recipe = TINY.override(sigma_data=0.75, precision="32-true", **changes)
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        ema, raw = build_denoiser(recipe), build_denoiser(recipe)
+        for parameter in (*ema.parameters(), *raw.parameters()):
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    names = tuple("0123456789") if recipe.network.num_classes else ()
+    card = Card(
+        recipe=recipe, class_names=names, trained_on="digits/train 0", images_seen=64, minutes=0.5, device="cpu"
+    )
+    save_weights(path, card, ema, raw)
+    return path
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory):
+    """Weights with ten classes."""
+    return write_weights(tmp_path_factory.mktemp("weights") / "tiny.safetensors")
+
+
+@pytest.fixture(scope="session")
+def unconditional(tmp_path_factory):
+    """Weights without classes, for images of 8 x 16 in colour."""
+    path = tmp_path_factory.mktemp("weights") / "unconditional.safetensors"
+    return write_weights(path, num_classes=0, in_channels=3, image_size=(8, 16))
+
+
+@pytest.fixture
+def snapshot(tmp_path):
+    """A function: every path below tmp_path with its bytes, None for folders."""
+    return lambda: {path: path.read_bytes() if path.is_file() else None for path in tmp_path.rglob("*")}
