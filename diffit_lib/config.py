@@ -45,8 +45,8 @@ class ImageNetwork:
         for channels in self.channels:
             check(
                 channels % self.num_heads == 0 and channels % 4 == 0,
-                f"width {self.width} makes a level of {channels} channels; give a width so that 4 and "
-                f"num_heads={self.num_heads} divide them",
+                f"width {self.width} makes a level of {channels} channels, which 4 and num_heads {self.num_heads} do not "
+                "divide; give another width",
             )
         factor = 2 ** (len(self.channel_mult) - 1)
         for side in self.image_size:
@@ -99,7 +99,10 @@ class EDM:
     def __post_init__(self) -> None:
         check_types(self)
         check_positive(self, "sigma_data", "p_std", "sigma_min", "sigma_max")
-        check(self.sigma_min < self.sigma_max, f"sigma_min {self.sigma_min} is not below sigma_max {self.sigma_max}")
+        check(
+            self.sigma_min < self.sigma_max,
+            f"sigma_min {self.sigma_min} is not below sigma_max {self.sigma_max}; give rising bounds",
+        )
 
     @property
     def p_mean(self) -> float:
@@ -165,7 +168,7 @@ class Training:
         check(self.workers >= 0, f"workers is {self.workers}; give 0 or more")
         check(
             self.batch_size % self.accumulate == 0,
-            f"batch_size {self.batch_size} does not split into accumulate={self.accumulate} equal parts",
+            f"batch_size {self.batch_size} does not split into accumulate {self.accumulate} equal parts; give a divisor",
         )
 
     @property

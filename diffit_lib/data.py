@@ -121,10 +121,11 @@ def read(decoder: Decoder, part: str, skip_bad: bool, most_bytes: float) -> Imag
 
 def check_classes(data: Pictures | Images) -> None:
     """Refuse data without an image of some class, which a network could not learn."""
-    for label, count in enumerate(data.labels.bincount(minlength=len(data.class_names)).tolist()):
-        if count == 0:
-            name = data.class_names[label]
-            raise DiffitError(f"{data.name} has no image of class {label}, {name!r}; number classes without holes")
+    images_of = data.labels.bincount(minlength=len(data.class_names)).tolist()
+    if 0 in images_of:
+        hole = images_of.index(0)
+        name = data.class_names[hole]
+        raise DiffitError(f"{data.name} has no image of class {hole}, {name!r}; number the classes without holes")
 
 
 def half_of_memory() -> float:

@@ -136,7 +136,7 @@ def digits(root: Path, image_size: tuple[int, int] | None) -> Parts:
 
 
 def mnist(root: Path, image_size: tuple[int, int] | None) -> Parts:
-    """60,000 and 10,000 handwritten digits, 28x28 grey; for any other size they get a black frame, which makes 32x32."""
+    """60,000 and 10,000 handwritten digits, 28x28 grey; for any other size in a black frame, 32x32."""
     from torchvision.datasets import MNIST
 
     frame = 0 if image_size in (None, (28, 28)) else 2

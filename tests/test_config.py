@@ -138,6 +138,8 @@ REFUSED = [
     (Training, {"ema_rampup": 0.0}),
     (Training, {"loss_reduction": "max"}),
     (Training, {"grad_clip": -1.0}),
+    (Training, {"lr_decay": 1.5}),
+    (Training, {"threads": 0}),
     (Training, {"label_dropout": 1.1}),
     (Training, {"flip": 1}),
     (Training, {"precision": "fp16"}),
@@ -186,7 +188,7 @@ class TestRecipe:
         changed = preset("digits").override(name="wide", width=96, lr=1e-4, sigma_max=40.0, steps=9)
         assert (changed.name, changed.network.width, changed.training.lr) == ("wide", 96, 1e-4)
         assert (changed.denoiser.sigma_max, changed.sampling.steps) == (40.0, 9)
-        assert preset("digits").network.width == 48
+        assert preset("digits").network.width == 32
 
     def test_an_override_is_checked(self):
         with pytest.raises(DiffitError, match="window_size 3"):
