@@ -45,8 +45,8 @@ class ImageNetwork:
         for channels in self.channels:
             check(
                 channels % self.num_heads == 0 and channels % 4 == 0,
-                f"width {self.width} makes a level of {channels} channels, which 4 and num_heads {self.num_heads} do not "
-                "divide; give another width",
+                f"width {self.width} makes a level of {channels} channels, which 4 and num_heads {self.num_heads} "
+                "do not divide; give another width",
             )
         factor = 2 ** (len(self.channel_mult) - 1)
         for side in self.image_size:
@@ -168,7 +168,7 @@ class Training:
         check(self.workers >= 0, f"workers is {self.workers}; give 0 or more")
         check(
             self.batch_size % self.accumulate == 0,
-            f"batch_size {self.batch_size} does not split into accumulate {self.accumulate} equal parts; give a divisor",
+            f"batch_size {self.batch_size} does not split into accumulate {self.accumulate} parts; give a divisor",
         )
 
     @property
@@ -219,6 +219,11 @@ class Sampling:
                 self.sampler in takers or getattr(self, option) == getattr(Sampling, option),
                 f"{option} is an option of {' and '.join(takers)}; leave it out with sampler {self.sampler!r}",
             )
+
+    @property
+    def method(self) -> str:
+        """The sampler and its options in one word or a few, for stamps: "heun churn=7.0"."""
+        return " ".join([self.sampler, *(f"{name}={value}" for name, value in self.options.items())])
 
     @property
     def options(self) -> dict[str, Any]:

@@ -148,7 +148,8 @@ class Inception(nn.Module):
 
     def __init__(self, network: nn.Module, checksum: str):
         super().__init__()
-        self.network, self.checksum = network.eval(), checksum
+        self.network, self.checksum = network, checksum
+        self.eval()
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -40,18 +40,33 @@ def write_figure(path: str | Path, figure: Figure) -> None:
         figure.savefig(beside, format="png", dpi=144)
 
 
-def loss_curve(rows: Sequence[dict[str, Any]]) -> Figure:
-    """Rows of `metrics.csv` -> training and test loss over images, and the test loss at each noise level."""
+def loss_curve(rows: Sequence[dict[str, Any]], expected: Sequence[dict[str, Any]] = ()) -> Figure:
+    """Rows of `metrics.csv` -> training and test loss over images, and the test loss at each noise level.
+
+    `expected`, the rows of a run known to be good, lie behind in grey: is my loss normal?
+    """
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    images = [float(row["images"]) for row in rows]
-    left.plot(images, [float(row["loss"]) for row in rows], label="training, raw weights")
-    left.plot(images, [float(row["test_loss"]) for row in rows], label="test, averaged weights")
+    if expected:
+        left.plot(*_columns(expected, "images", "test_loss"), color="0.7", linewidth=5, label="test, expected")
+    left.plot(*_columns(rows, "images", "loss"), label="training, raw weights")
+    left.plot(*_columns(rows, "images", "test_loss"), label="test, averaged weights")
     left.set(xlabel="images seen", ylabel="weighted denoising loss", title="Loss")
     left.legend()
-    levels = [key for key in rows[-1] if key.startswith("test_loss_")]
-    sigmas = [float(key.removeprefix("test_loss_")) for key in levels]
+    if expected:
+        right.plot(*_levels(expected[-1]), color="0.7", linewidth=5, label="expected, last")
+        right.legend()
     for row, shade in zip(rows, np.linspace(0.15, 1, len(rows)), strict=True):
-        right.plot(sigmas, [float(row[key]) for key in levels], color="tab:blue", alpha=shade, marker=".")
+        right.plot(*_levels(row), color="tab:blue", alpha=shade, marker=".")
     right.set(xscale="log", xlabel="noise level sigma", title="Test loss by noise level, first to last report")
     return figure
+
+
+def _columns(rows: Sequence[dict[str, Any]], *names: str) -> list[list[float]]:
+    return [[float(row[name]) for row in rows] for name in names]
+
+
+def _levels(row: dict[str, Any]) -> tuple[list[float], list[float]]:
+    """Noise levels and the test loss at each."""
+    losses = {key: value for key, value in row.items() if key.startswith("test_loss_")}
+    return [float(key.removeprefix("test_loss_")) for key in losses], [float(value) for value in losses.values()]

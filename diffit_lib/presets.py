@@ -26,7 +26,7 @@ PRESETS: dict[str, Recipe] = {
             threads=1,
             report_minutes=0.5,
         ),
-        sampling=Sampling(churn=4.0),
+        sampling=Sampling(churn=7.0),
     ),
     # Three quarters of an hour on two CPU cores (precision=bf16-mixed where they have it), class-conditional: 28x28
     # digits padded to 32x32.

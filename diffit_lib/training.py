@@ -216,9 +216,14 @@ class Progress(pl.Callback):
         self.bar.close()
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a CSV file, oldest first; none where there is no file."""
+    return list(csv.DictReader(io.StringIO(path.read_text()))) if path.is_file() else []
+
+
 def append_row(path: Path, row: dict[str, Any]) -> list[dict[str, Any]]:
     """Add a row to a CSV file, unless its last one is of as many images; write it whole and return all its rows."""
-    rows: list[dict[str, Any]] = list(csv.DictReader(io.StringIO(path.read_text()))) if path.is_file() else []
+    rows = read_rows(path)
     if not rows or int(rows[-1]["images"]) != row["images"]:
         rows.append(row)
     text = io.StringIO()

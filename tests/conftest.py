@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from diffit_lib.data import digits
+from diffit_lib.data import Split, digits
+from diffit_lib.tasks.train import train
 from diffit_lib.presets import PRESETS
 from diffit_lib.weights import Card, build_denoiser, save_weights
 
@@ -21,7 +22,7 @@ TINY = PRESETS["digits"].override(
     lr_decay=0.0,
     threads=1,
     report_minutes=60.0,
-    steps=3,
+    steps=8,
     churn=0.0,
 )
 
@@ -36,6 +37,19 @@ def tiny():
 def data():
     """The digits, train and test part."""
     return digits()
+
+
+@pytest.fixture
+def fit(monkeypatch, tmp_path, data):
+    """A function: train in the folder `run` without drawing anything; the module as it stands at the end."""
+    finished = []
+    monkeypatch.setattr("diffit_lib.tasks.train.show", lambda module, **_: finished.append(module))
+
+    def fit(recipe, images=None, run="run"):
+        train(recipe, tmp_path / run, Split(images, images) if images else data, progress=False)
+        return finished[-1]
+
+    return fit
 
 
 def write_weights(path, **changes):

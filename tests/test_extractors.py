@@ -1,25 +1,17 @@
 """The small classifier: good enough to measure with, the same for the same seed, safe to keep on disk."""
 
-import os
-
 import pytest
 import safetensors.torch
 import torch
-from random_inception import build_random_inception, tinted_digits
 
 from diffit_lib import extractors
 from diffit_lib.data import digits
 from diffit_lib.errors import DiffitError
 from diffit_lib.extractors import (
-    INCEPTION_SHA256,
-    INCEPTION_URL,
     Classifier,
-    Inception,
     cached,
-    load_inception,
     train_classifier,
 )
-from diffit_lib.files import sha256
 
 
 @pytest.fixture(scope="module")
@@ -147,102 +139,3 @@ def test_damaged_cache_is_made_anew_and_a_whole_one_is_not(monkeypatch, tmp_path
     safetensors.torch.save_file(tensors, path)  # whole, but without its digest
     cached("folder/name", lambda: made.append(1) or tensors)
     assert len(made) == 2
-
-
-@pytest.fixture(scope="module")
-def random_weights(tmp_path_factory):
-    """A file of random Inception weights, and the network they are from."""
-    pytest.importorskip("torch_fidelity")
-    network = build_random_inception(input_size=75)
-    path = tmp_path_factory.mktemp("inception") / "random.pth"
-    torch.save(network.state_dict(), path)
-    return path, network
-
-
-@pytest.fixture
-def published(random_weights, monkeypatch, tmp_path):
-    """Pretend that the random weights are the published ones; the cache is empty."""
-    path, _ = random_weights
-    monkeypatch.setenv("DIFFIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(extractors, "INCEPTION_SHA256", sha256(path))
-    monkeypatch.setattr(extractors, "INCEPTION_URL", path.as_uri())
-    return path
-
-
-def test_inception_is_read_from_the_path_given(published, monkeypatch):
-    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_, **__: pytest.fail("downloaded"))
-    inception = load_inception(published)
-    assert inception.checksum == sha256(published)[:16]
-    assert not inception.training
-
-
-def test_inception_is_downloaded_once_into_the_cache(published, tmp_path, monkeypatch):
-    load_inception()
-    (path,) = (tmp_path / "cache").iterdir()
-    assert path.read_bytes() == published.read_bytes()
-    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_, **__: pytest.fail("downloaded"))
-    load_inception()
-
-
-def one_line(error):
-    assert "\n" not in str(error.value)
-    return str(error.value)
-
-
-def test_offline_without_weights_both_remedies_are_named(published, monkeypatch, tmp_path):
-    monkeypatch.setattr(extractors, "INCEPTION_URL", "http://localhost:9/inception.pth")
-    with pytest.raises(DiffitError, match=r"could not be downloaded \(.+refused\)") as error:
-        load_inception()
-    assert f"at {tmp_path / 'cache' / 'inception.pth'}" in one_line(error)
-    assert "or use the classifier extractor" in one_line(error)
-
-
-def test_damaged_download_leaves_nothing_behind(published, monkeypatch, tmp_path):
-    monkeypatch.setattr(extractors, "INCEPTION_SHA256", "0" * 64)
-    with pytest.raises(DiffitError, match="could not be downloaded") as error:
-        load_inception()
-    one_line(error)
-    assert list((tmp_path / "cache").iterdir()) == []
-
-
-class Bomb:
-    """Pickles into a call of os.mkdir."""
-
-    def __init__(self, folder):
-        self.folder = folder
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.folder),)
-
-
-def test_file_that_is_not_the_published_inception_is_never_opened(tmp_path):
-    path, trace = tmp_path / "weights.pth", tmp_path / "opened"
-    torch.save(Bomb(trace), path)
-    with pytest.raises(DiffitError, match="is not the published Inception") as error:
-        load_inception(path)
-    assert str(path) in one_line(error)
-    assert not trace.exists()
-
-
-def test_missing_inception_file_is_named(tmp_path):
-    with pytest.raises(DiffitError, match="no Inception weights at") as error:
-        load_inception(tmp_path / "absent.pth")
-    assert "absent.pth" in one_line(error)
-
-
-def test_inception_takes_grey_images_as_rgb_and_any_number_of_them(random_weights):
-    inception = Inception(random_weights[1], checksum="random")
-    grey = tinted_digits(0, 66, noise=5, seed=3)[:, :1]
-    features, logits = inception(grey)
-    assert (features.shape, logits.shape) == ((66, Inception.num_features), (66, 1008))
-    coloured = inception(grey[60:].repeat(1, 3, 1, 1))
-    torch.testing.assert_close(features[60:], coloured[0], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(logits[60:], coloured[1], rtol=1e-4, atol=1e-3)
-
-
-def test_published_inception_is_pinned():
-    name = INCEPTION_URL.rpartition("/")[2]
-    assert name == f"weights-inception-2015-12-05-{INCEPTION_SHA256[:8]}.pth"
-    assert len(INCEPTION_SHA256) == 64
-    module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
-    assert module.URL_INCEPTION_V3 == INCEPTION_URL

@@ -5,23 +5,17 @@ import json
 import numpy as np
 import pytest
 import torch
-from random_inception import build_random_inception, tinted_digits
-from torch.utils.data import Subset
 
 from diffit_lib.errors import DiffitError
-from diffit_lib.extractors import Inception, cached
 from diffit_lib.metrics import (
-    Reference,
     Stamp,
     class_accuracy,
     copy_ratio,
     evenly,
     frechet_distance,
     frechet_from_moments,
-    measure_inception,
     measure_small,
     nearest,
-    reference_statistics,
 )
 
 
@@ -214,141 +208,6 @@ def test_small_n_and_a_checkpoint_chosen_by_the_metric_are_said_aloud():
     assert "n = 9999 is small" in Stamp(reference="r", reference_hash="h", n=9999).warnings()[0]
     (warning,) = Stamp(reference="r", reference_hash="h", n=50_000, best_by_this_metric=True).warnings()
     assert "chosen by this very metric" in warning
-
-
-@pytest.fixture(scope="module")
-def inception_reports(tmp_path_factory):
-    """Our numbers and torch-fidelity's for the same 500 generated and 300 real images, seen at 75x75 to be quick."""
-    torch_fidelity = pytest.importorskip("torch_fidelity")
-    network = build_random_inception(input_size=75)
-    path = tmp_path_factory.mktemp("inception") / "random.pth"
-    torch.save(network.state_dict(), path)
-    generated, real = tinted_digits(0, 500, noise=60, seed=1), tinted_digits(500, 300, noise=0, seed=2)
-
-    inception = Inception(network, checksum="random")
-    before = torch.get_rng_state()
-    ours = measure_inception(generated.split(130), reference_statistics(real, inception), inception, STAMP)
-    assert torch.equal(torch.get_rng_state(), before)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(network), "INPUT_IMAGE_SIZE", 75)
-        theirs = torch_fidelity.calculate_metrics(
-            input1=Subset(generated, range(500)),
-            input2=Subset(real, range(300)),
-            fid=True,
-            isc=True,
-            kid=True,
-            prc=True,
-            kid_subset_size=300,
-            feature_layer_prc="2048",
-            feature_extractor="inception-v3-compat",
-            feature_extractor_weights_path=str(path),
-            save_cpu_ram=True,
-            cuda=False,
-            cache=False,
-            verbose=False,
-        )
-    return ours, theirs
-
-
-@pytest.mark.parametrize(
-    ("ours", "theirs"),
-    [
-        ("fid", "frechet_inception_distance"),
-        ("inception_score", "inception_score_mean"),
-        ("inception_score_std", "inception_score_std"),
-        ("kid", "kernel_inception_distance_mean"),
-        ("kid_std", "kernel_inception_distance_std"),
-        ("precision", "precision"),
-        ("recall", "recall"),
-    ],
-)
-def test_inception_metrics_equal_torch_fidelity(ours, theirs, inception_reports):
-    report, expected = inception_reports
-    assert report[ours] == pytest.approx(expected[theirs], rel=1e-3)
-
-
-class PixelInception:
-    """Stands in for Inception where the numbers do not matter: pixels for features and logits. Counts its batches."""
-
-    name, checksum = "pixels", "none"
-
-    def __init__(self):
-        self.seen = []
-
-    def __call__(self, images):
-        self.seen.append(images)
-        features = images.flatten(1).float() / 255
-        return features, features
-
-
-REAL = reference_statistics(pictures(40, 1, 3, 3, seed=8), PixelInception())
-
-
-def test_batches_of_any_size_give_the_same_numbers():
-    images = pictures(30, 1, 3, 3, seed=9)
-    whole = measure_inception([images], REAL, PixelInception(), STAMP)
-    assert measure_inception(iter(images.split(7)), REAL, PixelInception(), STAMP) == whole
-    assert json.loads(json.dumps(whole)) == whole
-    assert (whole["stamp"]["n"], whole["stamp"]["extractor"], whole["stamp"]["rounding"]) == (30, "pixels", "round")
-    assert "n = 30 is small" in whole["warnings"][0]
-
-
-def test_inception_score_does_not_depend_on_the_global_random_state():
-    images = pictures(30, 1, 3, 3, seed=9)
-    torch.manual_seed(1)
-    np.random.seed(1)  # noqa: NPY002 (the state under test)
-    first = measure_inception([images], REAL, PixelInception(), STAMP)
-    torch.manual_seed(2)
-    np.random.seed(2)  # noqa: NPY002
-    assert measure_inception([images], REAL, PixelInception(), STAMP) == first
-
-
-def test_protocol_adm_truncates_and_the_default_rounds():
-    levels = torch.tensor([10.2, 10.7, 254.9, 300.0, -3.0])
-    batch = (levels / 127.5 - 1).view(1, 1, 1, 5).expand(12, 1, 1, 5)
-    expected = {"round": [10, 11, 255, 255, 0], "adm": [10, 10, 254, 255, 0]}
-    reference = reference_statistics(pictures(12, 1, 1, 5), PixelInception())
-    for protocol, values in expected.items():
-        inception = PixelInception()
-        report = measure_inception([batch], reference, inception, STAMP, protocol)
-        assert inception.seen[0][0].flatten().tolist() == values
-        assert report["stamp"]["rounding"] == protocol
-
-
-@pytest.mark.parametrize(
-    ("batches", "protocol", "message"),
-    [
-        ([], "round", "no images"),
-        ([pictures(1, 1, 3, 3)], "round", "at least 10 images on each side and got 1"),
-        ([pictures(20, 1, 3, 3)], "adm", "truncates float images and got uint8"),
-        ([pictures(20, 1, 3, 3)], "clean", "unknown protocol 'clean'; the protocols are round, adm"),
-    ],
-)
-def test_what_cannot_be_measured_is_refused_in_one_line(batches, protocol, message):
-    with pytest.raises(DiffitError, match=message) as error:
-        measure_inception(batches, REAL, PixelInception(), STAMP, protocol)
-    assert "\n" not in str(error.value)
-
-
-def test_reference_keeps_all_moments_and_an_even_share_of_the_features():
-    images = torch.arange(25_000).view(-1, 1, 1, 1).remainder(256).to(torch.uint8)
-    reference = reference_statistics(images, PixelInception())
-    assert reference.mean.item() == pytest.approx((images.double() / 255).mean().item())
-    assert reference.covariance.item() == pytest.approx((images.double() / 255).var().item())
-    assert reference.features.shape == (10_000, 1)
-    assert torch.equal(reference.features[::2, 0], images.flatten()[::5].float() / 255)
-
-
-def test_reference_survives_the_cache_bit_for_bit(monkeypatch, tmp_path):
-    monkeypatch.setenv("DIFFIT_CACHE", str(tmp_path))
-    first = Reference(**cached("references/toy", REAL._asdict))
-    again = Reference(**cached("references/toy", lambda: pytest.fail("computed again")))
-    for one, other in zip(first, again, strict=True):
-        assert one.dtype == other.dtype
-        assert torch.equal(one, other)
-    images = pictures(30, 1, 3, 3, seed=9)
-    reports = [measure_inception([images], r, PixelInception(), STAMP) for r in (REAL, first, again)]
-    assert reports[0] == reports[1] == reports[2]
 
 
 def test_frechet_distance_equals_torchmetrics():

@@ -35,7 +35,7 @@ def evaluate(weights: str | Path, data: Split | None = None, *, per_class: int =
     stamp = Stamp(
         reference=data.train.name,
         reference_hash=data.train.fingerprint(),
-        sampler=sampling.sampler,
+        sampler=sampling.method,
         steps=sampling.steps,
         guidance=sampling.guidance,
         seeds=f"0-{len(labels) - 1}",

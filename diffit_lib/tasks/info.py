@@ -31,7 +31,7 @@ def describe(recipe: Recipe) -> str:
             f"{recipe.name}: image-space DiffiT for {recipe.data}, {parameters(build_network(network)):,} parameters",
             levels_table(network),
             f"  training: {training.total_images:,} images in batches of {training.batch_size}, lr {training.lr:g}",
-            f"  sampling: {sampling.sampler}, {sampling.steps} steps, guidance {sampling.guidance:g}",
+            f"  sampling: {sampling.method}, {sampling.steps} steps, guidance {sampling.guidance:g}",
         ]
     )
 

@@ -29,6 +29,7 @@ def publish(run: str | Path, name: str, command: str, folder: str | Path = READY
         numbers = evaluate(path)
         write_png(path.with_suffix(".png"), draw_grid(load(path)))
     save_weights(path, replace(card, numbers=numbers), denoiser, dtype=torch.float16)
+    write_text(path.with_suffix(".csv"), (Path(run) / "metrics.csv").read_text())  # the curve to expect
     write_text(path.with_suffix(".md"), describe(name, command, replace(card, numbers=numbers), parameters(denoiser)))
     return path
 

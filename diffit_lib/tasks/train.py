@@ -13,11 +13,11 @@ import torch
 from diffit_lib.config import Recipe
 from diffit_lib.data import Images, Split, load_data
 from diffit_lib.errors import DiffitError
-from diffit_lib.files import write_text
+from diffit_lib.files import READY_MADE, write_text
 from diffit_lib.pipeline import Pipeline
 from diffit_lib.plots import enlargement, loss_curve, tile, write_figure, write_png
 from diffit_lib.tensors import best_device, best_precision, cpu_threads
-from diffit_lib.training import Clock, DiffusionModule, Progress, Report, append_row, loss_by_level
+from diffit_lib.training import Clock, DiffusionModule, Progress, Report, append_row, loss_by_level, read_rows
 from diffit_lib.weights import Card, build_denoiser, save_weights
 
 
@@ -142,7 +142,8 @@ def show(module: DiffusionModule, run: Path, recipe: Recipe, data: Split) -> Non
         "skipped": module.skipped,
         **{f"test_loss_{sigma:.3g}": loss for sigma, loss in levels.items()},
     }
-    write_figure(run / "loss.png", loss_curve(append_row(run / "metrics.csv", row)))
+    expected = read_rows(READY_MADE / f"{recipe.name}.csv")
+    write_figure(run / "loss.png", loss_curve(append_row(run / "metrics.csv", row), expected))
     module.loss_sum, module.loss_count = torch.zeros(()), 0
 
 
@@ -150,4 +151,5 @@ def device_name(device: torch.device) -> str:
     """What the card says of the machine: the GPU's name, or the kind and number of CPU threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{device.type}, {threads} thread{'s' if threads > 1 else ''}"

@@ -1,0 +1,281 @@
+"""Inception: where its weights come from, and the numbers taken with it against torch-fidelity's own."""
+
+import json
+import os
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import Subset
+
+from diffit_lib import extractors
+from diffit_lib.data import digits
+from diffit_lib.errors import DiffitError
+from diffit_lib.extractors import INCEPTION_SHA256, INCEPTION_URL, Inception, cached, load_inception
+from diffit_lib.files import sha256
+from diffit_lib.metrics import Reference, Stamp, measure_inception, reference_statistics
+
+torch_fidelity = pytest.importorskip("torch_fidelity")
+network_module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+
+STAMP = Stamp(reference="toy/train", reference_hash="abc", sampler="heun", steps=18)
+
+
+def pictures(*shape, seed=0):
+    return torch.randint(256, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+
+
+def tinted_digits(first, count, *, noise, seed):
+    """Digits 8x8 in random colours, with noise of that deviation: uint8 (count, 3, 8, 8)."""
+    generator = torch.Generator().manual_seed(seed)
+    tint = 0.3 + 0.7 * torch.rand(count, 3, 1, 1, generator=generator)
+    images = digits().train.images[first : first + count] * tint
+    return (images + noise * torch.randn(count, 3, 8, 8, generator=generator)).clamp(0, 255).to(torch.uint8)
+
+
+def random_inception():
+    """torch-fidelity's own network with random weights; it resizes to 75x75 instead of 299x299, to be quick."""
+    graph = network_module.FeatureExtractorInceptionV3
+    with (
+        patch.object(network_module, "load_state_dict_from_url", lambda *_, **__: None),
+        patch.object(graph, "load_state_dict", lambda *_: None),
+    ):
+        network = graph("inception-v3-compat", ["2048", "logits_unbiased"])
+    network.INPUT_IMAGE_SIZE = 75
+    generator = torch.Generator().manual_seed(0)
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
+            torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.momentum = 1.0  # the statistics of one batch: else all images look alike by the last layer
+    network.train()(tinted_digits(0, 64, noise=10, seed=0))
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def random_weights(tmp_path_factory):
+    """A file of random Inception weights, and the network they are from."""
+    network = random_inception()
+    path = tmp_path_factory.mktemp("inception") / "random.pth"
+    torch.save(network.state_dict(), path)
+    return path, network
+
+
+@pytest.fixture(scope="module")
+def inception_reports(random_weights):
+    """Our numbers and torch-fidelity's for the same 500 generated and 300 real images, seen at 75x75 to be quick."""
+    path, network = random_weights
+    generated, real = tinted_digits(0, 500, noise=60, seed=1), tinted_digits(500, 300, noise=0, seed=2)
+
+    inception = Inception(network, checksum="random")
+    before = torch.get_rng_state()
+    ours = measure_inception(generated.split(130), reference_statistics(real, inception), inception, STAMP)
+    assert torch.equal(torch.get_rng_state(), before)
+    with patch.object(type(network), "INPUT_IMAGE_SIZE", 75):
+        theirs = torch_fidelity.calculate_metrics(
+            input1=Subset(generated, range(500)),
+            input2=Subset(real, range(300)),
+            fid=True,
+            isc=True,
+            kid=True,
+            prc=True,
+            kid_subset_size=300,
+            feature_layer_prc="2048",
+            feature_extractor="inception-v3-compat",
+            feature_extractor_weights_path=str(path),
+            save_cpu_ram=True,
+            cuda=False,
+            cache=False,
+            verbose=False,
+        )
+    return ours, theirs
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ("fid", "frechet_inception_distance"),
+        ("inception_score", "inception_score_mean"),
+        ("inception_score_std", "inception_score_std"),
+        ("kid", "kernel_inception_distance_mean"),
+        ("kid_std", "kernel_inception_distance_std"),
+        ("precision", "precision"),
+        ("recall", "recall"),
+    ],
+)
+def test_inception_metrics_equal_torch_fidelity(ours, theirs, inception_reports):
+    report, expected = inception_reports
+    assert report[ours] == pytest.approx(expected[theirs], rel=1e-3)
+
+
+class PixelInception:
+    """Stands in for Inception where the numbers do not matter: pixels for features and logits. Counts its batches."""
+
+    name, checksum = "pixels", "none"
+
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, images):
+        self.seen.append(images)
+        features = images.flatten(1).float() / 255
+        return features, features
+
+
+REAL = reference_statistics(pictures(40, 1, 3, 3, seed=8), PixelInception())
+
+
+def test_batches_of_any_size_give_the_same_numbers():
+    images = pictures(30, 1, 3, 3, seed=9)
+    whole = measure_inception([images], REAL, PixelInception(), STAMP)
+    assert measure_inception(iter(images.split(7)), REAL, PixelInception(), STAMP) == whole
+    assert json.loads(json.dumps(whole)) == whole
+    assert (whole["stamp"]["n"], whole["stamp"]["extractor"], whole["stamp"]["rounding"]) == (30, "pixels", "round")
+    assert "n = 30 is small" in whole["warnings"][0]
+
+
+def test_inception_score_does_not_depend_on_the_global_random_state():
+    images = pictures(30, 1, 3, 3, seed=9)
+    torch.manual_seed(1)
+    np.random.seed(1)  # noqa: NPY002 (the state under test)
+    first = measure_inception([images], REAL, PixelInception(), STAMP)
+    torch.manual_seed(2)
+    np.random.seed(2)  # noqa: NPY002
+    assert measure_inception([images], REAL, PixelInception(), STAMP) == first
+
+
+def test_protocol_adm_truncates_and_the_default_rounds():
+    levels = torch.tensor([10.2, 10.7, 254.9, 300.0, -3.0])
+    batch = (levels / 127.5 - 1).view(1, 1, 1, 5).expand(12, 1, 1, 5)
+    expected = {"round": [10, 11, 255, 255, 0], "adm": [10, 10, 254, 255, 0]}
+    reference = reference_statistics(pictures(12, 1, 1, 5), PixelInception())
+    for protocol, values in expected.items():
+        inception = PixelInception()
+        report = measure_inception([batch], reference, inception, STAMP, protocol)
+        assert inception.seen[0][0].flatten().tolist() == values
+        assert report["stamp"]["rounding"] == protocol
+
+
+@pytest.mark.parametrize(
+    ("batches", "protocol", "message"),
+    [
+        ([], "round", "no images"),
+        ([pictures(1, 1, 3, 3)], "round", "at least 10 images on each side and got 1"),
+        ([pictures(20, 1, 3, 3)], "adm", "truncates float images and got uint8"),
+        ([pictures(20, 1, 3, 3)], "clean", "unknown protocol 'clean'; the protocols are round, adm"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_in_one_line(batches, protocol, message):
+    with pytest.raises(DiffitError, match=message) as error:
+        measure_inception(batches, REAL, PixelInception(), STAMP, protocol)
+    assert "\n" not in str(error.value)
+
+
+def test_reference_keeps_all_moments_and_an_even_share_of_the_features():
+    images = torch.arange(25_000).view(-1, 1, 1, 1).remainder(256).to(torch.uint8)
+    reference = reference_statistics(images, PixelInception())
+    assert reference.mean.item() == pytest.approx((images.double() / 255).mean().item())
+    assert reference.covariance.item() == pytest.approx((images.double() / 255).var().item())
+    assert reference.features.shape == (10_000, 1)
+    assert torch.equal(reference.features[::2, 0], images.flatten()[::5].float() / 255)
+
+
+def test_reference_survives_the_cache_bit_for_bit(monkeypatch, tmp_path):
+    monkeypatch.setenv("DIFFIT_CACHE", str(tmp_path))
+    first = Reference(**cached("references/toy", REAL._asdict))
+    again = Reference(**cached("references/toy", lambda: pytest.fail("computed again")))
+    for one, other in zip(first, again, strict=True):
+        assert one.dtype == other.dtype
+        assert torch.equal(one, other)
+    images = pictures(30, 1, 3, 3, seed=9)
+    reports = [measure_inception([images], r, PixelInception(), STAMP) for r in (REAL, first, again)]
+    assert reports[0] == reports[1] == reports[2]
+
+
+@pytest.fixture
+def published(random_weights, monkeypatch, tmp_path):
+    """Pretend that the random weights are the published ones; the cache is empty."""
+    path, _ = random_weights
+    monkeypatch.setenv("DIFFIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(extractors, "INCEPTION_SHA256", sha256(path))
+    monkeypatch.setattr(extractors, "INCEPTION_URL", path.as_uri())
+    return path
+
+
+def test_inception_is_read_from_the_path_given(published, monkeypatch):
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_, **__: pytest.fail("downloaded"))
+    inception = load_inception(published)
+    assert inception.checksum == sha256(published)[:16]
+    assert not inception.training
+
+
+def test_inception_is_downloaded_once_into_the_cache(published, tmp_path, monkeypatch):
+    load_inception()
+    (path,) = (tmp_path / "cache").iterdir()
+    assert path.read_bytes() == published.read_bytes()
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_, **__: pytest.fail("downloaded"))
+    load_inception()
+
+
+def one_line(error):
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_offline_without_weights_both_remedies_are_named(published, monkeypatch, tmp_path):
+    monkeypatch.setattr(extractors, "INCEPTION_URL", "http://localhost:9/inception.pth")
+    with pytest.raises(DiffitError, match=r"could not be downloaded \(.+refused\)") as error:
+        load_inception()
+    assert f"at {tmp_path / 'cache' / 'inception.pth'}" in one_line(error)
+    assert "or use the classifier extractor" in one_line(error)
+
+
+def test_damaged_download_leaves_nothing_behind(published, monkeypatch, tmp_path):
+    monkeypatch.setattr(extractors, "INCEPTION_SHA256", "0" * 64)
+    with pytest.raises(DiffitError, match="could not be downloaded") as error:
+        load_inception()
+    one_line(error)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+class Bomb:
+    """Pickles into a call of os.mkdir."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+def test_file_that_is_not_the_published_inception_is_never_opened(tmp_path):
+    path, trace = tmp_path / "weights.pth", tmp_path / "opened"
+    torch.save(Bomb(trace), path)
+    with pytest.raises(DiffitError, match="is not the published Inception") as error:
+        load_inception(path)
+    assert str(path) in one_line(error)
+    assert not trace.exists()
+
+
+def test_missing_inception_file_is_named(tmp_path):
+    with pytest.raises(DiffitError, match="no Inception weights at") as error:
+        load_inception(tmp_path / "absent.pth")
+    assert "absent.pth" in one_line(error)
+
+
+def test_inception_takes_grey_images_as_rgb_and_any_number_of_them(random_weights):
+    inception = Inception(random_weights[1], checksum="random")
+    grey = tinted_digits(0, 66, noise=5, seed=3)[:, :1]
+    features, logits = inception(grey)
+    assert (features.shape, logits.shape) == ((66, Inception.num_features), (66, 1008))
+    coloured = inception(grey[60:].repeat(1, 3, 1, 1))
+    torch.testing.assert_close(features[60:], coloured[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits[60:], coloured[1], rtol=1e-4, atol=1e-3)
+
+
+def test_published_inception_is_pinned():
+    name = INCEPTION_URL.rpartition("/")[2]
+    assert name == f"weights-inception-2015-12-05-{INCEPTION_SHA256[:8]}.pth"
+    assert len(INCEPTION_SHA256) == 64
+    assert network_module.URL_INCEPTION_V3 == INCEPTION_URL
