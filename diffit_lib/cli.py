@@ -4,7 +4,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from jsonargparse import SUPPRESS, ArgumentParser
 
@@ -128,6 +128,9 @@ def add_recipe_fields(sub: Parser) -> None:
     taken = set()
     for title, kinds in PARTS.items():
         group = sub.add_argument_group(f"{title} (the preset's own unless given)")
+        if len(kinds) > 1:
+            names = tuple(kind.kind for kind in kinds)
+            group.add_argument(f"--{title}", type=Literal[names], default=SUPPRESS, help="kind")
         for field in (field for kind in kinds for field in fields(kind) if field.name not in taken):
             taken.add(field.name)  # kinds of one part share some fields
             group.add_argument(f"--{field.name}", type=field.type, default=SUPPRESS)

@@ -243,14 +243,19 @@ class Recipe:
     sampling: Sampling = field(default_factory=Sampling)
 
     def override(self, **changes: Any) -> "Recipe":
-        """A copy with some fields changed, whichever part they belong to."""
+        """A copy with some fields changed, whichever part they belong to; `denoiser="vp"` takes that kind of part."""
         own: dict[str, Any] = {key: changes.pop(key) for key in ("name", "data") if key in changes}
         for part_name in PARTS:
             part = getattr(self, part_name)
+            if part_name in changes:
+                part = part_from_dict(part_name, {"kind": changes.pop(part_name)})
             inside = {f.name: changes.pop(f.name) for f in fields(part) if f.name in changes}
             own[part_name] = replace(part, **inside)
-        if changes:
-            wrong = next(iter(changes))
+        for wrong in changes:
+            for part_name, kinds in PARTS.items():
+                for kind in kinds:
+                    takes = any(f.name == wrong for f in fields(kind))
+                    check(not takes, f"{wrong} is a field of {part_name} {kind.kind}; give {part_name}={kind.kind} too")
             near = get_close_matches(wrong, self.field_names(), n=3)
             hint = f"did you mean {' or '.join(near)}?" if near else f"the fields are {', '.join(self.field_names())}"
             raise DiffitError(f"unknown field {wrong!r}; {hint}")

@@ -26,8 +26,6 @@ from diffit_lib.pictures import Pictures, say
 from diffit_lib.sources import find_pictures
 from diffit_lib.tensors import seeded_generator, to_float
 
-SAMPLE = 10_000  # images that stand for all, where all would have to be decoded
-
 
 @dataclass(frozen=True)
 class Images:
@@ -46,23 +44,29 @@ class Images:
         return replace(self, name=name, images=self.images[indices], labels=self.labels[indices])
 
     def fingerprint(self) -> str:
-        """What tells these images from any others: 16 hexadecimal digits over shape, pixels and labels."""
+        """What tells these images from any others: 16 hexadecimal digits over shape, pixels and labels.
+
+        Of images not in memory 1,000 are looked at.
+        """
         digest = hashlib.sha256(str(tuple(self.images.shape)).encode())
-        for images in self._sample():
+        for images in self._sample(1_000):
             digest.update(images.contiguous().numpy().data)
         digest.update(self.labels.contiguous().numpy().data)
         return digest.hexdigest()[:16]
 
     def standard_deviation(self) -> float:
-        """sigma_data: root mean square deviation from the mean over all values, in units of [-1, 1]."""
-        counts = torch.stack([images.flatten().bincount(minlength=256) for images in self._sample()]).sum(0)
+        """sigma_data: root mean square deviation from the mean over all values, in units of [-1, 1].
+
+        Of images not in memory 10,000 are looked at.
+        """
+        counts = torch.stack([images.flatten().bincount(minlength=256) for images in self._sample(10_000)]).sum(0)
         share, values = counts.double() / counts.sum(), to_float(torch.arange(256)).double()
         return float((share * (values - (share * values).sum()).square()).sum().sqrt())
 
-    def _sample(self) -> Iterator[Tensor]:
-        """In chunks: all images in memory, or 10,000 evenly spread of those that are not."""
-        step = 1 if isinstance(self.images, Tensor) else math.ceil(len(self) / SAMPLE)
-        for indices in torch.arange(0, len(self), step).split(1000):
+    def _sample(self, most: int) -> Iterator[Tensor]:
+        """In chunks: all images in memory, or at most so many, evenly spread, of those that are not."""
+        step = 1 if isinstance(self.images, Tensor) else math.ceil(len(self) / most)
+        for indices in torch.arange(0, len(self), step).split(256):
             yield self.images[indices]
 
 
@@ -107,14 +111,17 @@ def load_data(
 
 def read(decoder: Decoder, part: str, skip_bad: bool, most_bytes: float) -> Images:
     """A decoder's images, in memory unless they take more bytes than these."""
-    size = math.prod(decoder.shape)
-    pixels = torch.empty(decoder.shape, dtype=torch.uint8) if size <= most_bytes else None
-    if pixels is not None or skip_bad:
-        readable = decoder.decode_all(pixels, skip_bad=skip_bad)
-        decoder = replace(decoder, pictures=decoder.pictures.take(readable))
-    pictures = decoder.pictures
-    images = decoder if pixels is None else pixels[: len(pictures)]
-    where = "too many for memory, decoded by training's workers" if pixels is None else "in memory"
+    pictures, size = decoder.pictures, math.prod(decoder.shape)
+    images: Tensor | Decoder = decoder
+    if pictures.pixels is not None and pictures.pixels.shape == decoder.shape:
+        images = pictures.pixels
+    elif size <= most_bytes or skip_bad:
+        out = torch.empty(decoder.shape, dtype=torch.uint8) if size <= most_bytes else None
+        pictures = pictures.take(decoder.decode_all(out, skip_bad=skip_bad))
+        images = replace(decoder, pictures=pictures) if out is None else out[: len(pictures)]
+    where = (
+        "in memory" if isinstance(images, Tensor) else f"is over memory_gb={most_bytes / 1e9:.3g}: decoded when used"
+    )
     say(f"{pictures.name}/{part}: {len(pictures):,} images, {size / 1e6:,.1f} MB {where}")
     return Images(f"{pictures.name}/{part}", images, pictures.labels, pictures.class_names)
 

@@ -156,9 +156,9 @@ class Inception(nn.Module):
         """uint8 (N, C, H, W), grey or RGB -> features (N, 2048) and logits (N, 1008), float32 on the CPU."""
         device = next(self.network.parameters()).device
         found = []
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            for chunk in images.split(64):
-                found.append([out.cpu() for out in self.network(chunk.expand(-1, 3, -1, -1).to(device))])
+        for chunk in images.split(64):
+            outputs = self.network(chunk.expand(-1, 3, -1, -1).to(device))
+            found.append([output.cpu() for output in outputs])
         features, logits = (torch.cat(part) for part in zip(*found, strict=True))
         return features, logits
 

@@ -30,6 +30,7 @@ class Pictures:
     open: Callable[[str], Image.Image]  # by key
     labels: Tensor  # (N,) int64; all 0 where there are no classes
     class_names: tuple[str, ...]  # empty where there are no classes
+    pixels: Tensor | None = None  # uint8 (N, C, H, W), where they are in memory already
     threads: int = 1  # how many may open pictures at once
 
     def __len__(self) -> int:
@@ -37,7 +38,9 @@ class Pictures:
 
     def take(self, indices: Sequence[int]) -> "Pictures":
         """The pictures at these indices."""
-        return replace(self, keys=[self.keys[i] for i in indices], labels=self.labels[list(indices)])
+        rows = torch.tensor(indices, dtype=torch.int64)
+        pixels = None if self.pixels is None else self.pixels[rows]
+        return replace(self, keys=[self.keys[i] for i in indices], labels=self.labels[rows], pixels=pixels)
 
 
 class Parts(NamedTuple):

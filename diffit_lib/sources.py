@@ -64,15 +64,15 @@ def from_folder(source: Path) -> Parts:
     return Parts(*[pictures.take([i for i, p in enumerate(files.parts) if p == part]) for part in ("train", test)])
 
 
-def from_files(name: str, source: Path, paths: Sequence[str], labels: Tensor, class_names: Sequence[str]) -> Pictures:
+def from_files(name: str, source: Path, paths: Sequence[str], labels: Tensor, class_names: tuple[str, ...]) -> Pictures:
     """Image files below a folder or in a zip."""
-    return Pictures(name, paths, partial(_open_file, source), labels, tuple(class_names), os.cpu_count() or 1)
+    return Pictures(name, paths, partial(_open_file, source), labels, class_names, threads=os.cpu_count() or 1)
 
 
-def from_arrays(name: str, arrays: Any, labels: Any, class_names: Sequence[str]) -> Pictures:
-    """Pictures in memory, uint8 (N, H, W) or (N, H, W, 3)."""
+def from_pixels(name: str, pixels: Tensor, labels: Any, class_names: Sequence[str]) -> Pictures:
+    """Pictures in memory, uint8 (N, C, H, W)."""
     labels = torch.as_tensor(labels, dtype=torch.int64)
-    return Pictures(name, _numbers(arrays), partial(_open_array, arrays), labels, tuple(class_names))
+    return Pictures(name, _numbers(pixels), partial(_open_pixels, pixels), labels, tuple(class_names), pixels)
 
 
 def from_dataset(dataset: Any) -> Pictures:
@@ -119,8 +119,8 @@ def _open_item(dataset: Any, number: str) -> Image.Image:
     return to_picture(dataset[int(number)][0])
 
 
-def _open_array(arrays: np.ndarray, number: str) -> Image.Image:
-    return Image.fromarray(arrays[int(number)])
+def _open_pixels(pixels: Tensor, number: str) -> Image.Image:
+    return to_picture(pixels[int(number)])
 
 
 def digits(root: Path, image_size: tuple[int, int] | None) -> Parts:
@@ -129,8 +129,8 @@ def digits(root: Path, image_size: tuple[int, int] | None) -> Parts:
     from sklearn.model_selection import train_test_split
 
     scans, labels = load_digits(return_X_y=True)
-    pixels = np.round(scans * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)  # of levels 0..16
-    everything = from_arrays("digits", pixels, labels, "0123456789")
+    pixels = torch.from_numpy(np.round(scans * (255 / 16))).byte().view(-1, 1, 8, 8)  # of levels 0..16
+    everything = from_pixels("digits", pixels, labels, "0123456789")
     train, test = train_test_split(np.arange(len(labels)), test_size=360, stratify=labels, random_state=0)
     return Parts(everything.take(sorted(train)), everything.take(sorted(test)))
 
@@ -141,8 +141,8 @@ def mnist(root: Path, image_size: tuple[int, int] | None) -> Parts:
 
     frame = 0 if image_size in (None, (28, 28)) else 2
     parts = [MNIST(root, train=train, download=True) for train in (True, False)]
-    pixels = [F.pad(part.data, [frame] * 4).numpy() for part in parts]
-    return Parts(*[from_arrays("mnist", p, part.targets, "0123456789") for p, part in zip(pixels, parts, strict=True)])
+    pixels = [F.pad(part.data, [frame] * 4)[:, None] for part in parts]
+    return Parts(*[from_pixels("mnist", p, part.targets, "0123456789") for p, part in zip(pixels, parts, strict=True)])
 
 
 def cifar10(root: Path, image_size: tuple[int, int] | None) -> Parts:
@@ -150,7 +150,10 @@ def cifar10(root: Path, image_size: tuple[int, int] | None) -> Parts:
     from torchvision.datasets import CIFAR10
 
     parts = [CIFAR10(root, train=train, download=True) for train in (True, False)]
-    return Parts(*[from_arrays("cifar10", part.data, part.targets, part.classes) for part in parts])
+    pixels = [torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous() for part in parts]
+    return Parts(
+        *[from_pixels("cifar10", p, part.targets, part.classes) for p, part in zip(pixels, parts, strict=True)]
+    )
 
 
 def imagenette(root: Path, image_size: tuple[int, int] | None) -> Parts:

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from diffit_lib.data import Split, digits
-from diffit_lib.tasks.train import train
 from diffit_lib.presets import PRESETS
+from diffit_lib.tasks.train import train
 from diffit_lib.weights import Card, build_denoiser, save_weights
 
 TINY = PRESETS["digits"].override(

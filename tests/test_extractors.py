@@ -1,4 +1,4 @@
-"""The small classifier: good enough to measure with, the same for the same seed, safe to keep on disk."""
+"""The small classifier: good enough to measure with, the same for the same seed; and what is kept on disk."""
 
 import pytest
 import safetensors.torch
@@ -7,11 +7,7 @@ import torch
 from diffit_lib import extractors
 from diffit_lib.data import digits
 from diffit_lib.errors import DiffitError
-from diffit_lib.extractors import (
-    Classifier,
-    cached,
-    train_classifier,
-)
+from diffit_lib.extractors import Classifier, cached, train_classifier
 
 
 @pytest.fixture(scope="module")

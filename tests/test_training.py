@@ -2,7 +2,7 @@
 
 import json
 import math
-from itertools import count
+from itertools import count, pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -213,7 +213,7 @@ class TestSkippedSteps:
 
     def test_hundred_in_a_row_end_the_run_with_a_clear_word(self, fit, tiny, spoil):
         spoil(range(1000))
-        with pytest.raises(DiffitError, match="100 steps in a row had no finite gradient, at image 198; .*lower lr"):
+        with pytest.raises(DiffitError, match=r"100 steps in a row had no finite gradient, at image 198; .*lower lr"):
             fit(tiny.override(max_steps=400, batch_size=2))
 
     def test_a_good_step_starts_the_count_anew(self, fit, tiny, spoil, monkeypatch):
@@ -247,7 +247,7 @@ class TestReport:
         train(tiny.override(max_steps=50, report_minutes=0.5, accumulate=2), tmp_path, data, progress=False)
         assert 3 <= len(seen) < 10
         assert seen[-1] == 50
-        assert len({later - earlier for earlier, later in zip(seen[:-1], seen[1:-1], strict=False)}) == 1
+        assert len({later - earlier for earlier, later in pairwise(seen[:-1])}) == 1
 
     def test_keeps_the_checkpoint_when_showing_fails(self, tiny, data, tmp_path, monkeypatch):
         def fail(module, **_):

@@ -1,0 +1,320 @@
+"""A run that was stopped, however roughly, goes on as if it had not been."""
+
+import csv
+import json
+import multiprocessing
+import os
+import pickle
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from safetensors.torch import load_file
+
+from diffit_lib import training, weights
+from diffit_lib.errors import DiffitError
+from diffit_lib.pipeline import load
+from diffit_lib.tasks import train as task
+from diffit_lib.tasks.train import train
+from diffit_lib.training import DiffusionModule
+
+FORKSERVER = multiprocessing.get_context("forkserver")  # imports torch once for all the runs that are to die
+FORKSERVER.set_forkserver_preload(["diffit_lib.tasks.train", "sklearn.datasets", "sklearn.model_selection"])
+
+
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def before(moment, function):
+    """`function`, but dying where `moment(self, ...)` holds."""
+    return lambda self, *args: die() if moment(self, *args) else function(self, *args)
+
+
+def in_mid_step(step):
+    """Die in the last micro-batch of a step."""
+
+    def moment(module, batch, batch_idx):
+        return module.global_step == step and (batch_idx + 1) % module.options.accumulate == 0
+
+    DiffusionModule.training_step = before(moment, DiffusionModule.training_step)
+
+
+def in_mid_checkpoint(step):
+    """Die with half of a checkpoint written."""
+    save = pl.Trainer.save_checkpoint
+
+    def half(trainer, path, **options):
+        save(trainer, path, **options)
+        if trainer.global_step == step:
+            os.truncate(path, os.path.getsize(path) // 2)
+            die()
+
+    pl.Trainer.save_checkpoint = half
+
+
+def after_checkpoint(step):
+    """Die between a checkpoint and the weights that belong to it."""
+    task.show = lambda module, show=task.show, **options: (
+        die() if module.global_step == step else show(module, **options)
+    )
+
+
+def in_mid_weights(step):
+    """Die with half of a weights file written."""
+
+    def half(tensors, path, metadata, save=weights.save_file):
+        save(tensors, path, metadata)
+        if json.loads(metadata["card"])["images_seen"] == step * 16:
+            os.truncate(path, os.path.getsize(path) // 2)
+            die()
+
+    weights.save_file = half
+
+
+def train_and_die(recipe, run, where: Callable[[int], None], step):
+    """What the doomed process does: a checkpoint before every step, until it dies."""
+    multiprocessing.set_start_method("fork", force=True)  # for the workers, as everywhere else
+    where(step)
+    train(recipe.override(report_minutes=1e-9), run, progress=False)
+
+
+def kill(recipe, run, where, step):
+    """Train in another process until it is killed."""
+    process = FORKSERVER.Process(target=train_and_die, args=(recipe, run, where, step))
+    process.start()
+    process.join(300)
+    assert process.exitcode == -signal.SIGKILL
+
+
+def rows(run):
+    return list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
+
+
+def images(run):
+    return [int(row["images"]) for row in rows(run)]
+
+
+def assert_same_weights(run, unbroken):
+    one, other = load_file(run / "weights.safetensors"), load_file(unbroken / "weights.safetensors")
+    assert one.keys() == other.keys()
+    assert {name.partition(".")[0] for name in one} == {"ema", "raw"}
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny):
+    """Two dozen steps in two micro-batches each, with dropout."""
+    return tiny.override(max_steps=24, accumulate=2, dropout=0.1)
+
+
+@pytest.fixture(scope="module")
+def unbroken(recipe, data, tmp_path_factory):
+    """A run of it that nothing stopped."""
+    run = tmp_path_factory.mktemp("unbroken")
+    train(recipe, run, data, progress=False)
+    return run
+
+
+@pytest.fixture
+def stop(monkeypatch):
+    """A function: end the run with an exception in this step and micro-batch, once."""
+    step = DiffusionModule.training_step
+
+    def stop(at, micro):
+        def stopping(self, batch, batch_idx):
+            if (self.global_step, batch_idx % self.options.accumulate) == (at, micro):
+                monkeypatch.setattr(DiffusionModule, "training_step", step)
+                raise InterruptedError
+            return step(self, batch, batch_idx)
+
+        monkeypatch.setattr(DiffusionModule, "training_step", stopping)
+
+    return stop
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Time in which every look at it takes a second."""
+    seconds = count()
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: float(next(seconds))))
+
+
+class TestKilled:
+    def test_run_ends_with_the_weights_of_an_unbroken_one(self, recipe, data, unbroken, tmp_path):
+        kill(recipe, tmp_path, in_mid_step, 5)
+        kept = rows(tmp_path)
+        assert images(tmp_path) == [0, 16, 32, 48, 64, 80]
+        train(recipe, tmp_path, data, progress=False)
+        assert rows(tmp_path)[:-1] == kept  # gone on, not started over
+        assert_same_weights(tmp_path, unbroken)
+
+    def test_run_with_two_workers_ends_with_the_same_weights(self, recipe, data, unbroken, tmp_path):
+        kill(recipe.override(workers=2), tmp_path, in_mid_step, 7)
+        train(recipe.override(workers=2), tmp_path, data, progress=False)
+        assert images(tmp_path) == [*range(0, 8 * 16, 16), 24 * 16]
+        assert_same_weights(tmp_path, unbroken)
+
+    def test_run_survives_several_kills_wherever_they_hit(self, recipe, data, unbroken, tmp_path):
+        kill(recipe, tmp_path, in_mid_checkpoint, 0)
+        assert not (tmp_path / "last.ckpt").exists()
+        for where, step in ((in_mid_step, 2), (in_mid_checkpoint, 4), (after_checkpoint, 5), (in_mid_weights, 7)):
+            kill(recipe, tmp_path, where, step)
+            load(tmp_path / "weights.safetensors")
+        train(recipe, tmp_path, data, progress=False)
+        assert images(tmp_path) == [*range(0, 8 * 16, 16), 24 * 16]
+        assert_same_weights(tmp_path, unbroken)
+
+
+class TestStopped:
+    @pytest.mark.parametrize("micro", [0, 1])
+    def test_run_resumes_from_any_step(self, fit, recipe, stop, micro):
+        recipe = recipe.override(max_steps=6)
+        expected = fit(recipe, run="unbroken").state_dict()
+        for step in range(6):
+            stop(step, micro)
+            with pytest.raises(InterruptedError):
+                fit(recipe.override(report_minutes=1e-9), run=str(step))
+            actual = fit(recipe, run=str(step)).state_dict()
+            assert [name for name in expected if not torch.equal(actual[name], expected[name])] == []
+
+    @pytest.mark.parametrize("micro", [0, 1])
+    def test_by_sigterm_run_loses_no_whole_step(self, fit, recipe, tmp_path, monkeypatch, micro):
+        recipe = recipe.override(max_steps=6)
+        expected = fit(recipe, run="unbroken").state_dict()
+        step = DiffusionModule.training_step
+
+        def terminated(self, batch, batch_idx):
+            if batch_idx == 6 + micro:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return step(self, batch, batch_idx)
+
+        with monkeypatch.context() as patch, pytest.raises(SystemExit):
+            patch.setattr(DiffusionModule, "training_step", terminated)
+            fit(recipe)
+        assert torch.load(tmp_path / "run" / "last.ckpt")["global_step"] == 3 + micro
+        actual = fit(recipe).state_dict()
+        assert [name for name in expected if not torch.equal(actual[name], expected[name])] == []
+
+
+class TestFinished:
+    def test_run_is_not_trained_further(self, recipe, data, unbroken, monkeypatch):
+        before = {name: (unbroken / name).read_bytes() for name in ("metrics.csv", "options.json")}
+        tensors = load_file(unbroken / "weights.safetensors")
+        monkeypatch.setattr(DiffusionModule, "training_step", die)
+        train(recipe, unbroken, data, progress=False)
+        assert {name: (unbroken / name).read_bytes() for name in before} == before
+        again = load_file(unbroken / "weights.safetensors")
+        assert all(torch.equal(tensors[name], again[name]) for name in tensors)
+
+    def test_run_whose_weights_were_lost_writes_them_again(self, recipe, data, unbroken, tmp_path):
+        for name in ("last.ckpt", "options.json"):
+            (tmp_path / name).write_bytes((unbroken / name).read_bytes())
+        train(recipe, tmp_path, data, progress=False)
+        assert images(tmp_path) == [24 * 16]
+        assert_same_weights(tmp_path, unbroken)
+
+    def test_run_goes_on_when_more_images_are_asked_for(self, tiny, data, tmp_path):
+        train(tiny, tmp_path, data, progress=False)
+        train(tiny.override(max_steps=6), tmp_path, data, progress=False)
+        assert images(tmp_path) == [64, 96]
+        assert load(tmp_path / "weights.safetensors").card.images_seen == 96
+
+    def test_run_counts_the_minutes_it_had_before(self, fit, tiny, clock):
+        recipe = tiny.override(max_steps=1000, minutes=0.5)
+        first = fit(recipe)
+        stopped_at, seconds = first.global_step, first.seconds
+        again = fit(recipe)
+        assert again.global_step == stopped_at
+        assert again.seconds == pytest.approx(seconds, abs=2)
+        longer = fit(recipe.override(minutes=1.0))
+        assert longer.global_step == pytest.approx(2 * stopped_at, abs=2)
+        assert 60 <= longer.seconds < 62
+
+
+class TestSettings:
+    @pytest.fixture(scope="class")
+    def begun(self, tiny, data, tmp_path_factory):
+        """A run of two steps."""
+        run = tmp_path_factory.mktemp("begun")
+        train(tiny.override(max_steps=2), run, data, progress=False)
+        return run
+
+    @pytest.mark.parametrize(
+        ("field", "before", "now"),
+        [
+            ("width", 8, 12),
+            ("dropout", 0.0, 0.2),
+            ("seed", 0, 1),
+            ("batch_size", 16, 8),
+            ("accumulate", 1, 2),
+            ("lr", 0.001, 0.002),
+            ("label_dropout", 0.1, 0.0),
+            ("p_std", 1.2, 1.0),
+            ("precision", "32-true", "bf16-mixed"),
+        ],
+    )
+    def test_what_shapes_the_run_cannot_change(self, tiny, data, begun, field, before, now):
+        files = {path: path.read_bytes() for path in begun.iterdir() if path.is_file()}
+        with pytest.raises(DiffitError) as error:
+            train(tiny.override(**{field: now}), begun, data, progress=False)
+        assert str(error.value).startswith(f"{begun} was trained with {field}={before}, not {now}; ")
+        assert "\n" not in str(error.value)
+        assert {path: path.read_bytes() for path in begun.iterdir() if path.is_file()} == files
+
+    def test_what_does_not_shape_the_run_can_change(self, fit, tiny):
+        fit(tiny)
+        other = tiny.override(max_steps=5, workers=1, threads=None, checkpointing=True, report_minutes=9.0)
+        assert fit(other).global_step == 5
+
+    def test_precision_of_another_device_is_kept(self, fit, tiny, monkeypatch):
+        fit(tiny.override(precision="bf16-mixed"))
+        assert fit(tiny.override(max_steps=5)).trainer.precision == "bf16-mixed"
+
+    def test_another_data_set_is_refused(self, tiny, data, begun):
+        brighter = data.train.images.clamp(min=100)
+        other = data._replace(train=type(data.train)("brighter", brighter, data.train.labels, data.train.class_names))
+        with pytest.raises(DiffitError, match="was trained with sigma_data=0.75"):
+            train(tiny, begun, other, progress=False)
+
+
+@dataclass
+class Payload:
+    """Unpickled, it leaves a trace."""
+
+    trace: Path
+
+    def __reduce__(self):
+        return Path.touch, (self.trace,)
+
+
+class TestDamage:
+    @pytest.fixture
+    def run(self, tiny, data, tmp_path):
+        """A run of four steps."""
+        train(tiny, tmp_path / "run", data, progress=False)
+        return tmp_path / "run"
+
+    @pytest.mark.parametrize("name", ["last.ckpt", "options.json"])
+    @pytest.mark.parametrize("damage", [lambda whole: whole[: len(whole) // 2], lambda _: b"", lambda _: b"{}"])
+    def test_is_told_in_one_line_and_nothing_is_written(self, tiny, data, run, snapshot, name, damage):
+        (run / name).write_bytes(damage((run / name).read_bytes()))
+        before = snapshot()
+        with pytest.raises(DiffitError, match=rf"{name} .*; ") as error:
+            train(tiny.override(max_steps=5), run, data, progress=False)
+        assert "\n" not in str(error.value)
+        assert snapshot() == before
+
+    def test_a_checkpoint_that_would_run_code_does_not(self, tiny, data, run, tmp_path):
+        trace = tmp_path / "trace"
+        for save in (lambda thing, path: path.write_bytes(pickle.dumps(thing)), torch.save):
+            save({"diffit": Payload(trace)}, run / "last.ckpt")
+            with pytest.raises(DiffitError, match="is damaged"):
+                train(tiny.override(max_steps=5), run, data, progress=False)
+            assert not trace.exists()
