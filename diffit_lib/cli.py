@@ -125,6 +125,7 @@ def parser() -> Parser:
 
 def add_recipe_fields(sub: Parser) -> None:
     """One option for each field of the recipe, absent unless given."""
+    sub.add_argument("--data", type=str, default=SUPPRESS, help="data set by name, or the path of a folder or zip")
     taken = set()
     for title, kinds in PARTS.items():
         group = sub.add_argument_group(f"{title} (the preset's own unless given)")

@@ -47,7 +47,7 @@ def response(config, row, column):
     network = awake(config).double()
     for module in network.modules():
         if isinstance(module, nn.GroupNorm):
-            module.forward = nn.Identity()
+            module.forward = lambda maps: maps
     x, *labels = inputs(config)
     changed = x.clone()
     changed[:, 1, row, column] += 1

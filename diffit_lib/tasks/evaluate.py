@@ -25,7 +25,7 @@ def evaluate(weights: str | Path, data: Split | None = None, *, per_class: int =
         raise DiffitError(f"per_class is {per_class}; give 1 or more")
     pipe = load(weights)
     card, sampling = pipe.card, pipe.card.recipe.sampling
-    data = data or load_data(card.recipe.data)
+    data = data or load_data(card.recipe.data, card.recipe.network.image_size, card.recipe.network.in_channels)
     if card.recipe.network.num_classes != len(data.train.class_names):
         raise DiffitError(
             f"{weights} knows {card.recipe.network.num_classes} classes, {data.train.name} has "

@@ -27,7 +27,7 @@ def train(recipe: Recipe, run: str | Path, data: Split | None = None, *, progres
     Where the folder holds a checkpoint of this recipe, training goes on from it, to the bit on a CPU.
     """
     run = Path(run)
-    data = data or load_data(recipe.data)
+    data = data or load_data(recipe.data, recipe.network.image_size, recipe.network.in_channels)
     checkpoint = run / "last.ckpt"
     if checkpoint.is_file():
         recipe = resumed(recipe, data.train, run)
@@ -95,9 +95,9 @@ def resumed(recipe: Recipe, train: Images, run: Path) -> Recipe:
     recipe = resolve(recipe, train)
     free = {"images", "max_steps", "minutes", "report_minutes", "workers", "threads", "checkpointing"}
     for part in ("network", "denoiser", "training"):
-        before, now = vars(getattr(options, part)), vars(getattr(recipe, part))
-        for name in before.keys() - free:
-            if before[name] != now[name]:
+        before, now = options.to_dict()[part], recipe.to_dict()[part]
+        for name in before:
+            if name not in free and before[name] != now[name]:
                 raise DiffitError(
                     f"{run} was trained with {name}={before[name]}, not {now[name]}; "
                     "set it back to go on, or train into another folder"

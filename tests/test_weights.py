@@ -1,0 +1,212 @@
+"""One file rebuilds everything, and no other file is taken for it."""
+
+import json
+import pickle
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import TINY
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from diffit_lib.config import VP
+from diffit_lib.errors import DiffitError
+from diffit_lib.files import READY_MADE
+from diffit_lib.weights import Card, build_denoiser, find_weights, load_weights, save_weights
+
+
+def read(path):
+    """Tensors and metadata."""
+    with safe_open(path, "pt") as file:
+        return load_file(path), dict(file.metadata())
+
+
+def rewrite(source, path, change):
+    """A copy of a weights file after `change(tensors, metadata)`."""
+    tensors, metadata = read(source)
+    change(tensors, metadata)
+    save_file(tensors, path, metadata)
+    return path
+
+
+def edit_card(**values):
+    """A change of the card's JSON; None removes a key."""
+
+    def change(tensors, metadata):
+        card = {**json.loads(metadata["card"]), **values}
+        metadata["card"] = json.dumps({key: value for key, value in card.items() if value is not None})
+
+    return change
+
+
+@pytest.fixture
+def no_pickles(monkeypatch):
+    """Any attempt to unpickle fails the test."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("something was unpickled")
+
+    for target in ("torch.load", "pickle.load", "pickle.loads", "pickle.Unpickler", "torch.serialization._load"):
+        monkeypatch.setattr(target, refuse)
+
+
+class TestRoundTrip:
+    def test_file_rebuilds_the_denoiser_and_the_card(self, tmp_path):
+        recipe = TINY.override(sigma_data=0.6, dropout=0.1, guidance=2.0)
+        denoiser = build_denoiser(recipe)
+        card = Card(recipe, ("a", "b"), "some/train 1f", 48, 1.5, "cpu", "CC0", {"frechet": 1.25, "stamp": {"n": 3}})
+        save_weights(tmp_path / "file", card, denoiser)
+        again, read_card = load_weights(tmp_path / "file")
+        assert read_card == card
+        x, sigma, label = torch.randn(3, 1, 8, 8), torch.tensor([0.1, 1.0, 10.0]), torch.tensor([0, 4, 10])
+        with torch.no_grad():
+            assert torch.equal(again.eval()(x, sigma, label), denoiser.eval()(x, sigma, label))
+
+    def test_file_rebuilds_a_denoiser_of_another_kind(self, tmp_path):
+        recipe = replace(TINY, denoiser=VP(prediction="v", noise_schedule="cosine", timesteps=50, clip=True))
+        save_weights(tmp_path / "file", Card(recipe), build_denoiser(recipe))
+        denoiser, card = load_weights(tmp_path / "file")
+        assert card.recipe == recipe
+        assert (denoiser.clip, len(denoiser.table)) == (True, 50)
+
+    def test_raw_tensors_are_loaded_on_request(self, weights):
+        tensors, _ = read(weights)
+        for prefix, ema in (("ema.", True), ("raw.", False)):
+            state = load_weights(weights, ema=ema)[0].state_dict()
+            assert all(torch.equal(state[name], tensors[prefix + name]) for name in state)
+        assert not torch.equal(tensors["ema.network.head.weight"], tensors["raw.network.head.weight"])
+
+    def test_raw_tensors_that_were_not_kept_are_missed_in_a_clear_word(self, tmp_path):
+        recipe = TINY.override(sigma_data=0.6)
+        save_weights(tmp_path / "file", Card(recipe), build_denoiser(recipe))
+        with pytest.raises(DiffitError, match="holds no raw tensors; load it with ema=True"):
+            load_weights(tmp_path / "file", ema=False)
+
+    def test_float16_halves_the_file_and_loads_as_float32(self, weights, tmp_path):
+        denoiser, card = load_weights(weights)
+        save_weights(tmp_path / "half", card, denoiser, dtype=torch.float16)
+        save_weights(tmp_path / "whole", card, denoiser)
+        assert (tmp_path / "half").stat().st_size < 0.6 * (tmp_path / "whole").stat().st_size
+        half = load_weights(tmp_path / "half")[0].state_dict()
+        for name, tensor in denoiser.state_dict().items():
+            assert half[name].dtype == torch.float32
+            assert torch.equal(half[name], tensor.half().float())
+
+    def test_a_failed_write_leaves_the_old_file_and_nothing_else(self, weights, tmp_path, monkeypatch):
+        def fail(tensors, path, metadata):
+            path.write_bytes(b"half")
+            raise OSError("disk full")
+
+        denoiser, card = load_weights(weights)
+        (tmp_path / "file.safetensors").write_bytes(b"old")
+        monkeypatch.setattr("diffit_lib.weights.save_file", fail)
+        with pytest.raises(OSError, match="disk full"):
+            save_weights(tmp_path / "file.safetensors", card, denoiser)
+        assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
+
+
+def drop(tensors, metadata):
+    del tensors["ema.network.head.bias"]
+
+
+def add(tensors, metadata):
+    tensors["ema.network.tail.bias"] = torch.zeros(3)
+
+
+def reshape(tensors, metadata):
+    tensors["ema.network.head.bias"] = torch.zeros(3)
+
+
+def widen(tensors, metadata):
+    card = json.loads(metadata["card"])
+    card["recipe"]["network"]["width"] = 16
+    metadata["card"] = json.dumps(card)
+
+
+def forget(tensors, metadata):
+    del metadata["card"]
+
+
+def garble(tensors, metadata):
+    metadata["card"] = metadata["card"][:50]
+
+
+def from_the_future(tensors, metadata):
+    metadata["format"] = "diffit-2"
+
+
+def foreign(tensors, metadata):
+    metadata.clear()
+
+
+class TestRefused:
+    @pytest.mark.parametrize(
+        ("change", "says"),
+        [
+            (drop, r"lacks tensor 'network\.head\.bias' \(1 in all\); it fits another model"),
+            (add, r"has a spare tensor 'network\.tail\.bias' \(1 in all\); it fits another model"),
+            (reshape, r"has tensor 'network\.head\.bias' of shape \(3,\), not \(1,\); it fits another model"),
+            (widen, r"has tensor .* of shape .*, not .*; it fits another model"),
+            (forget, "has a card this version cannot read .*; update diffit"),
+            (garble, "has a card this version cannot read .*; update diffit"),
+            (edit_card(recipe=None), "has a card this version cannot read .*; update diffit"),
+            (edit_card(recipe=3), "has a card this version cannot read .*; update diffit"),
+            (edit_card(mood="good"), "has a card this version cannot read .*; update diffit"),
+            (from_the_future, r"format 'diffit-2', not 'diffit-1'.*; "),
+            (foreign, r"holds no diffit model \(format None.*; give a weights file that `diffit train` wrote"),
+        ],
+    )
+    def test_a_file_of_another_model_is_refused_in_one_line(self, weights, tmp_path, change, says):
+        path = rewrite(weights, tmp_path / "changed.safetensors", change)
+        with pytest.raises(DiffitError, match=says) as error:
+            load_weights(path)
+        assert str(error.value).startswith(str(path))
+        assert "\n" not in str(error.value)
+
+    @pytest.mark.parametrize("share", [0.0, 0.0001, 0.01, 0.5, 0.999])
+    def test_a_truncated_file_is_refused(self, weights, tmp_path, share):
+        whole = weights.read_bytes()
+        (tmp_path / "cut").write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(DiffitError, match=r"cut is no whole safetensors file .*; copy or download it again"):
+            load_weights(tmp_path / "cut")
+
+    @pytest.mark.parametrize("zipped", [True, False])
+    def test_a_pickle_is_refused_unopened(self, weights, tmp_path, no_pickles, zipped):
+        state = load_weights(weights)[0].state_dict()
+        torch.save(state, tmp_path / "pickle.pt", _use_new_zipfile_serialization=zipped)
+        with pytest.raises(DiffitError, match="it is a pickle, which could run code and is never opened"):
+            load_weights(tmp_path / "pickle.pt")
+
+    def test_a_plain_pickle_is_refused_unopened(self, tmp_path, no_pickles):
+        (tmp_path / "plain.pkl").write_bytes(pickle.dumps({"ema": [1.0]}))
+        with pytest.raises(DiffitError, match="it is a pickle"):
+            load_weights(tmp_path / "plain.pkl")
+
+    def test_good_weights_are_loaded_without_unpickling(self, weights, no_pickles):
+        load_weights(weights)
+
+
+class TestFindWeights:
+    def test_takes_a_path_and_else_a_name(self, weights, tmp_path, monkeypatch):
+        monkeypatch.setattr("diffit_lib.weights.READY_MADE", weights.parent)
+        assert find_weights(weights) == weights
+        assert find_weights("tiny") == weights
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "tiny").write_text("")
+        assert find_weights("tiny").resolve() == tmp_path / "tiny"
+
+    def test_says_which_names_there_are(self, weights, monkeypatch):
+        monkeypatch.setattr("diffit_lib.weights.READY_MADE", weights.parent)
+        with pytest.raises(DiffitError, match=r"no weights file 'huge'; .* ready-made ones: tiny"):
+            find_weights("huge")
+
+    def test_takes_no_folder_for_a_file(self, tmp_path):
+        with pytest.raises(DiffitError, match="no weights file"):
+            find_weights(tmp_path)
+
+    @pytest.mark.parametrize("path", sorted(READY_MADE.glob("*.safetensors")), ids=lambda path: path.stem)
+    def test_ready_made_weights_load_by_name_and_are_float16(self, path):
+        _, card = load_weights(path.stem)
+        assert card.numbers
+        assert {tensor.dtype for tensor in load_file(path).values()} == {torch.float16}
