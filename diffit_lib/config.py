@@ -252,10 +252,9 @@ class Recipe:
             inside = {f.name: changes.pop(f.name) for f in fields(part) if f.name in changes}
             own[part_name] = replace(part, **inside)
         for wrong in changes:
-            for part_name, kinds in PARTS.items():
-                for kind in kinds:
-                    takes = any(f.name == wrong for f in fields(kind))
-                    check(not takes, f"{wrong} is a field of {part_name} {kind.kind}; give {part_name}={kind.kind} too")
+            for name, kind in ((name, kind) for name, kinds in PARTS.items() for kind in kinds):
+                if any(f.name == wrong for f in fields(kind)):
+                    raise DiffitError(f"{wrong} is a field of {name} {kind.kind!r}; give {name}={kind.kind} too")
             near = get_close_matches(wrong, self.field_names(), n=3)
             hint = f"did you mean {' or '.join(near)}?" if near else f"the fields are {', '.join(self.field_names())}"
             raise DiffitError(f"unknown field {wrong!r}; {hint}")
@@ -264,11 +263,8 @@ class Recipe:
     @classmethod
     def field_names(cls) -> list[str]:
         """Every name that `override` takes."""
-        return [
-            "name",
-            "data",
-            *dict.fromkeys(f.name for kinds in PARTS.values() for part in kinds for f in fields(part)),
-        ]
+        inside = (f.name for kinds in PARTS.values() for part in kinds for f in fields(part))
+        return list(dict.fromkeys(["name", "data", *inside]))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types only, ready for JSON."""
@@ -278,8 +274,7 @@ class Recipe:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Recipe":
         """The inverse of `to_dict`, also after a round trip through JSON."""
-        parts = {name: part_from_dict(name, values[name]) for name in PARTS}
-        return cls(name=values["name"], data=values["data"], **parts)
+        return cls(values["name"], values["data"], **{name: part_from_dict(name, values[name]) for name in PARTS})
 
 
 PARTS: dict[str, tuple[Any, ...]] = {  # the kinds each part of a recipe comes in

@@ -103,26 +103,24 @@ def load_data(
     form = partial(to_pixels, image_size=image_size, in_channels=in_channels, crop=crop)
     shape = first_shape(parts.train, form, skip_bad=skip_bad)
     most = half_of_memory() if memory_gb is None else memory_gb * 1e9
-    train = read(Decoder(parts.train, form, shape), "train", skip_bad, most)
+    train = read_part(Decoder(parts.train, form, shape), "train", skip_bad, most)
     check_classes(train)
-    test = train if parts.test is parts.train else read(Decoder(parts.test, form, shape), "test", skip_bad, most)
+    test = train if parts.test is parts.train else read_part(Decoder(parts.test, form, shape), "test", skip_bad, most)
     return Split(train, test)
 
 
-def read(decoder: Decoder, part: str, skip_bad: bool, most_bytes: float) -> Images:
+def read_part(decoder: Decoder, part: str, skip_bad: bool, most_bytes: float) -> Images:
     """A decoder's images, in memory unless they take more bytes than these."""
-    pictures, size = decoder.pictures, math.prod(decoder.shape)
+    pictures, fits = decoder.pictures, math.prod(decoder.shape) <= most_bytes
     images: Tensor | Decoder = decoder
     if pictures.pixels is not None and pictures.pixels.shape == decoder.shape:
         images = pictures.pixels
-    elif size <= most_bytes or skip_bad:
-        out = torch.empty(decoder.shape, dtype=torch.uint8) if size <= most_bytes else None
+    elif fits or skip_bad:
+        out = torch.empty(decoder.shape, dtype=torch.uint8) if fits else None
         pictures = pictures.take(decoder.decode_all(out, skip_bad=skip_bad))
         images = replace(decoder, pictures=pictures) if out is None else out[: len(pictures)]
-    where = (
-        "in memory" if isinstance(images, Tensor) else f"is over memory_gb={most_bytes / 1e9:.3g}: decoded when used"
-    )
-    say(f"{pictures.name}/{part}: {len(pictures):,} images, {size / 1e6:,.1f} MB {where}")
+    held = "in memory" if isinstance(images, Tensor) else f"exceed memory_gb={most_bytes / 1e9:.3g}, decoded when used"
+    say(f"{pictures.name}/{part}: {len(pictures):,} images, {math.prod(images.shape) / 1e6:,.1f} MB {held}")
     return Images(f"{pictures.name}/{part}", images, pictures.labels, pictures.class_names)
 
 
@@ -137,11 +135,13 @@ def check_classes(data: Pictures | Images) -> None:
 
 def half_of_memory() -> float:
     """Half of the machine's memory in bytes."""
+    if not hasattr(os, "sysconf"):  # Windows
+        return math.inf
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
 
 
 def digits() -> Split:
-    """scikit-learn's 1797 real handwritten digits, 8x8 grey scans: 1437 train and 360 test, stratified by class."""
+    """The data set that needs no download, as it is: 8x8, grey."""
     return load_data("digits")
 
 

@@ -95,7 +95,7 @@ class Decoder:
         return read
 
     def _attempts(self) -> Iterator[Tensor | UnreadableError]:
-        """Every picture's pixels, or why there are none, in order."""
+        """Every picture's pixels, or why there are none, in order; a single thread is the caller's own."""
         keys, threads = self.pictures.keys, self.pictures.threads
         with ThreadPool(threads) as pool:
             attempts = pool.imap(self._attempt, keys, chunksize=32) if threads > 1 else map(self._attempt, keys)

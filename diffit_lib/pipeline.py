@@ -51,7 +51,7 @@ class Pipeline:
         `labels` is one class for all or one per seed, by number or name; None draws each image's class from its seed,
         and "none" asks for no class. `settings` are fields of `Sampling` (sampler, steps, guidance, churn); those not
         given follow the weights. At most `batch_size` images (64) are drawn at once; where it is given, the last batch
-        is padded to it, so that at one batch size a seed's image is the same to the bit.
+        is padded to it. At one batch size the k-th image of a batch is the same to the bit whatever its neighbours are.
         """
         size = min(len(seeds), 64) if batch_size is None else batch_size
         if size < 1 or len(seeds) < 1:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -35,9 +35,10 @@ def find_pictures(source: str | Path | Dataset, image_size: tuple[int, int] | No
         return split(from_dataset(source))
     if str(source) in NAMED:
         return from_name(str(source), image_size)
-    if not Path(source).exists():
+    path = Path(source).expanduser()
+    if not path.exists():
         raise DiffitError(f"unknown data {str(source)!r}; give {', '.join(NAMED)}, or the path of a folder or zip")
-    return from_folder(Path(source))
+    return from_folder(path)
 
 
 def from_name(name: str, image_size: tuple[int, int] | None) -> Parts:
@@ -92,7 +93,7 @@ def from_dataset(dataset: Any) -> Pictures:
 
 
 def to_picture(image: Any) -> Image.Image:
-    """A PIL image, an array (H, W) or (H, W, C), or a tensor (H, W) or (C, H, W), both uint8 or float in [0, 1]."""
+    """From a PIL image, an array (H, W) or (H, W, C), or a tensor (H, W) or (C, H, W), uint8 or float in [0, 1]."""
     if isinstance(image, Image.Image):
         return ImageOps.exif_transpose(image)
     if isinstance(image, Tensor):
@@ -112,7 +113,10 @@ def _numbers(items: Any) -> list[str]:
 
 
 def _open_file(source: Path, path: str) -> Image.Image:
-    return to_picture(Image.open(io.BytesIO(read(source, path))))
+    try:
+        return to_picture(Image.open(io.BytesIO(read(source, path))))
+    except UnidentifiedImageError as error:
+        raise ValueError("of no known image format") from error
 
 
 def _open_item(dataset: Any, number: str) -> Image.Image:

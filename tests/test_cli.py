@@ -1,0 +1,249 @@
+"""The command line: every mistake is one line on stderr, exit status 2, and nothing written."""
+
+import pickle
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from diffit_lib import presets
+from diffit_lib.cli import main, parse_seeds, parser, with_underscores
+from diffit_lib.config import PARTS
+from diffit_lib.errors import DiffitError
+from diffit_lib.tasks.train import train
+from diffit_lib.weights import load_weights
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch, tiny):
+    """Work in an empty folder, with `digits` a tiny preset."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(presets.PRESETS, "digits", tiny.override(name="digits"))
+
+
+@pytest.fixture
+def refuse(capsys, snapshot):
+    """A function: this command is refused in one line, which matches, and nothing is written."""
+
+    def refuse(command, says):
+        before = snapshot()
+        assert main(command.split()) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert re.fullmatch(r"diffit: [^\n]+\n", err)
+        assert re.search(says, err), err
+        assert "Traceback" not in err
+        assert snapshot() == before
+
+    return refuse
+
+
+class TestMistakes:
+    @pytest.mark.parametrize(
+        ("command", "says"),
+        [
+            ("", "demo,info,train,sample,evaluate"),
+            ("draw", "invalid choice: 'draw' .*demo"),
+            ("train", "required: train.name; `diffit --help` tells more"),
+            ("train digit", "unknown preset 'digit'; the presets are digits, "),
+            ("train digits more", "unrecognized arguments: more"),
+            ("train digits --widht 8", "--widht 8; `diffit train --help` tells more"),
+            ("train digits --width wide", "width.*wide"),
+            ("train digits --width=2.5", r"width.*2\.5"),
+            ("train digits --width=0", "width is 0; give a number above 0"),
+            ("train digits --flip maybe", "flip.*maybe"),
+            ("train digits --precision fp8", "precision.*fp8"),
+            ("train digits --channel_mult=[]", "channel_mult is"),
+            ("train digits --image_size=8", "image_size.*8"),
+            ("train digits --batch-size=16 --accumulate=3", "batch_size 16 does not split into accumulate=3"),
+            ("train digits --minutes=-1", r"minutes is -1\.0; give a number above 0"),
+            ("train digits --max_steps=half", "max_steps.*half"),
+            ("train digits --window_size=3", "window_size 3 does not divide the 8x8 map"),
+            ("train digits --timesteps=100", "timesteps is a field of denoiser vp; give denoiser=vp too"),
+            ("train digits --image_size=[16,16]", r"digits is built for .*\(1, 16, 16\), but .*\(1, 8, 8\); set "),
+            ("train digits --num_classes=3", "num_classes=3, but digits/train has 10 classes; "),
+            ("train digits --data=nowhere", "unknown data 'nowhere'; "),
+            ("info nothing", "no weights file 'nothing'; give a path, or one of the ready-made ones"),
+            ("evaluate nothing", "no weights file 'nothing'"),
+            ("evaluate nothing --per_class=0", "per_class is 0; give 1 or more"),
+            ("sample", "required: sample.weights"),
+            ("sample nothing", "no weights file 'nothing'"),
+            ("sample nothing --seeds=", "seeds are ''; give numbers and rising ranges, e.g. 0-63,100"),
+            ("sample nothing --seeds=5-3", "seeds are '5-3'; "),
+            ("sample nothing --seeds=-1", "seeds are '-1'; "),
+            ("sample nothing --seeds=1.5", "seeds are '1.5'; "),
+            ("sample nothing --steps=few", "steps.*few"),
+        ],
+    )
+    def test_in_words_are_told_in_one_line(self, refuse, command, says):
+        refuse(command, says)
+
+    @pytest.mark.parametrize(
+        ("options", "says"),
+        [
+            ("--labels=10", "no class '10'; give a number from 0 to 9"),
+            ("--labels=one", "no class 'one'; "),
+            ("--labels=1,2,3", "3 labels for 2 seeds; give one label, or one per seed"),
+            ("--steps=1", "steps is 1; give an integer of 2 or more"),
+            ("--sampler=huen", "sampler is 'huen'; give one of heun, "),
+            ("--guidance=nan", "guidance"),
+            ("--guidance=very", "guidance.*very"),
+            ("--out=tiny.safetensors", "tiny.safetensors: File exists; give another path"),
+            ("--out=tiny.safetensors/below", "Not a directory; give another path"),
+        ],
+    )
+    def test_in_sampling_are_told_in_one_line(self, refuse, weights, tmp_path, options, says):
+        (tmp_path / "tiny.safetensors").write_bytes(weights.read_bytes())
+        refuse(f"sample tiny.safetensors --seeds=0,1 {options}", says)
+
+    def test_labels_for_unconditional_weights_are_told_in_one_line(self, refuse, unconditional):
+        refuse(f"sample {unconditional} --labels=3", "these weights are unconditional; leave labels out")
+
+
+def other_program(path, weights):
+    save_file(load_file(weights), path)
+
+
+def truncated(path, weights):
+    path.write_bytes(weights.read_bytes()[:-1])
+
+
+def empty(path, weights):
+    path.touch()
+
+
+def text(path, weights):
+    path.write_text("These are not weights.")
+
+
+def folder(path, weights):
+    path.mkdir()
+
+
+def plain_pickle(path, weights):
+    path.write_bytes(pickle.dumps({"ema.network.head.bias": [0.0]}))
+
+
+def torch_zip(path, weights):
+    torch.save(load_weights(weights)[0].state_dict(), path)
+
+
+def torch_legacy(path, weights):
+    torch.save(load_weights(weights)[0].state_dict(), path, _use_new_zipfile_serialization=False)
+
+
+class TestWrongFiles:
+    @pytest.mark.parametrize("verb", ["info", "sample", "evaluate"])
+    @pytest.mark.parametrize(
+        ("make", "says"),
+        [
+            (other_program, "holds no diffit model"),
+            (truncated, "is no whole safetensors file .*; copy or download it again"),
+            (empty, "is no whole safetensors file"),
+            (text, "is no whole safetensors file"),
+            (folder, "no weights file 'wrong'"),
+            (plain_pickle, "it is a pickle, which could run code and is never opened"),
+            (torch_zip, "it is a pickle, which could run code and is never opened"),
+            (torch_legacy, "it is a pickle, which could run code and is never opened"),
+        ],
+    )
+    def test_are_told_in_one_line_and_nothing_is_unpickled(
+        self, refuse, weights, tmp_path, monkeypatch, verb, make, says
+    ):
+        make(tmp_path / "wrong", weights)
+        for target in ("torch.load", "pickle.load", "pickle.loads", "pickle.Unpickler"):
+            monkeypatch.setattr(target, None)
+        refuse(f"{verb} wrong", says)
+
+    @pytest.mark.parametrize("name", ["last.ckpt", "options.json"])
+    def test_in_a_run_folder_are_told_in_one_line(self, refuse, data, tmp_path, name):
+        train(presets.preset("digits").override(max_steps=1), "run", data, progress=False)
+        path = tmp_path / "run" / name
+        path.write_bytes(path.read_bytes()[:100])
+        refuse("train digits --run=run --max_steps=1", f"{name} .*; ")
+
+    def test_as_a_run_folder_are_told_in_one_line(self, refuse, tmp_path):
+        (tmp_path / "run").write_text("")
+        refuse("train digits --run=run", "run.*: Not a directory; give another path")
+        refuse("demo --run=run", "run.*: Not a directory; give another path")
+
+
+class TestVerbs:
+    def test_train_then_sample_then_info(self, tmp_path, capsys):
+        assert main(["train", "digits", "--max-steps=2", "--batch-size=8", "--channel_mult=[1,1]"]) == 0
+        out, err = capsys.readouterr()
+        assert out == "weights: runs/digits/weights.safetensors\n"
+        assert "images/s" in err
+        recipe = load_weights("runs/digits/weights.safetensors")[1].recipe
+        assert (recipe.training.max_steps, recipe.training.batch_size, recipe.network.channel_mult) == (2, 8, (1, 1))
+
+        command = "sample runs/digits/weights.safetensors --out=new --seeds=3-5,9 --labels=1,2,3,none --steps=3"
+        assert main(command.split()) == 0
+        assert capsys.readouterr().out == "4 images and grid.png: new/\n"
+        names = {path.name for path in (tmp_path / "new").iterdir()}
+        assert names == {"000003.png", "000004.png", "000005.png", "000009.png", "grid.png"}
+
+        assert main(["info", "runs/digits/weights.safetensors"]) == 0
+        assert "digits, trained on digits/train" in capsys.readouterr().out
+
+    def test_one_label_is_for_all_images(self, weights, monkeypatch):
+        calls = []
+        monkeypatch.setattr("diffit_lib.tasks.sample.sample", lambda *args, **settings: calls.append((args, settings)))
+        main(f"sample {weights} --labels=7 --guidance=2 --seeds=1".split())
+        main(f"sample {weights} --labels=7,8 --sampler=euler --seeds=1,2".split())
+        none = {"sampler": None, "steps": None, "guidance": None}
+        assert [args[2:] for args, _ in calls] == [([1], "7"), ([1, 2], ["7", "8"])]
+        assert [settings for _, settings in calls] == [none | {"guidance": 2.0}, none | {"sampler": "euler"}]
+
+    def test_every_field_of_a_recipe_is_an_option_of_train(self, capsys):
+        with pytest.raises(SystemExit) as stop:
+            main(["train", "--help"])
+        assert stop.value.code == 0
+        options = set(re.findall(r"--(\w+)", capsys.readouterr().out))
+        for kinds in PARTS.values():
+            for kind in kinds:
+                assert options >= set(kind.__dataclass_fields__)
+
+    def test_dashes_and_underscores_are_one(self):
+        words = ["--batch-size=8", "--out=a-b", "--max-steps", "a-b", "-h", "sample"]
+        assert [with_underscores(word) for word in words] == [
+            "--batch_size=8", "--out=a-b", "--max_steps", "a-b", "-h", "sample",
+        ]  # fmt: skip
+        assert parser().parse_args(["train", "digits", "--batch_size=8"]).train.batch_size == 8
+
+
+class TestSeeds:
+    def test_are_numbers_and_ranges(self):
+        assert parse_seeds("0-3, 100,7-7") == [0, 1, 2, 3, 100, 7]
+
+    @pytest.mark.parametrize("text", ["", ",", "1,", "3-1", "-3", "a", "1-2-3", "1.0", "1 2"])
+    def test_anything_else_is_refused(self, text):
+        with pytest.raises(DiffitError, match="give numbers and rising ranges"):
+            parse_seeds(text)
+
+
+class TestStart:
+    @pytest.mark.parametrize(
+        "code",
+        [
+            "import diffit_lib",
+            "from diffit_lib.cli import main; main(['--help'])",
+            "from diffit_lib.cli import main; main(['train', '--help'])",
+            "from diffit_lib.cli import main; main(['train', 'digits', '--width=0'])",
+        ],
+    )
+    def test_needs_neither_torch_nor_anything_else_that_is_slow(self, code):
+        """The words for import and help, for a mistake in the words too."""
+        slow = {"torch", "pytorch_lightning", "matplotlib", "sklearn", "scipy"}
+        script = f"import sys\ntry:\n    {code}\nfinally:\n    print('slow:', sorted({slow} & sys.modules.keys()))"
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+        assert done.returncode == 0
+        assert done.stdout.endswith("slow: []\n")
+
+    def test_by_module_name_is_the_same_command(self):
+        done = subprocess.run([sys.executable, "-m", "diffit_lib", "draw"], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith("diffit: argument VERB: invalid choice: 'draw'")
