@@ -26,6 +26,8 @@ from diffit_lib.pictures import Pictures, say
 from diffit_lib.sources import find_pictures
 from diffit_lib.tensors import seeded_generator, to_float
 
+WORTH_SAYING = 1_000_000  # bytes, below which a part's size is not told
+
 
 @dataclass(frozen=True)
 class Images:
@@ -119,8 +121,11 @@ def read_part(decoder: Decoder, part: str, skip_bad: bool, most_bytes: float) ->
         out = torch.empty(decoder.shape, dtype=torch.uint8) if fits else None
         pictures = pictures.take(decoder.decode_all(out, skip_bad=skip_bad))
         images = replace(decoder, pictures=pictures) if out is None else out[: len(pictures)]
-    held = "in memory" if isinstance(images, Tensor) else f"exceed memory_gb={most_bytes / 1e9:.3g}, decoded when used"
-    say(f"{pictures.name}/{part}: {len(pictures):,} images, {math.prod(images.shape) / 1e6:,.1f} MB {held}")
+    held, size = "in memory", math.prod(images.shape)
+    if not isinstance(images, Tensor):
+        held = f"exceed memory_gb={most_bytes / 1e9:.3g}, decoded when used"
+    if size >= WORTH_SAYING or not isinstance(images, Tensor):
+        say(f"{pictures.name}/{part}: {len(pictures):,} images, {size / 1e6:,.1f} MB {held}")
     return Images(f"{pictures.name}/{part}", images, pictures.labels, pictures.class_names)
 
 

@@ -201,14 +201,20 @@ class TestRecipe:
         with pytest.raises(DiffitError, match=f"unknown field '{field}'; {hint}"):
             preset("digits").override(**{field: 1})
 
+    def test_a_part_can_be_of_another_kind_and_says_so_where_its_field_is_asked_for(self):
+        assert preset("digits").override(denoiser="vp", timesteps=250).denoiser == VP(timesteps=250)
+        with pytest.raises(DiffitError, match=r"timesteps is a field of denoiser '?vp'?; give denoiser=vp"):
+            preset("digits").override(timesteps=250)
+
     def test_field_names_are_unique_across_the_parts(self):
         for recipe in PRESETS.values():
             names = [field for _, field, _ in settings(recipe)]
             assert len(names) == len(set(names))
 
     @pytest.mark.parametrize("name", PRESETS)
-    def test_survives_json(self, name):
-        recipe = preset(name).override(ema_rampup=None, minutes=0.5, seed=3)
+    @pytest.mark.parametrize("denoiser", ["edm", "vp"])
+    def test_survives_json(self, name, denoiser):
+        recipe = preset(name).override(denoiser=denoiser, sigma_data=0.6, ema_rampup=None, minutes=0.5, seed=3)
         assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
 
     def test_a_list_means_a_tuple(self):

@@ -596,11 +596,15 @@ class TestNamed:
 
 class TestMemory:
     def test_what_images_take_is_said(self, capsys):
-        load_data("digits")
+        load_data("digits", (64, 64), 3)
         assert capsys.readouterr().err.splitlines() == [
-            "digits/train: 1,437 images, 0.1 MB in memory",
-            "digits/test: 360 images, 0.0 MB in memory",
+            "digits/train: 1,437 images, 17.7 MB in memory",
+            "digits/test: 360 images, 4.4 MB in memory",
         ]
+
+    def test_nothing_is_said_of_a_megabyte(self, capsys):
+        load_data("digits")
+        assert capsys.readouterr().err == ""
 
     @pytest.fixture(params=["folder", "zip", "dataset"])
     def source(self, request, faces):
