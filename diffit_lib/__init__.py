@@ -13,7 +13,7 @@ _HOMES = {
     "load": "pipeline",
     "Pipeline": "pipeline",
     "PRESETS": "presets",
-    "Recipe": "config",
+    "Recipe": "recipe",
     "preset": "presets",
     "DiffitError": "errors",
     "load_data": "data",

@@ -34,7 +34,8 @@ class TimeToken(nn.Module):
     """One token for all layers from the noise label, the class label and the augmentation label (section 3.1).
 
     A small MLP with swish over a positional embedding; the class label is added to its output, the augmentation label
-    to its input. Always float32, also under autocast: half precision cannot tell neighbouring noise levels apart.
+    to its input. Autocast does not reach it: half precision cannot tell neighbouring noise levels apart. A label for
+    which the network has no table is ignored.
     """
 
     def __init__(
@@ -88,6 +89,15 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
 
+def relative_position_index(window: tuple[int, int]) -> Tensor:
+    """(N, N) row of the bias table for each pair of tokens in a window, tokens in row-major order."""
+    height, width = window
+    row, column = torch.arange(height * width) // width, torch.arange(height * width) % width
+    down = row[:, None] - row[None, :] + height - 1
+    right = column[:, None] - column[None, :] + width - 1
+    return down * (2 * width - 1) + right
+
+
 class TMSA(nn.Module):
     """Time-dependent multi-head self-attention in non-overlapping windows (equations 3 to 6).
 
@@ -125,15 +135,6 @@ class TMSA(nn.Module):
         out = attention(q, k, v, bias)  # (B * windows, h, N, d)
         out = out.view(batch, rows, columns, heads, wh, ww, -1).permute(0, 1, 4, 2, 5, 3, 6)
         return self.proj(out.reshape(batch, height, width, channels))
-
-
-def relative_position_index(window: tuple[int, int]) -> Tensor:
-    """(N, N) row of the bias table for each pair of tokens in a window, tokens in row-major order."""
-    height, width = window
-    row, column = torch.arange(height * width) // width, torch.arange(height * width) % width
-    down = row[:, None] - row[None, :] + height - 1
-    right = column[:, None] - column[None, :] + width - 1
-    return down * (2 * width - 1) + right
 
 
 class MLP(nn.Module):

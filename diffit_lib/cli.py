@@ -8,9 +8,9 @@ from typing import Any, Literal, NoReturn
 
 from jsonargparse import SUPPRESS, ArgumentParser
 
-from diffit_lib.config import PARTS
 from diffit_lib.errors import DiffitError
 from diffit_lib.presets import preset
+from diffit_lib.recipe import PARTS
 
 
 def run_demo(run: str = "runs/demo") -> None:

@@ -1,15 +1,10 @@
-"""What can be set: frozen dataclasses that check themselves.
-
-A `Recipe` is everything one training run needs: data, network, denoiser, training, sampling. Field names are unique
-across its parts, so `recipe.override(width=96, lr=1e-4)` needs no section names.
-"""
+"""What can be set: the parts of a recipe, frozen dataclasses that check themselves."""
 
 import math
-from dataclasses import asdict, dataclass, field, fields, replace
-from difflib import get_close_matches
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from diffit_lib.errors import DiffitError, check, check_positive, check_types
+from diffit_lib.errors import check, check_positive, check_types
 
 
 @dataclass(frozen=True)
@@ -150,7 +145,7 @@ class Training:
     loss_reduction: Literal["mean", "sum"] = "mean"  # over an image's pixels
     grad_clip: float = 1.0  # largest gradient norm; 0: no clipping
     label_dropout: float = 0.1  # share of labels replaced by "no class", for guidance
-    flip: bool = False  # mirror every second image
+    flip: bool = False  # mirror each image with probability 1/2
     checkpointing: bool = False  # recompute activations in the backward pass: slower, far less memory
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     workers: int = 0  # processes that prepare batches
@@ -165,6 +160,7 @@ class Training:
         check(self.grad_clip >= 0, f"grad_clip is {self.grad_clip}; give 0 (off) or more")
         check(0 <= self.lr_decay <= 1, f"lr_decay is {self.lr_decay}; give a share from 0 to 1")
         check(0 <= self.label_dropout <= 1, f"label_dropout is {self.label_dropout}; give a share from 0 to 1")
+        check(abs(self.seed) < 2**63, f"seed is {self.seed}; give a number of at most 18 digits")
         check(self.workers >= 0, f"workers is {self.workers}; give 0 or more")
         check(
             self.batch_size % self.accumulate == 0,
@@ -220,6 +216,13 @@ class Sampling:
                 f"{option} is an option of {' and '.join(takers)}; leave it out with sampler {self.sampler!r}",
             )
 
+    def change(self, **changes: Any) -> "Sampling":
+        """A copy with some fields changed; another sampler does not inherit the options of the one before."""
+        kept = self
+        if changes.get("sampler", self.sampler) != self.sampler:
+            kept = Sampling(changes["sampler"], self.steps, self.guidance)
+        return replace(kept, **changes)
+
     @property
     def method(self) -> str:
         """The sampler and its options in one word or a few, for stamps: "heun churn=7.0"."""
@@ -229,72 +232,3 @@ class Sampling:
     def options(self) -> dict[str, Any]:
         """What this sampler takes besides what all of them take."""
         return {option: getattr(self, option) for option in SAMPLER_OPTIONS[self.sampler]}
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """One training run."""
-
-    name: str
-    data: str  # a data set's name or a path
-    network: ImageNetwork = field(default_factory=ImageNetwork)
-    denoiser: EDM | VP = field(default_factory=EDM)
-    training: Training = field(default_factory=Training)
-    sampling: Sampling = field(default_factory=Sampling)
-
-    def override(self, **changes: Any) -> "Recipe":
-        """A copy with some fields changed, whichever part they belong to; `denoiser="vp"` takes that kind of part."""
-        own: dict[str, Any] = {key: changes.pop(key) for key in ("name", "data") if key in changes}
-        for part_name in PARTS:
-            part = getattr(self, part_name)
-            if part_name in changes:
-                part = part_from_dict(part_name, {"kind": changes.pop(part_name)})
-            inside = {f.name: changes.pop(f.name) for f in fields(part) if f.name in changes}
-            own[part_name] = replace(part, **inside)
-        for wrong in changes:
-            for name, kind in ((name, kind) for name, kinds in PARTS.items() for kind in kinds):
-                if any(f.name == wrong for f in fields(kind)):
-                    raise DiffitError(f"{wrong} is a field of {name} {kind.kind!r}; give {name}={kind.kind} too")
-            near = get_close_matches(wrong, self.field_names(), n=3)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"the fields are {', '.join(self.field_names())}"
-            raise DiffitError(f"unknown field {wrong!r}; {hint}")
-        return replace(self, **own)
-
-    @classmethod
-    def field_names(cls) -> list[str]:
-        """Every name that `override` takes."""
-        inside = (f.name for kinds in PARTS.values() for part in kinds for f in fields(part))
-        return list(dict.fromkeys(["name", "data", *inside]))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types only, ready for JSON."""
-        parts = {name: part_to_dict(getattr(self, name)) for name in PARTS}
-        return {"name": self.name, "data": self.data, **parts}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Recipe":
-        """The inverse of `to_dict`, also after a round trip through JSON."""
-        return cls(values["name"], values["data"], **{name: part_from_dict(name, values[name]) for name in PARTS})
-
-
-PARTS: dict[str, tuple[Any, ...]] = {  # the kinds each part of a recipe comes in
-    "network": (ImageNetwork,),
-    "denoiser": (EDM, VP),
-    "training": (Training,),
-    "sampling": (Sampling,),
-}
-
-
-def part_to_dict(part: Any) -> dict[str, Any]:
-    """Plain values, and the kind where a part has several."""
-    kind = {"kind": part.kind} if hasattr(part, "kind") else {}
-    return kind | asdict(part)
-
-
-def part_from_dict(name: str, values: dict[str, Any]) -> Any:
-    """The inverse of `part_to_dict`; without a kind, the first one."""
-    values = dict(values)
-    kinds = {getattr(part, "kind", None): part for part in PARTS[name]}
-    kind = values.pop("kind", next(iter(kinds)))
-    check(kind in kinds, f"unknown kind {kind!r} of {name}; the kinds are {', '.join(map(str, kinds))}")
-    return kinds[kind](**values)

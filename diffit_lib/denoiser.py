@@ -117,8 +117,8 @@ class EDMDenoiser(Preconditioned):
         return sigma_to_t(sigma, LINEAR)
 
     def draw_sigma(self, uniform: Tensor) -> Tensor:
-        """(B,) float64 in [0, 1) -> log-normal noise levels, float32, by the inverse distribution function."""
-        normal = torch.special.ndtri(uniform.clamp(1e-9, 1 - 1e-9))
+        """(B,) in [0, 1) -> log-normal noise levels, float32, by the inverse distribution function."""
+        normal = torch.special.ndtri(uniform.clamp(2**-25, 1 - 2**-24))  # what float32 can hold next to 0 and 1
         return (self.config.p_mean + self.config.p_std * normal).exp().float()
 
 

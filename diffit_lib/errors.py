@@ -1,5 +1,6 @@
 """The one exception a user sees, and the checks of settings that raise it."""
 
+import math
 from dataclasses import fields
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin
@@ -46,8 +47,8 @@ def _fits(value: Any, hint: Any) -> bool:
         hints = args[:1] * len(value) if args[-1] is ... and isinstance(value, tuple) else args
         return isinstance(value, tuple) and len(value) == len(hints) and all(map(_fits, value, hints))
     if hint in (int, float):
-        return isinstance(value, int | hint) and not isinstance(value, bool)
-    return isinstance(value, hint)
+        return isinstance(value, int | hint) and not isinstance(value, bool) and abs(value) < math.inf
+    return isinstance(value, origin or hint)
 
 
 def _name(hint: Any) -> str:

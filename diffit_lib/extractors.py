@@ -3,6 +3,7 @@
 import hashlib
 import urllib.error
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import safetensors.torch
@@ -36,7 +37,7 @@ def cached(name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor
         intact = False
     if not intact:
         tensors = make()
-        with replacing(path) as beside:
+        with suppress(OSError), replacing(path) as beside:  # a cache that cannot be written is done without
             safetensors.torch.save_file(tensors, beside, {"digest": _digest(tensors)})
     return tensors
 

@@ -2,10 +2,10 @@
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 READY_MADE = Path(__file__).resolve().parent.parent / "weights"  # our own weights, beside the package
 
@@ -15,12 +15,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a path beside `path` to write to; on success it replaces `path` in one step, else it vanishes."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
-    os.close(descriptor)
-    beside = Path(name)
+    beside = path.with_name(f".{path.stem}.{uuid4().hex[:8]}.part{path.suffix}")
     try:
         yield beside
-        beside.chmod(0o666 & ~_umask())  # mkstemp's own mode shuts everyone else out
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
@@ -41,9 +38,3 @@ def sha256(path: str | Path) -> str:
 def cache_folder() -> Path:
     """Where things that can be made again are kept: $DIFFIT_CACHE, else ~/.cache/diffit."""
     return Path(os.environ.get("DIFFIT_CACHE") or Path.home() / ".cache" / "diffit")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

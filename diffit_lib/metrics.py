@@ -31,7 +31,7 @@ class Extractor(Protocol):
         ...
 
 
-class Classifier(Extractor, Protocol):
+class ClassifierLike(Extractor, Protocol):
     """An extractor trained on the classes of the data itself."""
 
     def features(self, images: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ class Classifier(Extractor, Protocol):
         ...
 
 
-class Inception(Extractor, Protocol):
+class InceptionLike(Extractor, Protocol):
     """The extractor that FID, Inception Score, KID, precision and recall are defined by."""
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,7 +58,8 @@ class Stamp:
     Whoever draws the images fills in all but n and the extractor, which the measurement knows. None: does not apply.
     """
 
-    n: int = 0  # generated images compared
+    n: int = 0  # generated images compared by a Frechet distance or its like
+    drawn: int = 0  # generated images in all: class accuracy and copy ratio are over all of them
     reference: str  # the real images compared with: a train part
     reference_hash: str
     extractor: str = ""
@@ -159,7 +160,7 @@ def measure_small(
     train: Tensor,
     test: Tensor,
     test_labels: Tensor,
-    classifiers: Sequence[Classifier],
+    classifiers: Sequence[ClassifierLike],
     stamp: Stamp,
 ) -> dict[str, Any]:
     """All numbers for small or grey data, ready for JSON; images are uint8 (N, C, H, W), labels (N,) int64.
@@ -178,6 +179,7 @@ def measure_small(
     stamp = replace(
         stamp,
         n=n,
+        drawn=len(samples),
         extractor=f"{len(classifiers)} x {classifiers[0].name}",
         extractor_checksum="+".join(c.checksum for c in classifiers),
     )
@@ -201,7 +203,7 @@ class Reference(NamedTuple):
     features: Tensor  # (M, D) float32 of at most 10,000 of them, evenly spread: for KID, precision and recall
 
 
-def reference_statistics(images: Tensor, inception: Inception) -> Reference:
+def reference_statistics(images: Tensor, inception: InceptionLike) -> Reference:
     """Statistics of real images, uint8 (N, C, H, W)."""
     features, _ = inception(images)
     mean, covariance = moments(features)
@@ -210,7 +212,7 @@ def reference_statistics(images: Tensor, inception: Inception) -> Reference:
 
 
 def measure_inception(
-    batches: Iterable[Tensor], reference: Reference, inception: Inception, stamp: Stamp, protocol: str = "round"
+    batches: Iterable[Tensor], reference: Reference, inception: InceptionLike, stamp: Stamp, protocol: str = "round"
 ) -> dict[str, Any]:
     """FID, Inception Score, KID, precision and recall of images that come in batches, ready for JSON.
 
@@ -253,7 +255,7 @@ def measure_inception(
     }
 
 
-def _extract(batches: Iterable[Tensor], inception: Inception, protocol: str) -> tuple[Tensor, Tensor]:
+def _extract(batches: Iterable[Tensor], inception: InceptionLike, protocol: str) -> tuple[Tensor, Tensor]:
     """Features and logits of all batches."""
     found = []
     for images in batches:

@@ -1,9 +1,10 @@
 """From a weights file to pictures: `pipe = load("digits"); pipe(seeds=range(64))`."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
+from operator import index
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from diffit_lib.config import Sampling
 from diffit_lib.denoiser import Clipped, Denoiser, Guided, Preconditioned
-from diffit_lib.errors import DiffitError
+from diffit_lib.errors import DiffitError, check
 from diffit_lib.samplers import SAMPLERS, State
 from diffit_lib.tensors import (
     SeededNoise,
@@ -24,6 +25,7 @@ from diffit_lib.tensors import (
 )
 from diffit_lib.weights import Card, load_weights
 
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 Labels = None | int | str | Sequence[int | str]
 
 
@@ -35,6 +37,7 @@ class Pipeline:
     ):
         self.device = device or best_device()
         self.precision = best_precision(self.device) if precision == "auto" else precision
+        check(self.precision in PRECISIONS, f"precision is {precision!r}; give auto, {', '.join(PRECISIONS)}")
         self.denoiser = denoiser.to(self.device).to(memory_format=torch.channels_last).eval()
         self.card = card
 
@@ -56,12 +59,12 @@ class Pipeline:
         size = min(len(seeds), 64) if batch_size is None else batch_size
         if size < 1 or len(seeds) < 1:
             raise DiffitError(f"nothing to draw: {len(seeds)} seeds, batch_size={batch_size}; give 1 or more of each")
+        labels = per_seed(labels, len(seeds))
         self.class_label(seeds, labels)  # a mistake in the last label is told before the first image is drawn
         chunks = []
         for first in range(0, len(seeds), size):
-            chunk = list(seeds[first : first + size])
-            chunk_labels = labels if labels is None or isinstance(labels, int | str) else labels[first : first + size]
-            for state in self.stream(chunk, chunk_labels, pad_to=size, **settings):
+            part = slice(first, first + size)
+            for state in self.stream(seeds[part], labels and labels[part], pad_to=size, **settings):
                 last = state
             chunks.append(self.decode(last.x))
         return np.concatenate(chunks)
@@ -102,25 +105,20 @@ class Pipeline:
         names = [field.name for field in fields(Sampling)]
         for name in given.keys() - set(names):
             raise DiffitError(f"unknown sampling setting {name!r}; the settings are {', '.join(names)}")
-        own = self.card.recipe.sampling
-        if given.get("sampler", own.sampler) != own.sampler:  # another sampler has other options
-            own = Sampling(given["sampler"], own.steps, own.guidance)
-        return replace(own, **given)
+        return self.card.recipe.sampling.change(**given)
 
     def class_label(self, seeds: Sequence[int], labels: Labels) -> Tensor | None:
         """(B,) int64 on the CPU, or None for an unconditional network."""
-        num_classes = self.card.recipe.network.num_classes
+        num_classes, labels = self.card.recipe.network.num_classes, per_seed(labels, len(seeds))
         if num_classes == 0:
-            if labels is not None and labels != "none":
-                raise DiffitError(f"labels={labels!r}, but these weights are unconditional; leave labels out")
+            if labels is not None and set(labels) != {"none"}:
+                raise DiffitError(
+                    f"no label {labels[0]!r}: these weights are unconditional; leave labels out"
+                )
             return None
         if labels is None:
             draws = [torch.randint(num_classes, (), generator=seeded_generator("label", seed)) for seed in seeds]
             return torch.stack(draws)
-        if isinstance(labels, int | str):
-            labels = [labels] * len(seeds)
-        if len(labels) != len(seeds):
-            raise DiffitError(f"{len(labels)} labels for {len(seeds)} seeds; give one label, or one per seed")
         return torch.tensor([self.class_number(label) for label in labels])
 
     def class_number(self, label: int | str) -> int:
@@ -131,13 +129,23 @@ class Pipeline:
         if label == "none":
             return num_classes
         try:
-            number = int(label)
+            number = int(label) if isinstance(label, str) else index(label)
         except (TypeError, ValueError):
             number = -1
         if not 0 <= number < num_classes:
             known = f", {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}" if names else ""
             raise DiffitError(f"no class {label!r}; give a number from 0 to {num_classes - 1}{known}, or 'none'")
         return number
+
+
+def per_seed(labels: Labels, count: int) -> list[int | str] | None:
+    """One label for each of `count` seeds, or None."""
+    if labels is None:
+        return None
+    each: list[Any] = [labels] * count if isinstance(labels, str) or np.ndim(labels) == 0 else list(cast(Any, labels))
+    if len(each) != count:
+        raise DiffitError(f"{len(each)} labels for {count} seeds; give one label, or one per seed")
+    return each
 
 
 def load(
@@ -149,4 +157,14 @@ def load(
     "32-true", "bf16-mixed" or "16-mixed".
     """
     denoiser, card = load_weights(path_or_name, ema=ema)
-    return Pipeline(denoiser, card, device=torch.device(device) if device else None, precision=precision)
+    return Pipeline(denoiser, card, device=find_device(device), precision=precision)
+
+
+def find_device(name: str | torch.device | None) -> torch.device:
+    """A device by name, or the best one here; one that is not here is refused."""
+    try:
+        device = torch.device(name) if name else best_device()
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:
+        raise DiffitError(f"no device {str(name)!r} here; give cpu, or leave it out for {best_device()}") from error
+    return device

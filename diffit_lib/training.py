@@ -22,6 +22,7 @@ from diffit_lib.errors import DiffitError
 from diffit_lib.files import write_text
 from diffit_lib.tensors import SeededNoise, autocast, derive_seed, to_float
 
+KEPT = ("fingerprint", "seconds", "skipped", "skipped_in_a_row")  # in a checkpoint, besides Lightning's own
 MAX_SKIPPED = 100  # steps in a row without a finite gradient, after which a run has failed
 
 
@@ -50,6 +51,7 @@ class DiffusionModule(pl.LightningModule):
         super().__init__()
         self.denoiser, self.options, self.data = denoiser, training, data
         self.ema = AveragedModel(denoiser, multi_avg_fn=HalfLife(training), use_buffers=False).requires_grad_(False)
+        self.fingerprint = data.fingerprint()
         self.seconds = 0.0  # of training, before this start and since
         self.skipped = self.skipped_in_a_row = 0  # steps whose gradient was not finite
         self.loss_sum, self.loss_count, self.grad_norm = torch.zeros(()), 0, torch.zeros(())
@@ -115,12 +117,18 @@ class DiffusionModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """What the tensors do not hold."""
-        checkpoint["diffit"] = {name: getattr(self, name) for name in ("seconds", "skipped", "skipped_in_a_row")}
+        checkpoint["diffit"] = {name: getattr(self, name) for name in KEPT}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The inverse of `on_save_checkpoint`."""
-        for name, value in checkpoint["diffit"].items():
-            setattr(self, name, value)
+        kept = checkpoint["diffit"]
+        if kept["fingerprint"] != self.fingerprint:
+            raise DiffitError(
+                f"the run was trained on other images ({kept['fingerprint']}) than {self.data.name} "
+                f"({self.fingerprint}); give the same data, or train into another folder"
+            )
+        for name in KEPT:
+            setattr(self, name, kept[name])
 
 
 class Clock(pl.Callback):
@@ -205,7 +213,9 @@ class Progress(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, module: DiffusionModule, *_: Any) -> None:
         """Advance; the rate is that of this start."""
         rate = (module.images_seen - self.first_image) / (time.monotonic() - self.start)
-        left = (module.options.total_images - module.images_seen) / max(rate, 1e-9)
+        if rate == 0:  # within the first step
+            return
+        left = (module.options.total_images - module.images_seen) / rate
         if module.options.minutes is not None:
             left = max(min(left, 60 * module.options.minutes - module.seconds), 0)
         self.bar.set_postfix_str(f"{rate:.0f} images/s, {tqdm.format_interval(left)} left", refresh=False)

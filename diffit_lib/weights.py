@@ -13,11 +13,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from diffit_lib.config import Recipe
+from diffit_lib.config import EDM
 from diffit_lib.denoiser import DENOISERS, Preconditioned
-from diffit_lib.errors import DiffitError
+from diffit_lib.errors import DiffitError, check, check_types
 from diffit_lib.files import READY_MADE, replacing
 from diffit_lib.models import build_network
+from diffit_lib.recipe import Recipe
 
 FORMAT = "diffit-1"
 
@@ -38,6 +39,11 @@ class Card:
     def to_json(self) -> str:
         """One line of JSON."""
         return json.dumps({**vars(self), "recipe": self.recipe.to_dict()})
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if isinstance(self.recipe.denoiser, EDM):
+            check(self.recipe.denoiser.sigma_data is not None, "sigma_data is None; give a number")
 
     @classmethod
     def from_json(cls, text: str) -> "Card":
@@ -81,18 +87,24 @@ def load_weights(path_or_name: str | Path, *, ema: bool = True) -> tuple[Precond
                     f"{path} holds no diffit model (format {metadata.get('format')!r}, not {FORMAT!r}); "
                     "give a weights file that `diffit train` wrote"
                 )
-            card = Card.from_json(metadata["card"])
+            card = read_card(metadata.get("card", ""), path)
             names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118, not a dict
             tensors = {name.removeprefix(prefix): file.get_tensor(name).float() for name in names}
     except SafetensorError as error:
         raise DiffitError(f"{path} is no whole safetensors file ({error}); {_remedy(path)}") from error
-    except (KeyError, TypeError, ValueError) as error:
-        raise DiffitError(f"{path} has a card this version cannot read ({error!r}); update diffit") from error
     if not tensors:
         raise DiffitError(f"{path} holds no {prefix[:-1]} tensors; load it with ema={not ema}")
     denoiser = build_denoiser(card.recipe)
     load_tensors(denoiser, tensors, str(path))
     return denoiser, card
+
+
+def read_card(text: str, path: Path) -> Card:
+    """A file's card; one that makes no sense is the file's fault, and is told so."""
+    try:
+        return Card.from_json(text)
+    except (AttributeError, KeyError, TypeError, ValueError, DiffitError) as error:
+        raise DiffitError(f"{path} has a card this version cannot read ({error}); update diffit") from error
 
 
 def load_tensors(module: nn.Module, tensors: dict[str, Tensor], source: str) -> None:

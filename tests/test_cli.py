@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from diffit_lib import presets
 from diffit_lib.cli import main, parse_seeds, parser, with_underscores
-from diffit_lib.config import PARTS
 from diffit_lib.errors import DiffitError
+from diffit_lib.recipe import PARTS
 from diffit_lib.tasks.train import train
 from diffit_lib.weights import load_weights
 

@@ -6,9 +6,10 @@ from dataclasses import FrozenInstanceError, asdict, fields, is_dataclass, repla
 
 import pytest
 
-from diffit_lib.config import EDM, PARTS, VP, ImageNetwork, Recipe, Sampling, Training
+from diffit_lib.config import EDM, VP, ImageNetwork, Sampling, Training
 from diffit_lib.errors import DiffitError
 from diffit_lib.presets import PRESETS, preset
+from diffit_lib.recipe import PARTS, Recipe
 
 
 def settings(recipe):
@@ -96,7 +97,7 @@ REFUSED = [
     (ImageNetwork, {"width": 18, "num_heads": 2}),
     (ImageNetwork, {"width": 20, "num_heads": 8}),
     (ImageNetwork, {"width": 48.5}),
-    (ImageNetwork, {"width": True}),
+    (ImageNetwork, {"num_blocks": True}),
     (ImageNetwork, {"num_heads": -4}),
     (ImageNetwork, {"num_blocks": 0}),
     (ImageNetwork, {"num_blocks": 1.5}),

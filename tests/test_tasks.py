@@ -112,7 +112,7 @@ class TestEvaluate:
             "digits/train",
             data.train.fingerprint(),
         )
-        assert (stamp["steps"], stamp["guidance"], stamp["seeds"], stamp["precision"]) == (8, 1.0, "0-39", "32-true")
+        assert (stamp["steps"], stamp["guidance"], stamp["seeds"], stamp["precision"]) == (8, 1.0, "10000-10039", "32-true")
         assert "heun" in stamp["sampler"]
         assert evaluate(weights, data, per_class=4) == report
 

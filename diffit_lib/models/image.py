@@ -117,7 +117,7 @@ class ImageDiffiT(nn.Module):
 
 
 def init_image_diffit(network: ImageDiffiT) -> None:
-    """The one place of initialisation: branches that are added to a residual start near zero (EDM's 1e-5)."""
+    """Linears and convolutions: Xavier, and near zero (EDM's 1e-5) where a branch is added to a residual."""
     for module in network.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             nn.init.xavier_uniform_(module.weight)

@@ -9,6 +9,7 @@ import numpy as np
 
 from diffit_lib.data import load_data
 from diffit_lib.files import write_text
+from diffit_lib.metrics import Stamp
 from diffit_lib.pipeline import Pipeline, load
 from diffit_lib.plots import tile, write_png
 from diffit_lib.presets import preset
@@ -76,5 +77,6 @@ def table(report: dict[str, Any]) -> str:
         ("copy ratio", report["copy_ratio"], "1: as far from training images as test digits; 0: copies"),
     ]
     lines = [f"  {name:<26} {value:6.3f}   {meaning}" for name, value, meaning in rows]
+    lines.append(f"  stamp: {Stamp(**report['stamp'])}")
     lines.append(f"  {report['parameters']:,} parameters, {report['images_seen']:,} images seen in {seconds:.0f} s")
     return "\n".join(lines + [f"  note: {warning}" for warning in report["warnings"]])

@@ -14,17 +14,23 @@ from diffit_lib.metrics import Stamp, measure_small
 from diffit_lib.pipeline import load
 from diffit_lib.tensors import digest
 
+FIRST_SEED = 10_000  # no setting was ever chosen by looking at these seeds or later ones
+
 
 def evaluate(weights: str | Path, data: Split | None = None, *, per_class: int = 50) -> dict[str, Any]:
     """Class accuracy, Frechet distance beside its floor, and the copy check of freshly drawn images.
 
-    `per_class` images of each class are drawn, in order of class, with seeds 0, 1, 2, ... and the weights' own
+    `per_class` images of each class are drawn, in order of class, with seeds 10000, 10001, ... and the weights' own
     settings; none is rejected. The classifier is trained three times on the train part; the numbers are means over it.
     """
     if per_class < 1:
         raise DiffitError(f"per_class is {per_class}; give 1 or more")
     pipe = load(weights)
     card, sampling = pipe.card, pipe.card.recipe.sampling
+    if card.recipe.network.num_classes == 0:
+        raise DiffitError(
+            f"{weights} are unconditional; `evaluate` asks for classes, so train with num_classes above 0"
+        )
     data = data or load_data(card.recipe.data, card.recipe.network.image_size, card.recipe.network.in_channels)
     if card.recipe.network.num_classes != len(data.train.class_names):
         raise DiffitError(
@@ -32,18 +38,20 @@ def evaluate(weights: str | Path, data: Split | None = None, *, per_class: int =
             f"{len(data.train.class_names)}; measure against the data the weights were trained on, {card.recipe.data}"
         )
     labels = torch.arange(len(data.train.class_names)).repeat_interleave(per_class)
+    seeds = range(FIRST_SEED, FIRST_SEED + len(labels))
+    low, high = pipe.denoiser.sigma_min, pipe.denoiser.sigma_max
     stamp = Stamp(
         reference=data.train.name,
         reference_hash=data.train.fingerprint(),
-        sampler=sampling.method,
+        sampler=f"{sampling.method} sigma={high:g}..{low:g}",
         steps=sampling.steps,
         guidance=sampling.guidance,
-        seeds=f"0-{len(labels) - 1}",
+        seeds=f"{seeds[0]}-{seeds[-1]}",
         precision=pipe.precision,
         weights_hash=digest(pipe.denoiser.state_dict()),
     )
     return measure_small(
-        to_tensor(pipe(range(len(labels)), labels.tolist(), batch_size=100)),
+        to_tensor(pipe(seeds, labels.tolist(), batch_size=100)),
         labels,
         train=data.train.images,
         test=data.test.images,

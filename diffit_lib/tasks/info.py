@@ -4,9 +4,10 @@ from pathlib import Path
 
 from torch import nn
 
-from diffit_lib.config import ImageNetwork, Recipe
+from diffit_lib.config import ImageNetwork
 from diffit_lib.models import build_network
 from diffit_lib.presets import PRESETS
+from diffit_lib.recipe import Recipe
 from diffit_lib.weights import find_weights, load_weights
 
 

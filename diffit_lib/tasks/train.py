@@ -10,12 +10,13 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from diffit_lib.config import Recipe
 from diffit_lib.data import Images, Split, load_data
 from diffit_lib.errors import DiffitError
 from diffit_lib.files import READY_MADE, write_text
 from diffit_lib.pipeline import Pipeline
 from diffit_lib.plots import enlargement, loss_curve, tile, write_figure, write_png
+from diffit_lib.presets import PRESETS
+from diffit_lib.recipe import Recipe
 from diffit_lib.tensors import best_device, best_precision, cpu_threads
 from diffit_lib.training import Clock, DiffusionModule, Progress, Report, append_row, loss_by_level, read_rows
 from diffit_lib.weights import Card, build_denoiser, save_weights
@@ -37,6 +38,8 @@ def train(recipe: Recipe, run: str | Path, data: Split | None = None, *, progres
         (run / "metrics.csv").unlink(missing_ok=True)
     write_text(run / "options.json", json.dumps(recipe.to_dict(), indent=2))
 
+    for stale in run.glob(".*.part.*"):  # what a kill left of a half-written file
+        stale.unlink()
     torch.manual_seed(recipe.training.seed)
     denoiser = build_denoiser(recipe).to(memory_format=torch.channels_last)
     module = DiffusionModule(denoiser, recipe.training, data.train)
@@ -76,6 +79,8 @@ def resolve(recipe: Recipe, train: Images) -> Recipe:
             f"{recipe.name} has num_classes={network.num_classes}, but {train.name} has {classes} classes; "
             f"set num_classes to {classes}, or to 0 for an unconditional network"
         )
+    if recipe.training.precision == "16-mixed" and best_device().type == "cpu":
+        raise DiffitError("precision is '16-mixed', which a CPU does not have; give bf16-mixed or 32-true")
     changes: dict[str, Any] = {}
     if recipe.denoiser.sigma_data is None:
         changes["sigma_data"] = round(train.standard_deviation(), 4)
@@ -94,6 +99,7 @@ def resumed(recipe: Recipe, train: Images, run: Path) -> Recipe:
         recipe = recipe.override(precision=options.training.precision)
     recipe = resolve(recipe, train)
     free = {"images", "max_steps", "minutes", "report_minutes", "workers", "threads", "checkpointing"}
+    free |= {"sigma_min", "sigma_max"}  # these only matter in sampling
     for part in ("network", "denoiser", "training"):
         before, now = options.to_dict()[part], recipe.to_dict()[part]
         for name in before:
@@ -119,7 +125,7 @@ def show(module: DiffusionModule, run: Path, recipe: Recipe, data: Split) -> Non
     card = Card(
         recipe=recipe,
         class_names=data.train.class_names,
-        trained_on=f"{data.train.name} {data.train.fingerprint()}",
+        trained_on=f"{data.train.name} {module.fingerprint}",
         images_seen=module.images_seen,
         minutes=round(module.seconds / 60, 2),
         device=device_name(module.device),
@@ -142,7 +148,9 @@ def show(module: DiffusionModule, run: Path, recipe: Recipe, data: Split) -> Non
         "skipped": module.skipped,
         **{f"test_loss_{sigma:.3g}": loss for sigma, loss in levels.items()},
     }
-    expected = read_rows(READY_MADE / f"{recipe.name}.csv")
+    usual = PRESETS.get(recipe.name)
+    alike = usual is not None and recipe.network == usual.network and recipe.denoiser.kind == usual.denoiser.kind
+    expected = read_rows(READY_MADE / f"{recipe.name}.csv") if alike else []
     write_figure(run / "loss.png", loss_curve(append_row(run / "metrics.csv", row), expected))
     module.loss_sum, module.loss_count = torch.zeros(()), 0
 
