@@ -4,7 +4,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, get_origin
 
 from jsonargparse import SUPPRESS, ArgumentParser
 
@@ -54,7 +54,7 @@ def run_sample(
         out: folder for the PNG files and their grid
         seeds: one image each, e.g. 0-63,100
         labels: classes by number or name: 3 for all images, or one per seed, e.g. 0,1,2
-        sampler: heun or euler; like the following, the weights' own unless given
+        sampler: heun, euler, dpm++, ddim or ddpm; like the following, the weights' own unless given
         steps: noise levels
         guidance: strength of classifier-free guidance, 1 for none
     """
@@ -134,11 +134,20 @@ def add_recipe_fields(sub: Parser) -> None:
             group.add_argument(f"--{title}", type=Literal[names], default=SUPPRESS, help="kind")
         for field in (field for kind in kinds for field in fields(kind) if field.name not in taken):
             taken.add(field.name)  # kinds of one part share some fields
-            group.add_argument(f"--{field.name}", type=field.type, default=SUPPRESS)
+            switch: dict[str, Any] = {"nargs": "?", "const": True} if field.type is bool else {}
+            value = integers if get_origin(field.type) is tuple else field.type
+            group.add_argument(f"--{field.name}", type=value, default=SUPPRESS, **switch)
+
+
+def integers(text: str | tuple[int, ...]) -> tuple[int, ...]:
+    """The numbers in "1,2,2" or "[1,2,2]"."""
+    if isinstance(text, tuple):  # jsonargparse shows its own results to the type again
+        return text
+    return tuple(int(part) for part in text.strip("[]() ").split(",") if part)
 
 
 def parse_seeds(text: str) -> list[int]:
-    """ "0-3,100" -> [0, 1, 2, 3, 100]."""
+    """The numbers 0, 1, 2, 3, 100 from "0-3,100"."""
     seeds: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)

@@ -112,9 +112,7 @@ class Pipeline:
         num_classes, labels = self.card.recipe.network.num_classes, per_seed(labels, len(seeds))
         if num_classes == 0:
             if labels is not None and set(labels) != {"none"}:
-                raise DiffitError(
-                    f"no label {labels[0]!r}: these weights are unconditional; leave labels out"
-                )
+                raise DiffitError(f"no label {labels[0]!r}: these weights are unconditional; leave labels out")
             return None
         if labels is None:
             draws = [torch.randint(num_classes, (), generator=seeded_generator("label", seed)) for seed in seeds]

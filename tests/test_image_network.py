@@ -227,3 +227,21 @@ class TestEvaluation:
         with torch.autocast("cpu", torch.bfloat16):
             cast = network(*inputs(SMALL))
         assert (cast - out).square().mean() < 0.02**2 * out.square().mean()
+
+
+class TestWhatTheSpecificationFixes:
+    def test_the_head_is_norm_swish_convolution(self):
+        network = build_network(preset("digits").network).eval()
+        seen = {}
+        network.head_norm.register_forward_hook(lambda _, inputs, output: seen.update(norm=output))
+        network.head.register_forward_hook(lambda _, inputs, output: seen.update(head=inputs[0]))
+        network(torch.randn(2, 1, 8, 8), torch.zeros(2))
+        assert torch.allclose(seen["head"], seen["norm"] * seen["norm"].sigmoid(), atol=1e-6)
+
+    def test_the_time_token_ends_in_swish_as_edms(self):
+        network = build_network(preset("digits").network)
+        assert isinstance(network.time_token.mlp[-1], torch.nn.SiLU)
+
+    def test_the_mlp_has_the_configured_ratio(self):
+        network = build_network(replace(preset("digits").network, mlp_ratio=2.0))
+        assert {m.fc1.out_features / m.fc1.in_features for m in network.modules() if hasattr(m, "fc1")} == {2.0}

@@ -112,7 +112,12 @@ class TestEvaluate:
             "digits/train",
             data.train.fingerprint(),
         )
-        assert (stamp["steps"], stamp["guidance"], stamp["seeds"], stamp["precision"]) == (8, 1.0, "10000-10039", "32-true")
+        assert (stamp["steps"], stamp["guidance"], stamp["seeds"], stamp["precision"]) == (
+            8,
+            1.0,
+            "10000-10039",
+            "32-true",
+        )
         assert "heun" in stamp["sampler"]
         assert evaluate(weights, data, per_class=4) == report
 
@@ -182,7 +187,10 @@ class TestPublish:
         text = (folder / "mine.md").read_text()
         assert f"| frechet ratio | {numbers['frechet_ratio']:.3f} |" in text
         assert "```sh\ndiffit train tiny\n```" in text
-        assert numbers == evaluate(path, data)
+        again = evaluate(path, data)  # on another number of threads, so equal but for rounding
+        assert again["stamp"] == numbers["stamp"]
+        for name in ("class_accuracy", "frechet", "frechet_floor", "frechet_ratio", "copy_ratio"):
+            assert again[name] == pytest.approx(numbers[name], rel=1e-4)
 
 
 class TestTrain:
