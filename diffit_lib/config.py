@@ -146,6 +146,7 @@ class Training:
     grad_clip: float = 1.0  # largest gradient norm; 0: no clipping
     label_dropout: float = 0.1  # share of labels replaced by "no class", for guidance
     flip: bool = False  # mirror each image with probability 1/2
+    augment: float = 0.0  # probability of each change of EDM's augmentation, told to a network with augment_dim=9
     checkpointing: bool = False  # recompute activations in the backward pass: slower, far less memory
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     workers: int = 0  # processes that prepare batches
@@ -158,6 +159,7 @@ class Training:
         check_positive(self, "images", "max_steps", "minutes", "batch_size", "accumulate", "lr")
         check_positive(self, "ema_halflife", "ema_rampup", "report_minutes", "threads")
         check(self.grad_clip >= 0, f"grad_clip is {self.grad_clip}; give 0 (off) or more")
+        check(0 <= self.augment <= 1, f"augment is {self.augment}; give a probability from 0 to 1")
         check(0 <= self.lr_decay <= 1, f"lr_decay is {self.lr_decay}; give a share from 0 to 1")
         check(0 <= self.label_dropout <= 1, f"label_dropout is {self.label_dropout}; give a share from 0 to 1")
         check(abs(self.seed) < 2**63, f"seed is {self.seed}; give a number of at most 18 digits")

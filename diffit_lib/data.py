@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
+from diffit_lib.augment import draw_augmentation
 from diffit_lib.config import Training
 from diffit_lib.crops import CROPS, to_pixels
 from diffit_lib.decoding import Decoder, first_shape
@@ -157,6 +158,7 @@ class Batch(NamedTuple):
     labels: Tensor  # (B,) int64; dropped ones are "no class"
     uniform: Tensor  # (B,) float32 in [0, 1): becomes the noise level
     noise: Tensor  # (B, C, H, W) float32
+    augmentation: Tensor  # (B, 8) float32: numbers of EDM's augmentation; zeros change nothing
 
 
 class TrainingStream(IterableDataset[Batch]):
@@ -184,20 +186,23 @@ class TrainingStream(IterableDataset[Batch]):
         share = self.micro_batch // self.world
         first = number * self.micro_batch + self.rank * share
         rows = [self._draw(n) for n in range(first, first + share)]
-        index, flip, drop, uniform, noise = zip(*rows, strict=True)
+        index, flip, drop, uniform, noise, augmentation = zip(*rows, strict=True)
         images = self.data.images[list(index)]
         images = torch.where(torch.tensor(flip).view(-1, 1, 1, 1), images.flip(-1), images)
         labels = self.data.labels[list(index)].masked_fill(torch.tensor(drop), len(self.data.class_names))
-        return Batch(images, labels, torch.tensor(uniform), torch.stack(noise))
+        return Batch(images, labels, torch.tensor(uniform), torch.stack(noise), torch.stack(augmentation))
 
-    def _draw(self, number: int) -> tuple[int, bool, bool, float, Tensor]:
+    def _draw(self, number: int) -> tuple[int, bool, bool, float, Tensor, Tensor]:
         """Everything random about global image `number`."""
         epoch, position = divmod(number, len(self.data))
         generator = seeded_generator(self.training.seed, "training", number)
         uniform, flip, drop = torch.rand(3, generator=generator).tolist()
         noise = torch.randn(self.data.images.shape[1:], generator=generator)
         index = _permutation(self.training.seed, epoch, len(self.data))[position]
-        return index, self.training.flip and flip < 0.5, drop < self.training.label_dropout, uniform, noise
+        chance = self.training.augment
+        augmentation = draw_augmentation(generator, chance) if chance else torch.zeros(8)
+        mirrored, dropped = self.training.flip and flip < 0.5, drop < self.training.label_dropout
+        return index, mirrored, dropped, uniform, noise, augmentation
 
 
 @lru_cache(maxsize=4)

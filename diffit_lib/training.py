@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from diffit_lib.augment import augment
 from diffit_lib.config import Training
 from diffit_lib.data import Batch, Images, TrainingStream
 from diffit_lib.denoiser import Preconditioned, denoising_loss
@@ -81,9 +82,12 @@ class DiffusionModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one micro-batch."""
-        images = to_float(batch.images)
+        images, augment_label = to_float(batch.images), None
+        if self.options.augment:
+            with torch.autocast(self.device.type, enabled=False):  # half a pixel matters
+                images, augment_label = augment(images, batch.augmentation)
         sigma = self.denoiser.draw_sigma(batch.uniform)
-        loss = denoising_loss(self.denoiser, images, sigma, batch.noise, batch.labels).mean()
+        loss = denoising_loss(self.denoiser, images, sigma, batch.noise, batch.labels, augment_label).mean()
         self.loss_sum, self.loss_count = self.loss_sum.to(loss.device) + loss.detach(), self.loss_count + 1
         return loss * images[0].numel() if self.options.loss_reduction == "sum" else loss
 

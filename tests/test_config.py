@@ -140,6 +140,7 @@ REFUSED = [
     (Training, {"loss_reduction": "max"}),
     (Training, {"grad_clip": -1.0}),
     (Training, {"lr_decay": 1.5}),
+    (Training, {"augment": 1.5}),
     (Training, {"threads": 0}),
     (Training, {"label_dropout": 1.1}),
     (Training, {"flip": 1}),

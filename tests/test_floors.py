@@ -12,8 +12,8 @@ FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path i
 FLOORS = (
     "errors",
     "config tensors files folders pictures crops",
-    "blocks noise recipe sources decoding",
-    "models presets denoiser samplers augment data extractors metrics",
+    "blocks noise recipe augment sources decoding",
+    "models presets denoiser samplers data extractors metrics",
     "weights plots",
     "pipeline",
     "training training_vae",

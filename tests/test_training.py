@@ -10,11 +10,11 @@ import torch
 
 from diffit_lib import training
 from diffit_lib.config import EDM, Training
-from diffit_lib.data import Images
+from diffit_lib.data import Images, TrainingStream
 from diffit_lib.denoiser import EDMDenoiser
 from diffit_lib.errors import DiffitError
 from diffit_lib.pipeline import Pipeline
-from diffit_lib.tasks.train import train
+from diffit_lib.tasks.train import resolve, train
 from diffit_lib.training import DiffusionModule, HalfLife, append_row, loss_by_level
 from diffit_lib.weights import build_denoiser
 
@@ -110,6 +110,26 @@ class TestAverage:
         assert sum(map(len, (group["params"] for group in module.optimizers().param_groups))) == len(
             list(module.denoiser.parameters())
         )
+
+
+class TestAugmentation:
+    def test_reaches_the_network_and_is_told_to_it(self, tiny, data):
+        recipe = resolve(tiny.override(augment_dim=9, augment=0.5), data.train)
+        module = DiffusionModule(build_denoiser(recipe), recipe.training, data.train)
+        batch = TrainingStream(data.train, recipe.training).batch(0)
+        label = module.denoiser.network.time_token.augment
+        with torch.no_grad():
+            label.weight.normal_()
+            module.denoiser.network.head.weight.normal_()
+        plain = module.training_step(batch._replace(augmentation=torch.zeros(len(batch.images), 8)), 0)
+        loss = module.training_step(batch, 0)
+        loss.backward()
+        assert float(loss.detach()) != pytest.approx(float(plain.detach()), rel=1e-3)
+        assert label.weight.grad.abs().max() > 0
+
+    def test_without_its_label_is_refused(self, tiny, data):
+        with pytest.raises(DiffitError, match=r"augment is 0\.5 but augment_dim 0; give augment_dim 9"):
+            resolve(tiny.override(augment=0.5), data.train)
 
 
 class TestOptimizer:

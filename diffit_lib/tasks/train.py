@@ -79,6 +79,8 @@ def resolve(recipe: Recipe, train: Images) -> Recipe:
             f"{recipe.name} has num_classes={network.num_classes}, but {train.name} has {classes} classes; "
             f"set num_classes to {classes}, or to 0 for an unconditional network"
         )
+    if recipe.training.augment and network.augment_dim == 0:
+        raise DiffitError(f"augment is {recipe.training.augment} but augment_dim 0; give augment_dim 9, or augment 0")
     if recipe.training.precision == "16-mixed" and best_device().type == "cpu":
         raise DiffitError("precision is '16-mixed', which a CPU does not have; give bf16-mixed or 32-true")
     changes: dict[str, Any] = {}
