@@ -151,7 +151,7 @@ class TestSample:
 class TestInfo:
     def test_describes_every_preset(self):
         for name in PRESETS:
-            assert info(name).startswith(f"{name}: image-space DiffiT for ")
+            assert info(name).startswith(f"preset {name}: image-space DiffiT for ")
 
     def test_describes_the_papers_network_level_by_level(self):
         lines = info("cifar10").splitlines()
@@ -163,7 +163,7 @@ class TestInfo:
 
     def test_describes_a_weights_file(self, weights, unconditional):
         text = info(weights)
-        assert text.startswith(f"{weights}: tiny, trained on digits/train 0\n")
+        assert text.startswith(f"weights {weights}: tiny, trained on digits/train 0\n")
         assert "64 images in 0.5 minutes on cpu; licence MIT" in text
         assert "classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9\n" in text
         assert "classes: none\n" in info(unconditional)
@@ -171,7 +171,7 @@ class TestInfo:
     def test_a_file_named_like_a_preset_is_the_file(self, weights, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         (tmp_path / "cifar10").write_bytes(weights.read_bytes())
-        assert info("cifar10").startswith("cifar10: tiny")
+        assert info("cifar10").startswith("weights cifar10: tiny")
 
 
 class TestPublish:

@@ -5,6 +5,7 @@ from pathlib import Path
 from torch import nn
 
 from diffit_lib.config import ImageNetwork
+from diffit_lib.files import READY_MADE
 from diffit_lib.models import build_network
 from diffit_lib.presets import PRESETS
 from diffit_lib.recipe import Recipe
@@ -12,12 +13,20 @@ from diffit_lib.weights import find_weights, load_weights
 
 
 def info(name: str | Path) -> str:
-    """A few lines on a preset, on ready-made weights, or on a weights file."""
-    if str(name) in PRESETS and not Path(name).is_file():
-        return describe(PRESETS[str(name)])
+    """A few lines on a preset and the ready-made weights of its name, or on a weights file."""
+    if str(name) not in PRESETS or Path(name).is_file():
+        return describe_weights(name)
+    lines = [f"preset {describe(PRESETS[str(name)])}"]
+    if (READY_MADE / f"{name}.safetensors").is_file():
+        lines.append(describe_weights(name))
+    return "\n".join(lines)
+
+
+def describe_weights(name: str | Path) -> str:
+    """What a weights file says of itself, and its network."""
     _, card = load_weights(name)
     facts = [
-        f"{find_weights(name)}: {card.recipe.name}, trained on {card.trained_on}",
+        f"weights {find_weights(name)}: {card.recipe.name}, trained on {card.trained_on}",
         f"  {card.images_seen:,} images in {card.minutes:.1f} minutes on {card.device}; licence {card.licence}",
         f"  classes: {', '.join(card.class_names) or 'none'}",
     ]
