@@ -56,7 +56,8 @@ class TestMistakes:
             ("train digits --width=0", "width is 0; give a number above 0"),
             ("train digits --flip maybe", "flip.*maybe"),
             ("train digits --precision fp8", "precision.*fp8"),
-            ("train digits --channel_mult=[]", "channel_mult is"),
+            ("train digits --channel_mult=[]", r"channel_mult.*\[\]"),
+            ("train digits --channel_mult=1,x", "channel_mult.*1,x"),
             ("train digits --image_size=8", "image_size.*8"),
             ("train digits --batch-size=16 --accumulate=3", "batch_size 16 does not split into accumulate 3"),
             ("train digits --minutes=-1", r"minutes is -1\.0; give a number above 0"),
@@ -212,6 +213,14 @@ class TestVerbs:
             "--batch_size=8", "--out=a-b", "--max_steps", "a-b", "-h", "sample",
         ]  # fmt: skip
         assert parser().parse_args(["train", "digits", "--batch_size=8"]).train.batch_size == 8
+
+    @pytest.mark.parametrize("words", ["1,2,2", "[1,2,2]"])
+    def test_several_numbers_are_joined_by_commas(self, words):
+        assert parser().parse_args(["train", "digits", f"--channel_mult={words}"]).train.channel_mult == (1, 2, 2)
+
+    def test_a_switch_needs_no_value(self):
+        assert parser().parse_args(["train", "digits", "--flip"]).train.flip is True
+        assert parser().parse_args(["train", "digits", "--flip=false"]).train.flip is False
 
 
 class TestSeeds:

@@ -1,10 +1,12 @@
 """Every way an image gets in: modes, crops, folders, zips, Datasets, downloads, and what is said when one cannot."""
 
 import json
+import os
 import pickle
 import re
 import shutil
 import socket
+import zipfile
 from hashlib import sha256
 from io import BytesIO
 from itertools import islice
@@ -423,6 +425,9 @@ class TestDatasets:
             assert train.labels.tolist() == labels
             assert train.class_names == ("0", "1", "2")
 
+    def test_floats_are_rounded(self):
+        assert load_data([(torch.tensor([[0.4, 0.6, 254.6]]) / 255, 0)]).train.images.tolist() == [[[[0, 1, 255]]]]
+
     def test_a_grey_image_may_have_a_channel_or_none(self):
         grey = torch.arange(4, dtype=torch.uint8).view(2, 2)
         for image in (grey, grey[None], grey.numpy(), grey[:, :, None].numpy()):
@@ -636,6 +641,16 @@ class TestMemory:
             for one, other in zip(batch, TrainingStream(held, training).batch(number), strict=True):
                 assert torch.equal(one, other)
 
+    def test_every_process_opens_a_zip_for_itself(self, faces, monkeypatch):
+        images = load_data(zipped(faces), memory_gb=0).train.images
+        opened, real = [], zipfile.ZipFile
+        monkeypatch.setattr(zipfile, "ZipFile", lambda *args: opened.append(args) or real(*args))
+        images[[0, 1]]
+        assert not opened
+        monkeypatch.setattr(os, "getpid", lambda: -1)  # as in a worker: forked ones would share one file position
+        images[[0, 1]]
+        assert len(opened) == 1
+
     def test_they_can_be_sent_to_another_process(self, source):
         images = load_data(source, memory_gb=0).train.images
         assert torch.equal(pickle.loads(pickle.dumps(images))[[0, 5]], images[[0, 5]])
@@ -650,6 +665,7 @@ class TestMemory:
         whole = load_data(faces)
         fill(faces, {"b/zzz.png": b"nonsense"})
         left = load_data(faces, memory_gb=0, skip_bad=True)
+        assert not any(isinstance(part.images, torch.Tensor) for part in left)
         assert [part.fingerprint() for part in left] == [part.fingerprint() for part in whole]
         assert "skipped 1 of" in capsys.readouterr().err
 

@@ -107,18 +107,11 @@ class TestEvaluate:
     def test_stamps_its_numbers(self, weights, data):
         report = evaluate(weights, data, per_class=4)
         stamp = report["stamp"]
-        assert (stamp["n"], stamp["reference"], stamp["reference_hash"]) == (
-            40,
-            "digits/train",
-            data.train.fingerprint(),
-        )
-        assert (stamp["steps"], stamp["guidance"], stamp["seeds"], stamp["precision"]) == (
-            8,
-            1.0,
-            "10000-10039",
-            "32-true",
-        )
-        assert "heun" in stamp["sampler"]
+        assert (stamp["n"], stamp["reference"]) == (40, "digits/train")
+        assert stamp["reference_hash"] == data.train.fingerprint()
+        assert (stamp["steps"], stamp["guidance"], stamp["precision"]) == (8, 1.0, "32-true")
+        assert stamp["sampler"].startswith("heun")
+        assert stamp["seeds"] == "10000-10039"
         assert evaluate(weights, data, per_class=4) == report
 
     def test_refuses_data_with_other_classes(self, weights, data):
@@ -126,6 +119,10 @@ class TestEvaluate:
         other = type(train)("letters", train.images, train.labels, ("a", "b"))
         with pytest.raises(DiffitError, match="knows 10 classes, letters has 2; measure against"):
             evaluate(weights, Split(other, data.test))
+
+    def test_refuses_unconditional_weights(self, unconditional, data):
+        with pytest.raises(DiffitError, match="unconditional"):
+            evaluate(unconditional, data)
 
     @pytest.mark.parametrize("per_class", [0, -3])
     def test_refuses_to_draw_nothing(self, weights, data, per_class):
@@ -208,6 +205,11 @@ class TestTrain:
     def test_refuses_data_the_network_does_not_fit_and_writes_nothing(self, tiny, data, tmp_path, changes, says):
         with pytest.raises(DiffitError, match=says):
             train(tiny.override(**changes), tmp_path / "run", data, progress=False)
+        assert not (tmp_path / "run").exists()
+
+    def test_refuses_half_precision_where_there_is_none(self, tiny, data, tmp_path):
+        with pytest.raises(DiffitError, match="precision is '16-mixed', which a CPU does not have; give bf16-mixed"):
+            train(tiny.override(precision="16-mixed"), tmp_path / "run", data, progress=False)
         assert not (tmp_path / "run").exists()
 
     def test_takes_an_unconditional_network(self, tiny, data, tmp_path):
