@@ -56,7 +56,7 @@ class TestMistakes:
             ("train digits --width=0", "width is 0; give a number above 0"),
             ("train digits --flip maybe", "flip.*maybe"),
             ("train digits --precision fp8", "precision.*fp8"),
-            ("train digits --channel_mult=[]", r"channel_mult.*\[\]"),
+            ("train digits --channel_mult=[]", r"channel_mult is \(\); give one factor above 0 per level"),
             ("train digits --channel_mult=1,x", "channel_mult.*1,x"),
             ("train digits --image_size=8", "image_size.*8"),
             ("train digits --batch-size=16 --accumulate=3", "batch_size 16 does not split into accumulate 3"),
