@@ -38,7 +38,7 @@ PRESETS: dict[str, Recipe] = {
         network=ImageNetwork(
             in_channels=1, width=32, channel_mult=(1, 2, 4), num_blocks=1, time_dim=128, num_classes=10
         ),
-        training=Training(images=280_000, batch_size=32, lr=2e-3, lr_decay=0.5, ema_halflife=50_000),
+        training=Training(images=220_000, batch_size=32, lr=2e-3, lr_decay=0.5, ema_halflife=50_000),
         sampling=Sampling(churn=4.0),
     ),
     # The paper's CIFAR-10 model (appendix H.1 and I.1; EDM's recipe): days on eight data-centre GPUs.

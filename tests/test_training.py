@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from diffit_lib import training
 from diffit_lib.config import EDM, Training
@@ -319,6 +320,14 @@ class TestReport:
         monkeypatch.setattr(training.Report, "save", lambda self, trainer: modules.append(trainer.lightning_module))
         train(tiny, tmp_path, data, progress=False)
         assert drawn == [(modules[0].average, list(range(32)), [k % 10 for k in range(32)])]
+
+    def test_weights_are_the_averages_and_the_raw_ones(self, tiny, data, tmp_path, monkeypatch):
+        modules = []
+        monkeypatch.setattr(training.Report, "save", lambda self, trainer: modules.append(trainer.lightning_module))
+        tensors = load_file(train(tiny, tmp_path, data, progress=False))
+        for prefix, denoiser in (("ema.", modules[0].average), ("raw.", modules[0].denoiser)):
+            assert all(torch.equal(tensors[prefix + name], tensor) for name, tensor in denoiser.state_dict().items())
+        assert not torch.equal(tensors["ema.network.head.weight"], tensors["raw.network.head.weight"])
 
     def test_progress_is_one_bar_with_images_per_second_and_time_left(self, tiny, data, tmp_path, capsys, monkeypatch):
         monkeypatch.setattr("diffit_lib.tasks.train.show", lambda module, **_: None)
