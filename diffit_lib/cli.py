@@ -10,7 +10,7 @@ from jsonargparse import SUPPRESS, ArgumentParser
 
 from diffit_lib.errors import DiffitError
 from diffit_lib.presets import preset
-from diffit_lib.recipe import PARTS
+from diffit_lib.recipe import PARTS, Recipe
 
 
 def run_demo(run: str = "runs/demo") -> None:
@@ -46,6 +46,7 @@ def run_sample(
     sampler: str | None = None,
     steps: int | None = None,
     guidance: float | None = None,
+    guidance_schedule: Literal["constant", "power-cosine", "interval"] | None = None,
 ) -> None:
     """Draw images from weights.
 
@@ -57,27 +58,60 @@ def run_sample(
         sampler: heun, euler, dpm++, ddim or ddpm; like the following, the weights' own unless given
         steps: noise levels
         guidance: strength of classifier-free guidance, 1 for none
+        guidance_schedule: how its strength depends on the noise level
     """
     numbers = parse_seeds(seeds)
     chosen = labels.split(",") if labels and "," in labels else labels
     from diffit_lib.tasks.sample import sample
 
-    sample(weights, out, numbers, chosen, sampler=sampler, steps=steps, guidance=guidance)
+    settings = {"sampler": sampler, "steps": steps, "guidance": guidance, "guidance_schedule": guidance_schedule}
+    sample(weights, out, numbers, chosen, **settings)
     print(f"{len(numbers)} images and grid.png: {out}/")
 
 
-def run_evaluate(weights: str, per_class: int = 50) -> None:
-    """Draw images from weights and measure them against the data they were trained on.
+def run_evaluate(
+    weights: str,
+    data: str | None = None,
+    images: int = 500,
+    extractor: Literal["classifier", "inception"] | None = None,
+    inception: str | None = None,
+    protocol: Literal["round", "adm"] = "round",
+    sampler: str | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    guidance_schedule: Literal["constant", "power-cosine", "interval"] | None = None,
+) -> None:
+    """Draw images from weights and measure them against the data they were trained on, or against others.
 
     Args:
         weights: weights file, or the name of ready-made weights
-        per_class: images of each class
+        data: data set by name, or the path of a folder or zip; the weights' own unless given
+        images: how many to draw, as many of each class
+        extractor: what sees the images; the classifier where the data have classes, unless given
+        inception: file of Inception's weights; downloaded unless given
+        protocol: adm truncates to whole numbers, as the published evaluators do
+        sampler: heun, euler, dpm++, ddim or ddpm; like the following, the weights' own unless given
+        steps: noise levels
+        guidance: strength of classifier-free guidance, 1 for none
+        guidance_schedule: how its strength depends on the noise level
     """
     import json
 
     from diffit_lib.tasks.evaluate import evaluate
 
-    print(json.dumps(evaluate(weights, per_class=per_class), indent=2))
+    numbers = evaluate(
+        weights,
+        data,
+        images=images,
+        extractor=extractor,
+        inception=inception,
+        protocol=protocol,
+        sampler=sampler,
+        steps=steps,
+        guidance=guidance,
+        guidance_schedule=guidance_schedule,
+    )
+    print(json.dumps(numbers, indent=2))
 
 
 def run_info(name: str) -> None:
@@ -126,13 +160,13 @@ def parser() -> Parser:
 def add_recipe_fields(sub: Parser) -> None:
     """One option for each field of the recipe, absent unless given."""
     sub.add_argument("--data", type=str, default=SUPPRESS, help="data set by name, or the path of a folder or zip")
-    taken = set()
-    for title, kinds in PARTS.items():
+    taken = {"name", "data"}
+    for title, kinds in {"images": (Recipe,), **PARTS}.items():
         group = sub.add_argument_group(f"{title} (the preset's own unless given)")
         if len(kinds) > 1:
             names = tuple(kind.kind for kind in kinds)
             group.add_argument(f"--{title}", type=Literal[names], default=SUPPRESS, help="kind")
-        for field in (field for kind in kinds for field in fields(kind) if field.name not in taken):
+        for field in (field for kind in kinds for field in fields(kind) if field.name not in {*taken, *PARTS}):
             taken.add(field.name)  # kinds of one part share some fields
             switch: dict[str, Any] = {"nargs": "?", "const": True} if field.type is bool else {}
             value = integers if get_origin(field.type) is tuple else field.type

@@ -150,6 +150,7 @@ class Training:
     checkpointing: bool = False  # recompute activations in the backward pass: slower, far less memory
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     workers: int = 0  # processes that prepare batches
+    memory_gb: float | None = None  # larger data are decoded when used, not held in memory; None: half of the memory
     threads: int | None = None  # of the CPU; None: all. A tiny network is faster on 1, above all when cores are busy
     report_minutes: float = 5.0  # between checkpoints, sample grids and rows of metrics.csv
     seed: int = 0
@@ -157,7 +158,7 @@ class Training:
     def __post_init__(self) -> None:
         check_types(self)
         check_positive(self, "images", "max_steps", "minutes", "batch_size", "accumulate", "lr")
-        check_positive(self, "ema_halflife", "ema_rampup", "report_minutes", "threads")
+        check_positive(self, "ema_halflife", "ema_rampup", "report_minutes", "threads", "memory_gb")
         check(self.grad_clip >= 0, f"grad_clip is {self.grad_clip}; give 0 (off) or more")
         check(0 <= self.augment <= 1, f"augment is {self.augment}; give a probability from 0 to 1")
         check(0 <= self.lr_decay <= 1, f"lr_decay is {self.lr_decay}; give a share from 0 to 1")
@@ -191,7 +192,18 @@ class Training:
         return min(10e6, 0.05 * self.total_images)
 
 
-SAMPLER_OPTIONS = {"heun": ("churn",), "euler": ("churn",), "dpm++": (), "ddim": (), "ddpm": ("eta", "variance")}
+GUIDANCE_OPTIONS: dict[str, tuple[str, ...]] = {
+    "constant": (),
+    "power-cosine": ("guidance_power",),
+    "interval": ("guidance_low", "guidance_high"),
+}
+SAMPLER_OPTIONS: dict[str, tuple[str, ...]] = {
+    "heun": ("churn",),
+    "euler": ("churn",),
+    "dpm++": (),
+    "ddim": (),
+    "ddpm": ("eta", "variance"),
+}
 
 
 @dataclass(frozen=True)
@@ -200,7 +212,11 @@ class Sampling:
 
     sampler: str = "heun"  # heun, euler, dpm++ (second order, multi-step), ddim or ddpm
     steps: int = 18  # noise levels; Heun evaluates the network twice on each but the last
-    guidance: float = 1.0  # 1: none
+    guidance: float = 1.0  # strength of classifier-free guidance; 1: none
+    guidance_schedule: Literal["constant", "power-cosine", "interval"] = "constant"
+    guidance_power: float = 4.0  # power-cosine: how late guidance sets in
+    guidance_low: float = 0.0  # interval: guided at noise levels above low and up to high
+    guidance_high: float | None = None  # None: without end
     churn: float = 0.0  # heun, euler: EDM's S_churn; 0 is deterministic
     eta: float = 1.0  # ddpm: share of fresh noise; 0 is ddim
     variance: Literal["small", "large"] = "small"  # ddpm: of the fresh noise, beta~ or beta
@@ -210,20 +226,23 @@ class Sampling:
         check(self.steps >= 2, f"steps is {self.steps}; give an integer of 2 or more")
         check(self.churn >= 0, f"churn is {self.churn}; give 0 (deterministic) or more")
         check(0 <= self.eta <= 1, f"eta is {self.eta}; give a share from 0 (ddim) to 1")
+        check_positive(self, "guidance_power")
+        check(
+            0 <= self.guidance_low < (math.inf if self.guidance_high is None else self.guidance_high),
+            f"guidance_low {self.guidance_low} is not below guidance_high {self.guidance_high}; give rising bounds",
+        )
+        check_takers(self, "guidance_schedule", GUIDANCE_OPTIONS)
         check(self.sampler in SAMPLER_OPTIONS, f"sampler is {self.sampler!r}; give one of {', '.join(SAMPLER_OPTIONS)}")
-        for option in ("churn", "eta", "variance"):
-            takers = [sampler for sampler, options in SAMPLER_OPTIONS.items() if option in options]
-            check(
-                self.sampler in takers or getattr(self, option) == getattr(Sampling, option),
-                f"{option} is an option of {' and '.join(takers)}; leave it out with sampler {self.sampler!r}",
-            )
+        check_takers(self, "sampler", SAMPLER_OPTIONS)
 
     def change(self, **changes: Any) -> "Sampling":
-        """A copy with some fields changed; another sampler does not inherit the options of the one before."""
-        kept = self
-        if changes.get("sampler", self.sampler) != self.sampler:
-            kept = Sampling(changes["sampler"], self.steps, self.guidance)
-        return replace(kept, **changes)
+        """A copy with some fields changed; another sampler or schedule does not inherit the one before's options."""
+        reset: dict[str, Any] = {}
+        for choice, options in (("sampler", SAMPLER_OPTIONS), ("guidance_schedule", GUIDANCE_OPTIONS)):
+            before = getattr(self, choice)
+            if changes.get(choice, before) != before:
+                reset |= {option: getattr(Sampling, option) for option in options[before]}
+        return replace(self, **reset | changes)
 
     @property
     def method(self) -> str:
@@ -231,6 +250,26 @@ class Sampling:
         return " ".join([self.sampler, *(f"{name}={value}" for name, value in self.options.items())])
 
     @property
+    def guided(self) -> str:
+        """Guidance in one word or a few, for stamps: "1", "4.4 power-cosine power=4"."""
+        if self.guidance_schedule == "constant":
+            return f"{self.guidance:g}"
+        options = GUIDANCE_OPTIONS[self.guidance_schedule]
+        values = [f"{name.removeprefix('guidance_')}={getattr(self, name)}" for name in options]
+        return " ".join([f"{self.guidance:g}", self.guidance_schedule, *values])
+
+    @property
     def options(self) -> dict[str, Any]:
         """What this sampler takes besides what all of them take."""
         return {option: getattr(self, option) for option in SAMPLER_OPTIONS[self.sampler]}
+
+
+def check_takers(sampling: Sampling, choice: str, options: dict[str, tuple[str, ...]]) -> None:
+    """Refuse an option that the chosen sampler or schedule does not take."""
+    chosen = getattr(sampling, choice)
+    for option in dict.fromkeys(name for names in options.values() for name in names):
+        takers = [name for name, names in options.items() if option in names]
+        check(
+            chosen in takers or getattr(sampling, option) == getattr(Sampling, option),
+            f"{option} is an option of {' and '.join(takers)}; leave it out with {choice} {chosen!r}",
+        )

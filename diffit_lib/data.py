@@ -24,6 +24,7 @@ from diffit_lib.crops import CROPS, to_pixels
 from diffit_lib.decoding import Decoder, first_shape
 from diffit_lib.errors import DiffitError
 from diffit_lib.pictures import Pictures, say
+from diffit_lib.recipe import Recipe
 from diffit_lib.sources import find_pictures
 from diffit_lib.tensors import seeded_generator, to_float
 
@@ -45,6 +46,13 @@ class Images:
     def take(self, indices: Tensor, name: str) -> "Images":
         """The images at these indices, in memory, under another name."""
         return replace(self, name=name, images=self.images[indices], labels=self.labels[indices])
+
+    def held(self, most: int) -> "Images":
+        """These, if they are in memory; else at most so many, evenly spread, fetched into it."""
+        if isinstance(self.images, Tensor):
+            return self
+        count = min(most, len(self))
+        return self.take(torch.arange(count) * len(self) // count, self.name)
 
     def fingerprint(self) -> str:
         """What tells these images from any others: 16 hexadecimal digits over shape, pixels and labels.
@@ -110,6 +118,18 @@ def load_data(
     check_classes(train)
     test = train if parts.test is parts.train else read_part(Decoder(parts.test, form, shape), "test", skip_bad, most)
     return Split(train, test)
+
+
+def recipe_data(recipe: Recipe, source: str | Path | Dataset | None = None) -> Split:
+    """The data a recipe trains on, or another source of images prepared in the same way."""
+    return load_data(
+        recipe.data if source is None else source,
+        recipe.network.image_size,
+        recipe.network.in_channels,
+        crop=recipe.crop,
+        skip_bad=recipe.skip_bad,
+        memory_gb=recipe.training.memory_gb,
+    )
 
 
 def read_part(decoder: Decoder, part: str, skip_bad: bool, most_bytes: float) -> Images:

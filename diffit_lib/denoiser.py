@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from diffit_lib.config import EDM, VP
+from diffit_lib.config import EDM, VP, Sampling
 from diffit_lib.noise import karras, respaced, sigma_table, sigma_to_alpha_bar, sigma_to_t, t_to_sigma
 from diffit_lib.tensors import expand_like
 
@@ -215,6 +215,16 @@ class Interval:
     def __call__(self, sigma: Tensor, t: Tensor) -> Tensor:
         """`scale` inside the interval, 1 outside."""
         return torch.where((self.low < sigma) & (sigma <= self.high), self.scale, 1.0)
+
+
+def guidance_scale(sampling: Sampling) -> float | Callable[[Tensor, Tensor], Tensor]:
+    """What `Guided` takes for a scale: a number, or the schedule that the settings name."""
+    if sampling.guidance_schedule == "power-cosine":
+        return PowerCosine(sampling.guidance, sampling.guidance_power)
+    if sampling.guidance_schedule == "interval":
+        high = math.inf if sampling.guidance_high is None else sampling.guidance_high
+        return Interval(sampling.guidance, sampling.guidance_low, high)
+    return sampling.guidance
 
 
 class Wrapper:

@@ -4,7 +4,7 @@ A Frechet distance over any features but Inception's 2048 is a Frechet distance,
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from statistics import fmean
 from typing import Any, NamedTuple, Protocol
 
@@ -14,11 +14,16 @@ import torch
 from torch import Tensor
 
 from diffit_lib.errors import DiffitError
+from diffit_lib.stamp import Stamp
 from diffit_lib.tensors import to_uint8
 
 
 class Extractor(Protocol):
     """Images to features."""
+
+    def features(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) uint8 -> (N, D) float32."""
+        ...
 
     @property
     def name(self) -> str:
@@ -34,10 +39,6 @@ class Extractor(Protocol):
 class ClassifierLike(Extractor, Protocol):
     """An extractor trained on the classes of the data itself."""
 
-    def features(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) uint8 -> (N, D) float32."""
-        ...
-
     def predict(self, images: Tensor) -> Tensor:
         """(N, C, H, W) uint8 -> (N,) int64."""
         ...
@@ -49,48 +50,6 @@ class InceptionLike(Extractor, Protocol):
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(N, C, H, W) uint8 -> features (N, 2048) and logits (N, 1008), float32."""
         ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stamp:
-    """What a number depends on; saved and printed with it.
-
-    Whoever draws the images fills in all but n and the extractor, which the measurement knows. None: does not apply.
-    """
-
-    n: int = 0  # generated images compared by a Frechet distance or its like
-    drawn: int = 0  # generated images in all: class accuracy and copy ratio are over all of them
-    reference: str  # the real images compared with: a train part
-    reference_hash: str
-    extractor: str = ""
-    extractor_checksum: str = ""
-    sampler: str | None = None
-    steps: int | None = None
-    guidance: float | None = None
-    seeds: str | None = None  # e.g. "0..359"
-    precision: str | None = None
-    rounding: str = "round"  # of float to uint8; "adm": truncated, as the published evaluators do
-    decoder: str | None = None  # the VAE's, for latent models
-    weights_hash: str | None = None
-    best_by_this_metric: bool = False  # the checkpoint was chosen by the very number it goes with
-
-    def warnings(self) -> list[str]:
-        """What has to be said aloud beside the number."""
-        said = []
-        if self.n < 10_000:
-            said.append(f"n = {self.n} is small: compare only with numbers taken at the same n")
-        if self.best_by_this_metric:
-            said.append("the best checkpoint was chosen by this very metric: the number flatters")
-        return said
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types only, ready for JSON."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        """One line, `n=360 reference=digits/train ...`, without what does not apply."""
-        values = asdict(self).items()
-        return " ".join(f"{key}={value}" for key, value in values if value is not None and value is not False)
 
 
 def moments(features: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -155,7 +114,7 @@ def evenly(labels: Tensor, n: int) -> Tensor:
 
 def measure_small(
     samples: Tensor,
-    labels: Tensor,
+    labels: Tensor | None,
     *,
     train: Tensor,
     test: Tensor,
@@ -165,12 +124,14 @@ def measure_small(
 ) -> dict[str, Any]:
     """All numbers for small or grey data, ready for JSON; images are uint8 (N, C, H, W), labels (N,) int64.
 
+    `labels` are the classes asked for; without any there is no class accuracy.
     The Frechet distances to the train part are taken at equal n, over generated images and over real ones of the test
     part (the floor); their ratio is 1 for images as good as new real ones. Every number but the copy ratio is the mean
     over the classifiers, the ratio the mean of their ratios.
     """
     n = min(len(samples), len(test))
-    drawn, real = samples[evenly(labels, n)], test[evenly(test_labels, n)]
+    drawn = samples[evenly(torch.zeros(len(samples)) if labels is None else labels, n)]
+    real = test[evenly(test_labels, n)]
     generated, floor = [], []
     for classifier in classifiers:
         reference = moments(classifier.features(train))
@@ -183,8 +144,10 @@ def measure_small(
         extractor=f"{len(classifiers)} x {classifiers[0].name}",
         extractor_checksum="+".join(c.checksum for c in classifiers),
     )
-    return {
-        "class_accuracy": fmean(class_accuracy(c.predict(samples), labels) for c in classifiers),
+    accuracy = {}
+    if labels is not None:
+        accuracy = {"class_accuracy": fmean(class_accuracy(c.predict(samples), labels) for c in classifiers)}
+    return accuracy | {
         "classifier_test_accuracy": fmean(class_accuracy(c.predict(test), test_labels) for c in classifiers),
         "frechet": fmean(generated),
         "frechet_floor": fmean(floor),
@@ -203,12 +166,25 @@ class Reference(NamedTuple):
     features: Tensor  # (M, D) float32 of at most 10,000 of them, evenly spread: for KID, precision and recall
 
 
-def reference_statistics(images: Tensor, inception: InceptionLike) -> Reference:
-    """Statistics of real images, uint8 (N, C, H, W)."""
-    features, _ = inception(images)
-    mean, covariance = moments(features)
-    kept = features[evenly(torch.zeros(len(features)), min(len(features), 10_000))]
-    return Reference(torch.from_numpy(mean), torch.from_numpy(covariance), kept)
+def reference_statistics(images: Any, extractor: Extractor) -> Reference:
+    """Statistics of real images: uint8 (N, C, H, W), or whatever has their `shape` and yields them by index.
+
+    They are taken in one pass, 512 images at a time.
+    """
+    count = images.shape[0]
+    if count < 2:
+        raise DiffitError(f"a Frechet distance needs at least 2 images on each side and got {count}; give more")
+    kept = evenly(torch.zeros(count), min(count, 10_000))
+    first = extractor.features(images[torch.arange(min(count, 512))]).double().cpu()
+    origin, found = first.mean(0), []  # squares around a point near the mean cancel least
+    total, square = torch.zeros_like(origin), torch.zeros_like(origin.outer(origin))
+    for indices in torch.arange(count).split(512):
+        features = extractor.features(images[indices]).cpu()
+        found.append(features[kept[(kept >= indices[0]) & (kept <= indices[-1])] - indices[0]])
+        values = features.double() - origin
+        total, square = total + values.sum(0), square + values.T @ values
+    mean = total / count
+    return Reference(mean + origin, (square - count * mean.outer(mean)) / (count - 1), torch.cat(found))
 
 
 def measure_inception(

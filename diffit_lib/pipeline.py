@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diffit_lib.config import Sampling
-from diffit_lib.denoiser import Clipped, Denoiser, Guided, Preconditioned
+from diffit_lib.denoiser import Clipped, Denoiser, Guided, Preconditioned, guidance_scale
 from diffit_lib.errors import DiffitError, check
 from diffit_lib.samplers import SAMPLERS, State
 from diffit_lib.tensors import (
@@ -56,18 +56,23 @@ class Pipeline:
         given follow the weights. At most `batch_size` images (64) are drawn at once; where it is given, the last batch
         is padded to it. At one batch size the k-th image of a batch is the same to the bit whatever its neighbours are.
         """
+        batches = self.batches(seeds, labels, batch_size=batch_size, **settings)
+        return np.concatenate([self.decode(batch) for batch in batches])
+
+    def batches(
+        self, seeds: Sequence[int], labels: Labels = None, *, batch_size: int | None = None, **settings: Any
+    ) -> Iterator[Tensor]:
+        """The same images as they are before rounding, batch by batch: float (B, C, H, W), about [-1, 1]."""
         size = min(len(seeds), 64) if batch_size is None else batch_size
         if size < 1 or len(seeds) < 1:
             raise DiffitError(f"nothing to draw: {len(seeds)} seeds, batch_size={batch_size}; give 1 or more of each")
         labels = per_seed(labels, len(seeds))
         self.class_label(seeds, labels)  # a mistake in the last label is told before the first image is drawn
-        chunks = []
         for first in range(0, len(seeds), size):
             part = slice(first, first + size)
             for state in self.stream(seeds[part], labels and labels[part], pad_to=size, **settings):
                 last = state
-            chunks.append(self.decode(last.x))
-        return np.concatenate(chunks)
+            yield last.x
 
     def stream(
         self, seeds: Sequence[int], labels: Labels = None, *, pad_to: int = 0, **settings: Any
@@ -82,7 +87,7 @@ class Pipeline:
             class_label = torch.cat([class_label, class_label.new_zeros(padding)]).to(self.device)
         denoiser: Denoiser = self.denoiser
         if class_label is not None:
-            denoiser = Guided(self.denoiser, sampling.guidance, no_class=self.card.recipe.network.num_classes)
+            denoiser = Guided(self.denoiser, guidance_scale(sampling), no_class=self.card.recipe.network.num_classes)
         if self.denoiser.clip:
             denoiser = Clipped(denoiser)
         x = denoiser.initial(noise().to(self.device, state_dtype(self.device)))

@@ -43,10 +43,13 @@ def write_figure(path: str | Path, figure: Figure) -> None:
 def loss_curve(rows: Sequence[dict[str, Any]], expected: Sequence[dict[str, Any]] = ()) -> Figure:
     """Rows of `metrics.csv` -> training and test loss over images, and the test loss at each noise level.
 
-    `expected`, the rows of a run known to be good, lie behind in grey: is my loss normal?
+    Where a Frechet distance was taken it gets a third field. `expected`, the rows of a run known to be good, lie behind
+    in grey: is my loss normal?
     """
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    distance = next((name for name in ("fid", "frechet") if _columns(rows, name)[0]), "")
+    fields = 3 if distance else 2
+    figure = Figure(figsize=(5 * fields, 4), layout="constrained")
+    left, right, *rest = figure.subplots(1, fields)
     if expected:
         left.plot(*_columns(expected, "images", "test_loss"), color="0.7", linewidth=5, label="test, expected")
     left.plot(*_columns(rows, "images", "loss"), label="training, raw weights")
@@ -59,11 +62,20 @@ def loss_curve(rows: Sequence[dict[str, Any]], expected: Sequence[dict[str, Any]
     for row, shade in zip(rows, np.linspace(0.15, 1, len(rows)), strict=True):
         right.plot(*_levels(row), color="tab:blue", alpha=shade, marker=".")
     right.set(xscale="log", xlabel="noise level sigma", title="Test loss by noise level, first to last report")
+    for quality in rest:
+        if _columns(expected, distance)[0]:
+            quality.plot(*_columns(expected, "images", distance), color="0.7", linewidth=5, label="expected")
+            quality.legend()
+        quality.plot(*_columns(rows, "images", distance), marker=".")
+        name = "small FID" if distance == "fid" else "Frechet distance"
+        quality.set(xlabel="images seen", title=f"{name} of samples, averaged weights", yscale="log")
     return figure
 
 
 def _columns(rows: Sequence[dict[str, Any]], *names: str) -> list[list[float]]:
-    return [[float(row[name]) for row in rows] for name in names]
+    """The columns of these names, over the rows that have them all."""
+    whole = [row for row in rows if all(row.get(name, "") != "" for name in names)]
+    return [[float(row[name]) for row in whole] for name in names]
 
 
 def _levels(row: dict[str, Any]) -> tuple[list[float], list[float]]:

@@ -5,10 +5,10 @@ Field names are unique across its parts, so `recipe.override(width=96, lr=1e-4)`
 
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Literal
 
 from diffit_lib.config import EDM, VP, ImageNetwork, Sampling, Training
-from diffit_lib.errors import DiffitError, check
+from diffit_lib.errors import DiffitError, check, check_types
 
 
 @dataclass(frozen=True)
@@ -17,14 +17,19 @@ class Recipe:
 
     name: str
     data: str  # a data set's name or a path
+    crop: Literal["center", "long-edge", "adm"] = "center"  # largest box; whole image on black; ImageNet's usual one
+    skip_bad: bool = False  # leave out and count images that cannot be read, instead of stopping at the first
     network: ImageNetwork = field(default_factory=ImageNetwork)
     denoiser: EDM | VP = field(default_factory=EDM)
     training: Training = field(default_factory=Training)
     sampling: Sampling = field(default_factory=Sampling)
 
+    def __post_init__(self) -> None:
+        check_types(self)
+
     def override(self, **changes: Any) -> "Recipe":
         """A copy with some fields changed, whichever part they belong to; `denoiser="vp"` takes that kind of part."""
-        own: dict[str, Any] = {key: changes.pop(key) for key in ("name", "data") if key in changes}
+        own: dict[str, Any] = {key: changes.pop(key) for key in OWN if key in changes}
         for part_name in PARTS:
             part = getattr(self, part_name)
             if part_name in changes:
@@ -44,17 +49,18 @@ class Recipe:
     def field_names(cls) -> list[str]:
         """Every name that `override` takes."""
         inside = (f.name for kinds in PARTS.values() for part in kinds for f in fields(part))
-        return list(dict.fromkeys(["name", "data", *inside]))
+        return list(dict.fromkeys([*OWN, *inside]))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types only, ready for JSON."""
         parts = {name: part_to_dict(getattr(self, name)) for name in PARTS}
-        return {"name": self.name, "data": self.data, **parts}
+        return {name: getattr(self, name) for name in OWN} | parts
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Recipe":
         """The inverse of `to_dict`, also after a round trip through JSON."""
-        return cls(values["name"], values["data"], **{name: part_from_dict(name, values[name]) for name in PARTS})
+        own = {name: values[name] for name in OWN if name in values}
+        return cls(**own, **{name: part_from_dict(name, values[name]) for name in PARTS})
 
 
 PARTS: dict[str, tuple[Any, ...]] = {  # the kinds each part of a recipe comes in
@@ -63,6 +69,8 @@ PARTS: dict[str, tuple[Any, ...]] = {  # the kinds each part of a recipe comes i
     "training": (Training,),
     "sampling": (Sampling,),
 }
+
+OWN = tuple(f.name for f in fields(Recipe) if f.name not in PARTS)  # fields in no part
 
 
 def part_to_dict(part: Any) -> dict[str, Any]:

@@ -241,7 +241,8 @@ def append_row(path: Path, row: dict[str, Any]) -> list[dict[str, Any]]:
     if not rows or int(rows[-1]["images"]) != row["images"]:
         rows.append(row)
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(row), lineterminator="\n")
+    columns = list(dict.fromkeys(name for row in (rows[-1], *rows) for name in row))  # an older run may lack some
+    writer = csv.DictWriter(text, fieldnames=columns, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, text.getvalue())

@@ -4,6 +4,7 @@ The averaged tensors lie under "ema.", the raw ones, where they were kept, under
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from diffit_lib.config import EDM
+from diffit_lib.data import Images
 from diffit_lib.denoiser import DENOISERS, Preconditioned
 from diffit_lib.errors import DiffitError, check, check_types
 from diffit_lib.files import READY_MADE, replacing
@@ -35,6 +37,7 @@ class Card:
     device: str = ""
     licence: str = "MIT"
     numbers: dict[str, Any] = field(default_factory=dict)  # measured and stamped, if they were
+    chosen_by: str = ""  # the extractor whose Frechet distance made these the best of their run; "": not chosen
 
     def to_json(self) -> str:
         """One line of JSON."""
@@ -105,6 +108,28 @@ def read_card(text: str, path: Path) -> Card:
         return Card.from_json(text)
     except (AttributeError, KeyError, TypeError, ValueError, DiffitError) as error:
         raise DiffitError(f"{path} has a card this version cannot read ({error}); update diffit") from error
+
+
+def check_fits(card: Card, images: Images, source: str) -> None:
+    """Refuse images of another shape, or of other classes, than the weights draw."""
+    network, shape = card.recipe.network, tuple(images.images.shape[1:])
+    check(
+        shape == network.shape,
+        f"{source} draws images of (channels, height, width) {network.shape}, {images.name} has {shape}; "
+        f"give data like the weights' own, {card.recipe.data}",
+    )
+    check(
+        network.num_classes == 0 or card.class_names == images.class_names,
+        f"{source} draws {few(card.class_names)}, {images.name} has {few(images.class_names)}; "
+        f"give data like the weights' own, {card.recipe.data}",
+    )
+
+
+def few(class_names: Sequence[str]) -> str:
+    """How many classes, and the first of them."""
+    if not class_names:
+        return "no classes"
+    return f"{len(class_names)} classes ({', '.join(class_names[:3])}{', ...' if len(class_names) > 3 else ''})"
 
 
 def load_tensors(module: nn.Module, tensors: dict[str, Tensor], source: str) -> None:

@@ -68,7 +68,12 @@ class TestMistakes:
             ("train digits --data=nowhere", "unknown data 'nowhere'; "),
             ("info nothing", "no weights file 'nothing'; give a path, or one of the ready-made ones"),
             ("evaluate nothing", "no weights file 'nothing'"),
-            ("evaluate nothing --per_class=0", "per_class is 0; give 1 or more"),
+            ("evaluate nothing --images=0", "images is 0; give 2 or more"),
+            ("evaluate nothing --extractor=vgg", "extractor.*vgg"),
+            ("evaluate digits --data=nowhere", "unknown data 'nowhere'; "),
+            ("evaluate digits --protocol=adm", "protocol is 'adm', which is Inception's; give --extractor inception"),
+            ("sample digits --guidance_schedule=late", "guidance_schedule.*late"),
+            ("train digits --crop=round", "crop.*round"),
             ("sample", "required: sample.weights"),
             ("sample nothing", "no weights file 'nothing'"),
             ("sample nothing --seeds=", "seeds are ''; give numbers and rising ranges, e.g. 0-63,100"),
@@ -194,7 +199,7 @@ class TestVerbs:
         monkeypatch.setattr("diffit_lib.tasks.sample.sample", lambda *args, **settings: calls.append((args, settings)))
         main(f"sample {weights} --labels=7 --guidance=2 --seeds=1".split())
         main(f"sample {weights} --labels=7,8 --sampler=euler --seeds=1,2".split())
-        none = {"sampler": None, "steps": None, "guidance": None}
+        none = dict.fromkeys(["sampler", "steps", "guidance", "guidance_schedule"])
         assert [args[2:] for args, _ in calls] == [([1], "7"), ([1, 2], ["7", "8"])]
         assert [settings for _, settings in calls] == [none | {"guidance": 2.0}, none | {"sampler": "euler"}]
 
@@ -203,6 +208,7 @@ class TestVerbs:
             main(["train", "--help"])
         assert stop.value.code == 0
         options = set(re.findall(r"--(\w+)", capsys.readouterr().out))
+        assert options >= {"data", "crop", "skip_bad"}
         for kinds in PARTS.values():
             for kind in kinds:
                 assert options >= set(kind.__dataclass_fields__)

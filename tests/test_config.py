@@ -142,6 +142,7 @@ REFUSED = [
     (Training, {"lr_decay": 1.5}),
     (Training, {"augment": 1.5}),
     (Training, {"threads": 0}),
+    (Training, {"memory_gb": 0.0}),
     (Training, {"label_dropout": 1.1}),
     (Training, {"flip": 1}),
     (Training, {"precision": "fp16"}),
@@ -155,6 +156,10 @@ REFUSED = [
     (Sampling, {"churn": -1.0}),
     (Sampling, {"eta": 1.5}),
     (Sampling, {"variance": "huge"}),
+    (Sampling, {"guidance_schedule": "late"}),
+    (Sampling, {"guidance_power": 0.0}),
+    (Sampling, {"guidance_low": -1.0}),
+    (Sampling, {"guidance_low": 2.0, "guidance_high": 1.0}),
 ]
 
 
@@ -197,7 +202,8 @@ class TestRecipe:
             preset("digits").override(window_size=3)
 
     @pytest.mark.parametrize(
-        ("field", "hint"), [("widht", "did you mean width"), ("zzz", "the fields are name, data, image_size")]
+        ("field", "hint"),
+        [("widht", "did you mean width"), ("zzz", "the fields are name, data, crop, skip_bad, image_size")],
     )
     def test_an_unknown_field_is_refused_with_a_hint(self, field, hint):
         with pytest.raises(DiffitError, match=f"unknown field '{field}'; {hint}"):
@@ -207,6 +213,12 @@ class TestRecipe:
         assert preset("digits").override(denoiser="vp", timesteps=250).denoiser == VP(timesteps=250)
         with pytest.raises(DiffitError, match=r"timesteps is a field of denoiser '?vp'?; give denoiser=vp"):
             preset("digits").override(timesteps=250)
+
+    @pytest.mark.parametrize("values", [{"crop": "round"}, {"skip_bad": "yes"}, {"data": 3}])
+    def test_bad_values_outside_the_parts_are_refused_too(self, values):
+        ((name, value),) = values.items()
+        with pytest.raises(DiffitError, match=f"{name} is {value!r}; give "):
+            preset("digits").override(**values)
 
     def test_field_names_are_unique_across_the_parts(self):
         for recipe in PRESETS.values():

@@ -11,7 +11,7 @@ PACKAGE = ROOT / "diffit_lib"
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted(PACKAGE.rglob("*.py"))}
 FLOORS = (
     "errors",
-    "config tensors files folders pictures crops",
+    "config stamp tensors files folders pictures crops",
     "blocks noise recipe augment sources decoding",
     "models presets denoiser samplers data extractors metrics",
     "weights plots",

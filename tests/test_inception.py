@@ -14,7 +14,8 @@ from diffit_lib.data import digits
 from diffit_lib.errors import DiffitError
 from diffit_lib.extractors import INCEPTION_SHA256, INCEPTION_URL, Inception, cached, load_inception
 from diffit_lib.files import sha256
-from diffit_lib.metrics import Reference, Stamp, measure_inception, reference_statistics
+from diffit_lib.metrics import Reference, measure_inception, reference_statistics
+from diffit_lib.stamp import Stamp
 
 torch_fidelity = pytest.importorskip("torch_fidelity")
 network_module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
@@ -121,6 +122,9 @@ class PixelInception:
         self.seen.append(images)
         features = images.flatten(1).float() / 255
         return features, features
+
+    def features(self, images):
+        return self(images)[0]
 
 
 REAL = reference_statistics(pictures(40, 1, 3, 3, seed=8), PixelInception())

@@ -190,7 +190,32 @@ class TestSettings:
         monkeypatch.setattr(pipe, "card", card)
         assert pipe.sampling().churn == 4.0
         assert pipe.sampling(sampler="euler").churn == 0.0
+        assert pipe.sampling(sampler="ddim", guidance_schedule="interval", guidance_low=1.0).churn == 0.0
         assert (pipe.sampling(sampler="ddim").steps, pipe.sampling(steps=3).churn) == (8, 4.0)
+
+    def test_guidance_follows_its_schedule(self, pipe):
+        """Guided at the noise levels of the interval alone; not at all where the power-cosine schedule is near 1."""
+        plain, constant, above, late = (
+            [state.denoised for state in pipe.stream([0], 3, sampler="euler", steps=6, **settings)]
+            for settings in (
+                {},
+                {"guidance": 3.0},
+                {"guidance": 3.0, "guidance_schedule": "interval", "guidance_low": 1.0},
+                {"guidance": 3.0, "guidance_schedule": "power-cosine"},
+            )
+        )
+        assert torch.equal(above[0], constant[0])
+        assert not torch.equal(above[0], plain[0])
+        assert torch.equal(late[0], plain[0])
+        assert not torch.allclose(late[-1], plain[-1], atol=1e-3)
+        sigmas = [float(state.sigma) for state in pipe.stream([0], 3, sampler="euler", steps=6)]
+        assert sum(sigma > 1.0 for sigma in sigmas[:-1]) in range(1, 5)
+
+    def test_batches_are_the_same_images_before_rounding(self, pipe, pictures):
+        batches = list(pipe.batches(range(64), batch_size=40))
+        assert [len(batch) for batch in batches] == [40, 24]
+        assert all(batch.is_floating_point() for batch in batches)
+        assert differing(np.concatenate([pipe.decode(batch) for batch in batches]), pictures)[0] <= 0.001
 
     def test_guidance_leans_away_from_no_class(self, pipe):
         """In one Euler step from sigma_max the answer is linear in the scale."""
@@ -211,6 +236,10 @@ class TestSettings:
             ({"guidance": "strong"}, "guidance is 'strong'"),
             ({"churn": -1.0}, "churn is -1.0"),
             ({"sampler": "dpm++", "churn": 1.0}, "churn is an option of heun and euler"),
+            (
+                {"guidance_power": 2.0},
+                "guidance_power is an option of power-cosine; leave it out with",
+            ),
         ],
     )
     def test_wrong_ones_are_refused(self, pipe, settings, says):

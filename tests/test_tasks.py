@@ -10,7 +10,6 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from diffit_lib import presets
-from diffit_lib.data import Split
 from diffit_lib.errors import DiffitError
 from diffit_lib.pipeline import load
 from diffit_lib.presets import PRESETS
@@ -101,33 +100,6 @@ class TestDemo:
             assert f"{run[1][name]:.3f}" in text
         assert f"{run[1]['parameters']:,} parameters, 320 images seen" in text
         assert "note: n = 360 is small" in text
-
-
-class TestEvaluate:
-    def test_stamps_its_numbers(self, weights, data):
-        report = evaluate(weights, data, per_class=4)
-        stamp = report["stamp"]
-        assert (stamp["n"], stamp["reference"]) == (40, "digits/train")
-        assert stamp["reference_hash"] == data.train.fingerprint()
-        assert (stamp["steps"], stamp["guidance"], stamp["precision"]) == (8, 1.0, "32-true")
-        assert stamp["sampler"].startswith("heun")
-        assert stamp["seeds"] == "10000-10039"
-        assert evaluate(weights, data, per_class=4) == report
-
-    def test_refuses_data_with_other_classes(self, weights, data):
-        train = data.train
-        other = type(train)("letters", train.images, train.labels, ("a", "b"))
-        with pytest.raises(DiffitError, match="knows 10 classes, letters has 2; measure against"):
-            evaluate(weights, Split(other, data.test))
-
-    def test_refuses_unconditional_weights(self, unconditional, data):
-        with pytest.raises(DiffitError, match="unconditional"):
-            evaluate(unconditional, data)
-
-    @pytest.mark.parametrize("per_class", [0, -3])
-    def test_refuses_to_draw_nothing(self, weights, data, per_class):
-        with pytest.raises(DiffitError, match=f"per_class is {per_class}; give 1 or more"):
-            evaluate(weights, data, per_class=per_class)
 
 
 class TestSample:

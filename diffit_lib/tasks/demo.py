@@ -9,10 +9,10 @@ import numpy as np
 
 from diffit_lib.data import load_data
 from diffit_lib.files import write_text
-from diffit_lib.metrics import Stamp
 from diffit_lib.pipeline import Pipeline, load
 from diffit_lib.plots import tile, write_png
 from diffit_lib.presets import preset
+from diffit_lib.stamp import Stamp
 from diffit_lib.tasks.evaluate import evaluate
 from diffit_lib.tasks.info import parameters
 from diffit_lib.tasks.train import train

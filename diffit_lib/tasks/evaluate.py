@@ -1,64 +1,98 @@
 """`evaluate`: draw images from weights and measure them, every number with its stamp."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from diffit_lib.data import Split, load_data
-from diffit_lib.errors import DiffitError
-from diffit_lib.extractors import train_classifier
-from diffit_lib.metrics import Stamp, measure_small
-from diffit_lib.pipeline import load
+from diffit_lib.data import Images, Split, recipe_data
+from diffit_lib.errors import check
+from diffit_lib.extractors import cached, load_inception, train_classifier
+from diffit_lib.metrics import Extractor, Reference, measure_inception, measure_small, reference_statistics
+from diffit_lib.pipeline import Pipeline, load
+from diffit_lib.stamp import Stamp
 from diffit_lib.tensors import digest
+from diffit_lib.weights import Card, check_fits
 
 FIRST_SEED = 10_000  # no setting was ever chosen by looking at these seeds or later ones
+HELD = 20_000  # images fetched to train the classifier and to look for copies where the data are not in memory
 
 
-def evaluate(weights: str | Path, data: Split | None = None, *, per_class: int = 50) -> dict[str, Any]:
-    """Class accuracy, Frechet distance beside its floor, and the copy check of freshly drawn images.
+def evaluate(
+    weights: str | Path,
+    data: Split | str | Path | None = None,
+    *,
+    images: int = 500,
+    extractor: Literal["classifier", "inception"] | None = None,
+    inception: str | Path | None = None,
+    protocol: Literal["round", "adm"] = "round",
+    **settings: Any,
+) -> dict[str, Any]:
+    """Draw `images` images, as many of each class, and measure them against `data`, the weights' own unless given.
 
-    `per_class` images of each class are drawn, in order of class, with seeds 10000, 10001, ... and the weights' own
-    settings; none is rejected. The classifier is trained three times on the train part; the numbers are means over it.
+    Seeds are 10000, 10001, ...; `settings` are those of `Pipeline.__call__`; none is rejected. `extractor` is
+    "classifier" (trained three times on the train part, numbers are means over it: class accuracy, Frechet distance
+    beside its floor, copy check) or "inception" (FID, Inception Score, KID, precision, recall; its weights from the
+    path `inception`, else the cache, else downloaded); None takes the classifier where the data have classes. With
+    `protocol` "adm" floats are truncated to uint8, as the published evaluators do, which only Inception's numbers know.
     """
-    if per_class < 1:
-        raise DiffitError(f"per_class is {per_class}; give 1 or more")
+    check(images >= 2, f"images is {images}; give 2 or more")
     pipe = load(weights)
-    card, sampling = pipe.card, pipe.card.recipe.sampling
-    if card.recipe.network.num_classes == 0:
-        raise DiffitError(
-            f"{weights} are unconditional; `evaluate` asks for classes, so train with num_classes above 0"
-        )
-    data = data or load_data(card.recipe.data, card.recipe.network.image_size, card.recipe.network.in_channels)
-    if card.recipe.network.num_classes != len(data.train.class_names):
-        raise DiffitError(
-            f"{weights} knows {card.recipe.network.num_classes} classes, {data.train.name} has "
-            f"{len(data.train.class_names)}; measure against the data the weights were trained on, {card.recipe.data}"
-        )
-    labels = torch.arange(len(data.train.class_names)).repeat_interleave(per_class)
-    seeds = range(FIRST_SEED, FIRST_SEED + len(labels))
-    low, high = pipe.denoiser.sigma_min, pipe.denoiser.sigma_max
-    stamp = Stamp(
-        reference=data.train.name,
-        reference_hash=data.train.fingerprint(),
-        sampler=f"{sampling.method} sigma={high:g}..{low:g}",
-        steps=sampling.steps,
-        guidance=sampling.guidance,
-        seeds=f"{seeds[0]}-{seeds[-1]}",
-        precision=pipe.precision,
-        weights_hash=digest(pipe.denoiser.state_dict()),
-    )
+    card = pipe.card
+    if not isinstance(data, tuple):
+        data = recipe_data(card.recipe, data)
+    check_fits(card, data.train, str(weights))
+    kind = extractor or ("classifier" if len(data.train.class_names) > 1 else "inception")
+    labels = in_turn(card, images)
+    if labels is not None:
+        labels.sort()
+    stamp = make_stamp(pipe, data.train, kind, images, settings)
+    seeds = range(FIRST_SEED, FIRST_SEED + images)
+    if kind == "inception":
+        network = load_inception(inception).to(pipe.device)
+        batches = pipe.batches(seeds, labels, batch_size=100, **settings)
+        return measure_inception(batches, cached_reference(data.train, network), network, stamp, protocol)
+    check(protocol == "round", f"protocol is {protocol!r}, which is Inception's; give --extractor inception too")
+    train, test = data.train.held(HELD), data.test.held(HELD)
     return measure_small(
-        to_tensor(pipe(seeds, labels.tolist(), batch_size=100)),
-        labels,
-        train=data.train.images,
-        test=data.test.images,
-        test_labels=data.test.labels,
-        classifiers=[train_classifier(data.train.images, data.train.labels, seed) for seed in range(3)],
+        to_tensor(pipe(seeds, labels, batch_size=100, **settings)),
+        None if labels is None else torch.tensor(labels),
+        train=train.images,
+        test=test.images,
+        test_labels=test.labels,
+        classifiers=[train_classifier(train.images, train.labels, seed, pipe.device) for seed in range(3)],
         stamp=stamp,
     )
+
+
+def make_stamp(pipe: Pipeline, reference: Images, kind: str, images: int, settings: dict[str, Any]) -> Stamp:
+    """All that the numbers depend on but the extractor."""
+    sampling = pipe.sampling(**settings)
+    return Stamp(
+        reference=reference.name,
+        reference_hash=reference.fingerprint(),
+        sampler=f"{sampling.method} sigma={pipe.denoiser.sigma_max:g}..{pipe.denoiser.sigma_min:g}",
+        steps=sampling.steps,
+        guidance=sampling.guided,
+        seeds=f"{FIRST_SEED}-{FIRST_SEED + images - 1}",
+        precision=pipe.precision,
+        weights_hash=digest(pipe.denoiser.state_dict()),
+        best_by_this_metric=pipe.card.chosen_by == kind,
+    )
+
+
+def cached_reference(train: Images, extractor: Extractor) -> Reference:
+    """Statistics of real images, from the cache where they were taken before."""
+    name = f"references/{train.fingerprint()}-{extractor.name}-{extractor.checksum}"
+    return Reference(**cached(name, lambda: reference_statistics(train.images, extractor)._asdict()))
+
+
+def in_turn(card: Card, count: int) -> list[int | str] | None:
+    """Labels 0, 1, 2, ... over and over, one for each of `count` images; None for unconditional weights."""
+    classes = card.recipe.network.num_classes
+    return [k % classes for k in range(count)] if classes else None
 
 
 def to_tensor(pictures: np.ndarray) -> Tensor:

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from diffit_lib.files import READY_MADE, write_text
-from diffit_lib.metrics import Stamp
 from diffit_lib.pipeline import load
 from diffit_lib.plots import write_png
+from diffit_lib.stamp import Stamp
 from diffit_lib.tasks.demo import draw_grid
 from diffit_lib.tasks.evaluate import evaluate
 from diffit_lib.tasks.info import parameters

@@ -10,16 +10,15 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from diffit_lib.data import Images, Split, load_data
+from diffit_lib.data import Images, Split, recipe_data
 from diffit_lib.errors import DiffitError
-from diffit_lib.files import READY_MADE, write_text
-from diffit_lib.pipeline import Pipeline
-from diffit_lib.plots import enlargement, loss_curve, tile, write_figure, write_png
-from diffit_lib.presets import PRESETS
+from diffit_lib.files import write_text
 from diffit_lib.recipe import Recipe
+from diffit_lib.tasks.report import show
+from diffit_lib.tasks.watch import Watch
 from diffit_lib.tensors import best_device, best_precision, cpu_threads
-from diffit_lib.training import Clock, DiffusionModule, Progress, Report, append_row, loss_by_level, read_rows
-from diffit_lib.weights import Card, build_denoiser, save_weights
+from diffit_lib.training import Clock, DiffusionModule, Progress, Report
+from diffit_lib.weights import build_denoiser
 
 
 def train(recipe: Recipe, run: str | Path, data: Split | None = None, *, progress: bool = True) -> Path:
@@ -28,14 +27,15 @@ def train(recipe: Recipe, run: str | Path, data: Split | None = None, *, progres
     Where the folder holds a checkpoint of this recipe, training goes on from it, to the bit on a CPU.
     """
     run = Path(run)
-    data = data or load_data(recipe.data, recipe.network.image_size, recipe.network.in_channels)
+    data = data or recipe_data(recipe)
     checkpoint = run / "last.ckpt"
     if checkpoint.is_file():
         recipe = resumed(recipe, data.train, run)
         check_readable(checkpoint)
     else:
         recipe = resolve(recipe, data.train)
-        (run / "metrics.csv").unlink(missing_ok=True)
+        for name in ("metrics.csv", "best.safetensors"):  # of an earlier run, whose checkpoint was deleted
+            (run / name).unlink(missing_ok=True)
     write_text(run / "options.json", json.dumps(recipe.to_dict(), indent=2))
 
     for stale in run.glob(".*.part.*"):  # what a kill left of a half-written file
@@ -45,7 +45,8 @@ def train(recipe: Recipe, run: str | Path, data: Split | None = None, *, progres
     module = DiffusionModule(denoiser, recipe.training, data.train)
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # what it says at the start helps nobody here
     precision: Any = recipe.training.precision
-    report = Report(checkpoint, partial(show, run=run, recipe=recipe, data=data))
+    watch = Watch(data.train, best_device())
+    report = Report(checkpoint, partial(show, run=run, recipe=recipe, data=data, watch=watch))
     trainer = pl.Trainer(
         accelerator="auto",
         devices=1,
@@ -100,7 +101,7 @@ def resumed(recipe: Recipe, train: Images, run: Path) -> Recipe:
     if recipe.training.precision == "auto":
         recipe = recipe.override(precision=options.training.precision)
     recipe = resolve(recipe, train)
-    free = {"images", "max_steps", "minutes", "report_minutes", "workers", "threads", "checkpointing"}
+    free = {"images", "max_steps", "minutes", "report_minutes", "workers", "threads", "memory_gb", "checkpointing"}
     free |= {"sigma_min", "sigma_max"}  # these only matter in sampling
     for part in ("network", "denoiser", "training"):
         before, now = options.to_dict()[part], recipe.to_dict()[part]
@@ -120,46 +121,3 @@ def check_readable(checkpoint: Path) -> None:
     except Exception as error:  # torch has no exception of its own for this
         problem = type(error).__name__
         raise DiffitError(f"{checkpoint} is damaged ({problem}); delete it to start over from nothing") from error
-
-
-def show(module: DiffusionModule, run: Path, recipe: Recipe, data: Split) -> None:
-    """What a report leaves in the run folder: weights, a grid of samples, test loss by noise level, the loss curve."""
-    card = Card(
-        recipe=recipe,
-        class_names=data.train.class_names,
-        trained_on=f"{data.train.name} {module.fingerprint}",
-        images_seen=module.images_seen,
-        minutes=round(module.seconds / 60, 2),
-        device=device_name(module.device),
-    )
-    save_weights(run / "weights.safetensors", card, module.average, module.denoiser)
-
-    pipe = Pipeline(module.average, card, device=module.device, precision=recipe.training.precision)
-    classes = recipe.network.num_classes
-    samples = pipe(seeds=range(32), labels=[k % classes for k in range(32)] if classes else None)
-    name = f"samples/{module.images_seen:09d}.png"
-    write_png(run / name, tile(samples, columns=8, scale=enlargement(samples)))
-
-    levels = loss_by_level(module.average, data.test, recipe.training.precision)
-    row = {
-        "images": module.images_seen,
-        "seconds": round(module.seconds, 1),
-        "loss": float(module.loss_sum) / module.loss_count if module.loss_count else float("nan"),
-        "test_loss": sum(levels.values()) / len(levels),
-        "grad_norm": float(module.grad_norm),
-        "skipped": module.skipped,
-        **{f"test_loss_{sigma:.3g}": loss for sigma, loss in levels.items()},
-    }
-    usual = PRESETS.get(recipe.name)
-    alike = usual is not None and recipe.network == usual.network and recipe.denoiser.kind == usual.denoiser.kind
-    expected = read_rows(READY_MADE / f"{recipe.name}.csv") if alike else []
-    write_figure(run / "loss.png", loss_curve(append_row(run / "metrics.csv", row), expected))
-    module.loss_sum, module.loss_count = torch.zeros(()), 0
-
-
-def device_name(device: torch.device) -> str:
-    """What the card says of the machine: the GPU's name, or the kind and number of CPU threads."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    threads = torch.get_num_threads()
-    return f"{device.type}, {threads} thread{'s' if threads > 1 else ''}"

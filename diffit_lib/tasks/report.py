@@ -1,0 +1,73 @@
+"""What a training run leaves in its folder every few minutes: weights, samples, numbers, curves."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from diffit_lib.data import Split
+from diffit_lib.files import READY_MADE
+from diffit_lib.pipeline import Pipeline
+from diffit_lib.plots import enlargement, loss_curve, tile, write_figure, write_png
+from diffit_lib.presets import PRESETS
+from diffit_lib.recipe import Recipe
+from diffit_lib.tasks.evaluate import in_turn
+from diffit_lib.tasks.watch import Watch
+from diffit_lib.training import DiffusionModule, append_row, loss_by_level, read_rows
+from diffit_lib.weights import Card, save_weights
+
+GRID = 32  # images drawn at every report
+
+
+def show(module: DiffusionModule, run: Path, recipe: Recipe, data: Split, watch: Watch) -> None:
+    """Write the run's weights, a grid of samples, a row of numbers and its curves; the best weights where these are."""
+    card = Card(
+        recipe=recipe,
+        class_names=data.train.class_names,
+        trained_on=f"{data.train.name} {module.fingerprint}",
+        images_seen=module.images_seen,
+        minutes=round(module.seconds / 60, 2),
+        device=device_name(module.device),
+    )
+    save_weights(run / "weights.safetensors", card, module.average, module.denoiser)
+
+    pipe = Pipeline(module.average, card, device=module.device, precision=recipe.training.precision)
+    start = time.monotonic()
+    samples = pipe(seeds=range(GRID), labels=in_turn(card, GRID))
+    each = (time.monotonic() - start) / GRID
+    name = f"samples/{module.images_seen:09d}.png"
+    write_png(run / name, tile(samples, columns=8, scale=enlargement(samples)))
+
+    rows = read_rows(run / "metrics.csv")
+    levels = loss_by_level(module.average, data.test, recipe.training.precision)
+    row = {
+        "images": module.images_seen,
+        "seconds": round(module.seconds, 1),
+        "loss": float(module.loss_sum) / module.loss_count if module.loss_count else float("nan"),
+        "test_loss": sum(levels.values()) / len(levels),
+        "grad_norm": float(module.grad_norm),
+        "skipped": module.skipped,
+        **watch(pipe, rows, module.seconds, each),
+        **{f"test_loss_{sigma:.3g}": loss for sigma, loss in levels.items()},
+    }
+    if watch.is_best(row, rows):
+        save_weights(run / "best.safetensors", replace(card, chosen_by=watch.kind), module.average, module.denoiser)
+    rows = append_row(run / "metrics.csv", row)
+    write_figure(run / "loss.png", loss_curve(rows, expected_rows(recipe)))
+    module.loss_sum, module.loss_count = torch.zeros(()), 0
+
+
+def expected_rows(recipe: Recipe) -> list[dict[str, str]]:
+    """The curve of the ready-made weights of the same preset, if the network and its denoiser are of one kind."""
+    usual = PRESETS.get(recipe.name)
+    alike = usual is not None and recipe.network == usual.network and recipe.denoiser.kind == usual.denoiser.kind
+    return read_rows(READY_MADE / f"{recipe.name}.csv") if alike else []
+
+
+def device_name(device: torch.device) -> str:
+    """What the card says of the machine: the GPU's name, or the kind and number of CPU threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{device.type}, {threads} thread{'s' if threads > 1 else ''}"

@@ -1,0 +1,70 @@
+"""A small Frechet distance while training: is it getting better, and which weights were the best so far?"""
+
+import time
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from diffit_lib.data import Images
+from diffit_lib.extractors import inception_path, load_inception, train_classifier
+from diffit_lib.metrics import Extractor, Reference, frechet_from_moments, moments
+from diffit_lib.pictures import say
+from diffit_lib.pipeline import Pipeline
+from diffit_lib.tasks.evaluate import HELD, cached_reference, in_turn, to_tensor
+
+WATCHED = 128  # images drawn, always of the same seeds: more than the classifier has features
+SHARE = 0.05  # of the training time, at most, for drawing and measuring them
+
+
+class Watch:
+    """Distance of the averaged weights' samples to the train part, in the features of one extractor.
+
+    The classifier where the data have classes, else Inception where its weights are at hand, else nothing. Training
+    the classifier and the reference's statistics are made once per data set, cached, and not counted in the share.
+    """
+
+    def __init__(self, train: Images, device: torch.device):
+        self.train, self.device = train, device
+        self.kind = "classifier" if len(train.class_names) > 1 else "inception" if inception_path().is_file() else ""
+        self.column = "fid" if self.kind == "inception" else "frechet"
+        if not self.kind:
+            say(
+                f"{train.name} has no classes and there are no Inception weights at {inception_path()}: "
+                "no Frechet distance is taken while training"
+            )
+
+    @cached_property
+    def extractor(self) -> Extractor:
+        """What features are taken by."""
+        if self.kind == "inception":
+            return load_inception().to(self.device)
+        held = self.train.held(HELD)
+        return train_classifier(held.images, held.labels, device=self.device)
+
+    @cached_property
+    def reference(self) -> Reference:
+        """Of the whole train part."""
+        return cached_reference(self.train, self.extractor)
+
+    def __call__(self, pipe: Pipeline, rows: Sequence[dict[str, Any]], seconds: float, each: float) -> dict[str, Any]:
+        """Columns for `metrics.csv`: the distance and what it took, empty where there is no time for it.
+
+        `rows` are the run's so far, `seconds` its training time, and `each` what drawing one image takes.
+        """
+        row: dict[str, Any] = {self.column: "", "metric_seconds": ""}
+        spent = sum(float(earlier.get("metric_seconds") or 0) for earlier in rows)
+        if not self.kind or spent + WATCHED * each > SHARE * seconds:
+            return row
+        mean, covariance, _ = self.reference
+        start = time.monotonic()
+        images = to_tensor(pipe(range(WATCHED), in_turn(pipe.card, WATCHED)))
+        found = moments(self.extractor.features(images))
+        row[self.column] = frechet_from_moments(*found, mean.numpy(), covariance.numpy())
+        return row | {"metric_seconds": round(time.monotonic() - start, 2)}
+
+    def is_best(self, row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> bool:
+        """Whether a new row's distance is below all of the run's so far."""
+        earlier = [float(old[self.column]) for old in rows if old.get(self.column)]
+        return row[self.column] != "" and row[self.column] < min(earlier, default=float("inf"))

@@ -1,0 +1,101 @@
+"""The small Frechet distance while training: when it is taken, what of, and which weights it calls the best."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from diffit_lib.data import Images
+from diffit_lib.metrics import frechet_distance
+from diffit_lib.pipeline import load
+from diffit_lib.tasks import report, watch
+from diffit_lib.tasks.train import train
+from diffit_lib.tasks.watch import SHARE, WATCHED, Watch
+from diffit_lib.training import read_rows
+from diffit_lib.weights import load_weights
+
+CPU = torch.device("cpu")
+UNKNOWN = Images("photos/train", torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64), ())
+
+
+@pytest.fixture(scope="module")
+def watching(data):
+    """Watches the digits."""
+    return Watch(data.train, CPU)
+
+
+def test_distance_is_that_of_images_of_fixed_seeds_to_the_train_part(weights, data, watching):
+    row = watching(load(weights), [], seconds=1e9, each=0.1)
+    images = torch.from_numpy(load(weights)(range(WATCHED), [k % 10 for k in range(WATCHED)])).permute(0, 3, 1, 2)
+    features = watching.extractor.features
+    assert row["frechet"] == pytest.approx(frechet_distance(features(images), features(data.train.images)), rel=1e-6)
+    assert row["metric_seconds"] > 0
+
+
+@pytest.mark.parametrize(
+    ("spent", "each", "taken"),
+    [
+        ([], 0.99 * SHARE * 1000 / WATCHED, True),
+        ([], 1.01 * SHARE * 1000 / WATCHED, False),
+        (["20.0", "", "29.0"], 0.5 / WATCHED, True),
+        (["20.0", "", "29.9"], 0.5 / WATCHED, False),
+    ],
+)
+def test_drawing_and_measuring_take_a_twentieth_of_the_time_at_most(weights, watching, monkeypatch, spent, each, taken):
+    rows = [{"metric_seconds": seconds} for seconds in spent]
+    monkeypatch.setattr(watch, "frechet_from_moments", lambda *_: 3.0)
+    row = watching(load(weights), rows, seconds=1000, each=each)
+    assert row["frechet"] == (3.0 if taken else "")
+
+
+@pytest.mark.parametrize(
+    ("new", "earlier", "best"), [(2.0, ["3.0", ""], True), (3.5, ["", "3.0"], False), (2.0, [], True), ("", [], False)]
+)
+def test_best_is_below_all_before(watching, new, earlier, best):
+    assert watching.is_best({"frechet": new}, [{"frechet": value} for value in earlier] + [{"images": 1}]) == best
+
+
+def test_data_without_classes_are_watched_by_inception_where_it_is_at_hand(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(watch, "inception_path", lambda: tmp_path / "inception.pth")
+    without = Watch(UNKNOWN, CPU)
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "photos/train has no classes and there are no Inception weights at" in said
+    assert without(SimpleNamespace(), [], 1e9, 0.0) == {"frechet": "", "metric_seconds": ""}
+    (tmp_path / "inception.pth").touch()
+    assert (Watch(UNKNOWN, CPU).kind, Watch(UNKNOWN, CPU).column) == ("inception", "fid")
+
+
+def test_run_keeps_its_best_weights_apart_from_its_last(tiny, data, tmp_path, monkeypatch):
+    distances = iter([5.0, 4.0, 4.5])
+    monkeypatch.setattr(watch, "SHARE", 1e9)
+    monkeypatch.setattr(watch, "frechet_from_moments", lambda *_: next(distances))
+    (tmp_path / "best.safetensors").write_bytes(b"of an earlier run")
+    for steps in (2, 3, 4):
+        train(tiny.override(max_steps=steps), tmp_path, data, progress=False)
+    assert [row["frechet"] for row in read_rows(tmp_path / "metrics.csv")] == ["5.0", "4.0", "4.5"]
+    best, last = (load_weights(tmp_path / f"{name}.safetensors")[1] for name in ("best", "weights"))
+    assert (best.images_seen, best.chosen_by) == (48, "classifier")
+    assert (last.images_seen, last.chosen_by) == (64, "")
+
+
+def test_run_begun_before_there_was_a_distance_goes_on(tiny, data, tmp_path, monkeypatch):
+    def old_row(module, run, **_):
+        report.append_row(run / "metrics.csv", {"images": module.images_seen, "test_loss_0.1": 1.0})
+
+    with monkeypatch.context() as patched:
+        patched.setattr("diffit_lib.tasks.train.show", old_row)
+        train(tiny.override(max_steps=2), tmp_path, data, progress=False)
+    monkeypatch.setattr(watch, "SHARE", 1e9)
+    train(tiny, tmp_path, data, progress=False)
+    old, new = read_rows(tmp_path / "metrics.csv")
+    assert (old["frechet"], old["images"], new["images"]) == ("", "32", "64")
+    assert float(new["frechet"]) > 0
+
+
+def test_measuring_changes_nothing_in_training(tiny, data, tmp_path, monkeypatch):
+    train(tiny, tmp_path / "unwatched", data, progress=False)
+    monkeypatch.setattr(watch, "SHARE", 1e9)
+    train(tiny.override(report_minutes=1e-6), tmp_path / "watched", data, progress=False)
+    one, other = (load_file(tmp_path / name / "weights.safetensors") for name in ("unwatched", "watched"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
