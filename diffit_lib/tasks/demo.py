@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from diffit_lib.data import load_data
+from diffit_lib.extractors import train_classifier
 from diffit_lib.files import write_text
 from diffit_lib.pipeline import Pipeline, load
 from diffit_lib.plots import tile, write_png
@@ -26,6 +27,8 @@ def demo(run: str | Path = "runs/demo") -> dict[str, Any]:
     """
     run, recipe = Path(run), preset("digits")
     data = load_data(recipe.data)
+    with cpu_threads(recipe.training.threads):
+        train_classifier(data.train.images, data.train.labels)  # into the cache: training's minutes are for training
     weights = train(recipe, run, data)
     with cpu_threads(recipe.training.threads):
         pipe = load(weights)
