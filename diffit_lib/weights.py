@@ -20,6 +20,7 @@ from diffit_lib.denoiser import DENOISERS, Preconditioned
 from diffit_lib.errors import DiffitError, check, check_types
 from diffit_lib.files import READY_MADE, replacing
 from diffit_lib.models import build_network
+from diffit_lib.published import PUBLISHED, published_weights
 from diffit_lib.recipe import Recipe
 
 FORMAT = "diffit-1"
@@ -149,14 +150,17 @@ def load_tensors(module: nn.Module, tensors: dict[str, Tensor], source: str) -> 
 
 
 def find_weights(path_or_name: str | Path) -> Path:
-    """A path as it stands, or the file of our own weights with this name."""
+    """A path as it stands, or the file of our own weights with this name: in the package, or published elsewhere."""
     path = Path(path_or_name)
     ready_made = READY_MADE / f"{path_or_name}.safetensors"
     if path.is_file():
         return path
     if ready_made.is_file():
         return ready_made
-    names = ", ".join(sorted(file.stem for file in READY_MADE.glob("*.safetensors"))) or "none"
+    if str(path_or_name) in PUBLISHED:
+        return published_weights(str(path_or_name))
+    uploaded = {name for name, (drive_id, _) in PUBLISHED.items() if drive_id}
+    names = ", ".join(sorted({file.stem for file in READY_MADE.glob("*.safetensors")} | uploaded)) or "none"
     raise DiffitError(f"no weights file {str(path_or_name)!r}; give a path, or one of the ready-made ones: {names}")
 
 

@@ -12,7 +12,7 @@ FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path i
 FLOORS = (
     "errors",
     "config stamp tensors files folders pictures crops",
-    "blocks noise recipe augment sources decoding",
+    "blocks noise recipe augment sources decoding published",
     "models presets denoiser samplers data extractors metrics",
     "weights plots",
     "pipeline",
