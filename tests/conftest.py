@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from image_files import fill, noise
 
 from diffit_lib.data import Split, digits
 from diffit_lib.presets import PRESETS
@@ -85,3 +86,9 @@ def unconditional(tmp_path_factory):
 def snapshot(tmp_path):
     """A function: every path below tmp_path with its bytes, None for folders."""
     return lambda: {path: path.read_bytes() if path.is_file() else None for path in tmp_path.rglob("*")}
+
+
+@pytest.fixture
+def faces(tmp_path):
+    """60 noise images in three class folders."""
+    return fill(tmp_path / "faces", {f"{'abc'[k % 3]}/{k}.png": noise(k) for k in range(60)})

@@ -1,0 +1,86 @@
+"""Any map-style Dataset of (image, label)."""
+
+import numpy as np
+import pytest
+import torch
+from image_files import noise, plain, refused
+from torch.utils.data import IterableDataset, TensorDataset
+
+from diffit_lib.data import load_data
+
+
+def test_tensors_of_bytes_and_floats_and_pictures_and_arrays_mean_the_same():
+    pixels = torch.tensor(np.array([noise(k) for k in range(3)])).permute(0, 3, 1, 2)
+    labels = [0, 1, 2]
+    forms = [
+        TensorDataset(pixels, torch.tensor(labels)),
+        TensorDataset(pixels / 255, torch.tensor(labels)),
+        [(noise(k), np.int64(k)) for k in labels],
+        [(np.array(noise(k)), k) for k in labels],
+    ]
+    for form in forms:
+        train = load_data(form).train
+        assert torch.equal(train.images, pixels)
+        assert train.labels.tolist() == labels
+        assert train.class_names == ("0", "1", "2")
+
+
+def test_floats_are_rounded():
+    assert load_data([(torch.tensor([[0.4, 0.6, 254.6]]) / 255, 0)]).train.images.tolist() == [[[[0, 1, 255]]]]
+
+
+def test_a_grey_image_may_have_a_channel_or_none():
+    grey = torch.arange(4, dtype=torch.uint8).view(2, 2)
+    for image in (grey, grey[None], grey.numpy(), grey[:, :, None].numpy()):
+        assert torch.equal(load_data([(image, 0)]).train.images, grey[None, None])
+
+
+def test_class_names_are_the_datasets_own():
+    class Pets(TensorDataset):
+        classes = ["cat", "dog"]
+
+    train = load_data(Pets(torch.zeros(4, 1, 2, 2), torch.tensor([1, 0, 1, 0]))).train
+    assert train.class_names == ("cat", "dog")
+    assert train.name == "Pets/train"
+
+
+@pytest.mark.parametrize(
+    ("labels", "pattern"),
+    [
+        ([0, 2], "no image of class 1, '1'"),
+        ([0, -1], "has the label -1"),
+        ([0, 0.5], "a label is no whole number"),
+        ([0, None], "a label is no whole number"),
+    ],
+)
+def test_labels_that_number_no_classes_are_refused(labels, pattern):
+    refused([(plain(), label) for label in labels], pattern)
+
+
+def test_a_label_without_a_class_name_is_refused():
+    dataset = TensorDataset(torch.zeros(3, 1, 2, 2), torch.arange(3))
+    dataset.classes = ["cat", "dog"]
+    refused(dataset, "TensorDataset has the label 2, but 2 classes")
+
+
+@pytest.mark.parametrize(
+    ("image", "pattern"),
+    [
+        (torch.tensor([[[-1.0, 1.0]]]), "list: 0 cannot be read .*from -1 to 1, not from 0 to 1"),
+        (torch.zeros(1, 2, 2, dtype=torch.int64), "int64, not uint8 or float"),
+        (torch.zeros(5, 4, 4, dtype=torch.uint8), "cannot be read"),
+    ],
+)
+def test_images_of_unknown_range_are_refused(image, pattern):
+    refused([(image, 0)], pattern)
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        yield from ()
+
+
+def test_what_is_no_dataset_of_pairs_is_refused():
+    refused(TensorDataset(torch.zeros(3, 1, 2, 2)), r"item 0 of TensorDataset is no \(image, label\)")
+    refused(Endless(), "Endless has no items that can be counted; give a map-style Dataset")
+    refused([], "give a map-style Dataset")

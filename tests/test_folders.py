@@ -1,0 +1,93 @@
+"""Folders and zips of images: classes, parts, dataset.json."""
+
+import json
+
+import pytest
+import torch
+from image_files import COLOURS, fill, noise, plain, refused, zipped
+
+from diffit_lib.crops import to_pixels
+from diffit_lib.data import load_data
+
+
+def test_class_folders_are_classes_in_order_of_their_names(faces):
+    split = load_data(faces)
+    assert split.train.class_names == split.test.class_names == ("a", "b", "c")
+    assert (split.train.name, split.test.name) == ("faces/train", "faces/test")
+    for part in split:
+        for image, label in zip(part.images, part.labels, strict=True):
+            assert any(torch.equal(image, to_pixels(noise(k))) for k in range(int(label), 60, 3))
+
+
+def test_numbered_class_folders_are_in_order_of_their_numbers(tmp_path):
+    folder = fill(tmp_path / "numbered", {f"{k}/a.png": plain((k, 0, 0)) for k in range(12)})
+    train = load_data(folder).train
+    assert train.class_names == tuple(map(str, range(12)))
+    assert torch.equal(train.images[:, 0, 0, 0].long(), train.labels)
+
+
+def test_a_folder_of_images_has_no_classes(tmp_path):
+    train = load_data(fill(tmp_path / "flat", {f"{k}.png": plain() for k in range(3)})).train
+    assert train.class_names == ()
+    assert train.labels.tolist() == [0, 0, 0]
+
+
+def test_folders_around_and_inside_class_folders_make_no_difference(tmp_path):
+    files = {f"outer/inner/{name}/x/{k}.png": plain(name) for name in COLOURS for k in range(2)}
+    assert load_data(fill(tmp_path / "deep", files)).train.class_names == ("blue", "green", "red")
+
+
+def test_hidden_files_and_other_files_are_passed_over(tmp_path):
+    stray = {"notes.txt": b"hello", ".cache/a.png": b"x", "__MACOSX/._a.png": b"x", "a/.DS_Store": b"x"}
+    folder = fill(tmp_path / "tidy", {"a/1.PNG": plain(), "b/2.jpeg": plain(), **stray})
+    assert load_data(folder).train.class_names == ("a", "b")
+
+
+def test_a_zip_is_as_good_as_the_folder_in_it(faces):
+    for one, other in zip(load_data(faces), load_data(zipped(faces)), strict=True):
+        assert (one.name, one.class_names) == (other.name, other.class_names)
+        assert one.fingerprint() == other.fingerprint()
+
+
+def test_dataset_json_goes_before_folders(faces):
+    labels = [[f"{'abc'[k % 3]}/{k}.png", k % 2] for k in range(60)]
+    fill(faces, {"dataset.json": json.dumps({"labels": labels, "class_names": ["even", "odd"]}).encode()})
+    for source in (faces, zipped(faces)):
+        train = load_data(source).train
+        assert train.class_names == ("even", "odd")
+        for image, label in zip(train.images, train.labels, strict=True):
+            assert any(torch.equal(image, to_pixels(noise(k))) for k in range(int(label), 60, 2))
+
+
+def test_dataset_json_may_lie_in_a_folder_with_its_images(tmp_path):
+    table = {"labels": [["00/1.png", 1], ["00/2.png", 0]]}
+    files = {"mine/00/1.png": plain("red"), "mine/00/2.png": plain("blue")}
+    folder = fill(tmp_path / "wrapped", {**files, "mine/dataset.json": json.dumps(table).encode()})
+    train = load_data(folder).train
+    assert train.class_names == ("0", "1")
+    assert train.labels.tolist() == [1, 0]
+
+
+def test_dataset_json_without_labels_means_no_classes(tmp_path):
+    files = {"00/1.png": plain(), "01/2.png": plain(), "dataset.json": b'{"labels": null}'}
+    assert load_data(fill(tmp_path / "unlabelled", files)).train.class_names == ()
+
+
+def test_dataset_json_that_lacks_an_image_is_refused(faces):
+    fill(faces, {"dataset.json": json.dumps({"labels": [["a/0.png", 0]]}).encode()})
+    refused(faces, r"dataset\.json lacks labels for 59 images, as a/12\.png")
+
+
+@pytest.mark.parametrize("text", [b"{", b"[]", b'{"names": []}', b'{"labels": [1, 2]}', b'{"labels": "ab"}'])
+def test_dataset_json_of_another_form_is_refused(faces, text):
+    fill(faces, {"dataset.json": text})
+    refused(faces, r"dataset\.json cannot be read .*write it as")
+
+
+@pytest.mark.parametrize("test", ["test", "val"])
+def test_folders_train_and_test_are_the_parts(tmp_path, test):
+    files = {f"{part}/{name}/{k}.png": plain(name) for part in ("train", test) for name in COLOURS for k in range(2)}
+    split = load_data(fill(tmp_path / "divided", {**files, f"{test}/red/9.png": plain("red")}))
+    assert (len(split.train), len(split.test)) == (6, 7)
+    assert split.train.class_names == ("blue", "green", "red")
+    assert split.test.labels.tolist() == [0, 0, 1, 1, 2, 2, 2]

@@ -1,0 +1,126 @@
+"""Images in memory or decoded when used: the same images, and what is said of their size."""
+
+import os
+import pickle
+import zipfile
+from itertools import islice
+
+import pytest
+import torch
+from image_files import fill, noise, zipped
+from torch.utils.data import DataLoader, TensorDataset
+
+from diffit_lib.config import Training
+from diffit_lib.data import TrainingStream, load_data
+from diffit_lib.errors import DiffitError
+
+
+def test_what_images_take_is_said(capsys):
+    load_data("digits", (64, 64), 3)
+    said = [line for line in capsys.readouterr().err.splitlines() if "MB" in line]  # no progress bar of a busy machine
+    assert said == [
+        "digits/train: 1,437 images, 17.7 MB in memory",
+        "digits/test: 360 images, 4.4 MB in memory",
+    ]
+
+
+def test_nothing_is_said_of_a_megabyte(capsys):
+    load_data("digits")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.fixture(params=["folder", "zip", "dataset"])
+def source(request, faces):
+    if request.param == "dataset":
+        return [(noise(k), k % 3) for k in range(60)]
+    return faces if request.param == "folder" else zipped(faces)
+
+
+def test_images_too_many_for_memory_are_the_same_images(source, capsys):
+    held, left = load_data(source), load_data(source, memory_gb=0)
+    assert "exceed memory_gb=0, decoded when used" in capsys.readouterr().err
+    for one, other in zip(held, left, strict=True):
+        assert isinstance(one.images, torch.Tensor)
+        assert not isinstance(other.images, torch.Tensor)
+        assert (len(other), other.images.shape) == (len(one), tuple(one.images.shape))
+        assert torch.equal(other.images[:], one.images)
+        assert torch.equal(other.images[[-1, 0]], one.images[[-1, 0]])
+        assert torch.equal(other.labels, one.labels)
+        assert other.fingerprint() == one.fingerprint()
+        assert other.standard_deviation() == one.standard_deviation()
+        some = other.take(torch.tensor([0, 0]), "some")
+        assert torch.equal(some.images, one.images[[0, 0]])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_streams_them_with_any_number_of_workers(source, workers):
+    training = Training(batch_size=8, flip=True)
+    held, left = (load_data(source, memory_gb=limit).train for limit in (1, 0))
+    loader = DataLoader(TrainingStream(left, training), batch_size=None, num_workers=workers)
+    for number, batch in enumerate(islice(loader, 6)):
+        for one, other in zip(batch, TrainingStream(held, training).batch(number), strict=True):
+            assert torch.equal(one, other)
+
+
+def test_every_process_opens_a_zip_for_itself(faces, monkeypatch):
+    images = load_data(zipped(faces), memory_gb=0).train.images
+    opened, real = [], zipfile.ZipFile
+    monkeypatch.setattr(zipfile, "ZipFile", lambda *args: opened.append(args) or real(*args))
+    images[[0, 1]]
+    assert not opened
+    monkeypatch.setattr(os, "getpid", lambda: -1)  # as in a worker: forked ones would share one file position
+    images[[0, 1]]
+    assert len(opened) == 1
+
+
+def test_they_can_be_sent_to_another_process(source):
+    images = load_data(source, memory_gb=0).train.images
+    assert torch.equal(pickle.loads(pickle.dumps(images))[[0, 5]], images[[0, 5]])
+
+
+def test_an_unreadable_one_stops_with_its_name_when_it_is_met(faces):
+    fill(faces, {"b/zzz.png": b"nonsense"})
+    parts = load_data(faces, memory_gb=0)
+    with pytest.raises(DiffitError, match=r"b/zzz\.png cannot be read"):
+        [part.images[:] for part in parts]
+
+
+def test_unreadable_ones_are_left_out_beforehand_where_asked(faces, capsys):
+    whole = load_data(faces)
+    fill(faces, {"b/zzz.png": b"nonsense"})
+    left = load_data(faces, memory_gb=0, skip_bad=True)
+    assert not any(isinstance(part.images, torch.Tensor) for part in left)
+    assert [part.fingerprint() for part in left] == [part.fingerprint() for part in whole]
+    assert "skipped 1 of" in capsys.readouterr().err
+
+
+def test_only_a_share_of_very_many_is_looked_at_to_know_them():
+    class Counted(TensorDataset):
+        taken = 0
+
+        def __getitem__(self, index):
+            self.taken += 1
+            return super().__getitem__(index)
+
+    dataset = Counted(torch.arange(2500).remainder(256).byte().view(-1, 1, 1, 1), torch.zeros(2500, dtype=int))
+    train = load_data(dataset, memory_gb=0).train
+    dataset.taken = 0
+    one, taken = train.fingerprint(), dataset.taken
+    assert 500 < taken <= 1000
+    assert train.fingerprint() == one
+    dataset.tensors[0].add_(1)
+    assert train.fingerprint() != one
+
+
+def test_fingerprints_tell_pixels_labels_and_shapes_apart():
+    def mark(values, labels, shape):
+        pixels = torch.tensor(values, dtype=torch.uint8).view(2, *shape)
+        return load_data(TensorDataset(pixels, torch.tensor(labels))).train.fingerprint()
+
+    marks = [
+        mark([1, 2, 3, 4], [0, 1], (1, 1, 2)),
+        mark([1, 2, 3, 5], [0, 1], (1, 1, 2)),
+        mark([1, 2, 3, 4], [1, 0], (1, 1, 2)),
+        mark([1, 2, 3, 4], [0, 1], (1, 2, 1)),
+    ]
+    assert len(set(marks)) == 4
