@@ -68,9 +68,11 @@ class Images:
     def standard_deviation(self) -> float:
         """sigma_data: root mean square deviation from the mean over all values, in units of [-1, 1].
 
-        Of images not in memory 10,000 are looked at.
+        Of images not in memory 10,000 are looked at; where all values are the same, that is an error.
         """
         counts = torch.stack([images.flatten().bincount(minlength=256) for images in self._sample(10_000)]).sum(0)
+        if (counts > 0).sum() < 2:
+            raise DiffitError(f"{self.name} is of one brightness all over; give sigma_data, or other images")
         share, values = counts.double() / counts.sum(), to_float(torch.arange(256)).double()
         return float((share * (values - (share * values).sum()).square()).sum().sqrt())
 

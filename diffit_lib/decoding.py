@@ -40,7 +40,14 @@ def first_shape(pictures: Pictures, to_pixels: ToPixels, *, skip_bad: bool) -> t
         except UnreadableError:
             if not skip_bad:
                 raise
-    raise DiffitError(f"{pictures.name}: none of {len(pictures)} images can be read; give others")
+    raise none_readable(pictures)
+
+
+def none_readable(pictures: Pictures) -> DiffitError:
+    """What is said where all are left out."""
+    return DiffitError(
+        f"{pictures.name}: none of {len(pictures)} images can be read, the first is {pictures.keys[0]}; give others"
+    )
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,8 @@ class Decoder:
             if out is not None:
                 out[len(read)] = pixels
             read.append(index)
+        if not read:
+            raise none_readable(self.pictures)
         if bad:
             name, first = self.pictures.name, self.pictures.keys[bad[0]]
             say(f"{name}: skipped {len(bad)} of {len(self)} images that cannot be read, the first is {first}")

@@ -29,10 +29,11 @@ def find_images(source: Path) -> ImageFiles:
     Labels are those of a `dataset.json` above all images, {"labels": [["a/b.png", 0], ...], "class_names": [...]}, if
     there is one. Else the outermost folders that differ are the classes, in order of their names.
     """
-    if not source.is_dir() and not zipfile.is_zipfile(source):
+    if not source.is_dir() and not _is_whole_zip(source):
         raise DiffitError(f"{source} is neither a folder nor a whole zip; give a folder or zip of images")
     _archive.cache_clear()
-    visible = (path for path in _list(source) if not any(p.startswith((".", "__MACOSX")) for p in path.split("/")))
+    files = _list(source)
+    visible = (path for path in files if not any(p.startswith((".", "__MACOSX")) for p in path.split("/")))
     paths = sorted(path for path in visible if path.lower().endswith(SUFFIXES))
     if not paths:
         raise DiffitError(f"{source} holds no images ({', '.join(SUFFIXES)}); give a folder or zip that does")
@@ -42,7 +43,7 @@ def find_images(source: Path) -> ImageFiles:
     parts = [""] * len(paths)
     if "train" in outermost and outermost <= PARTS:
         parts, folders = [path[0] for path in folders], [path[1:] for path in folders]
-    labels = _labels_by_json(source, paths, common)
+    labels = _labels_by_json(source, set(files), paths, common)
     if labels is None:
         labels = _labels_by_folder(source, paths, [path[0] if path else "" for path in folders], common)
     return ImageFiles(paths, parts, *labels)
@@ -51,6 +52,15 @@ def find_images(source: Path) -> ImageFiles:
 def read(source: Path, path: str) -> bytes:
     """The bytes of one file below a folder or in a zip."""
     return (source / path).read_bytes() if source.is_dir() else _archive(source, os.getpid()).read(path)
+
+
+def _is_whole_zip(source: Path) -> bool:
+    """Whether its table of contents, which stands at the end, can be read."""
+    try:
+        zipfile.ZipFile(source).close()
+    except zipfile.BadZipFile:
+        return False
+    return True
 
 
 @lru_cache(maxsize=2)
@@ -67,19 +77,17 @@ def _list(source: Path) -> list[str]:
     return [(Path(folder).relative_to(source) / name).as_posix() for folder, _, names in walk for name in names]
 
 
-def _labels_by_json(source: Path, paths: list[str], common: str) -> tuple[list[int], list[str]] | None:
+def _labels_by_json(source: Path, files: set[str], paths: list[str], common: str) -> tuple[list[int], list[str]] | None:
     """Labels and class names by the innermost dataset.json above all images; None if there is none."""
     for folder in (PurePosixPath(common), *PurePosixPath(common).parents):
         name = str(folder / "dataset.json")
-        try:
-            text = read(source, name)
-        except (FileNotFoundError, KeyError):
+        if name not in files:
             continue
         try:
-            content = json.loads(text)
+            content = json.loads(read(source, name))
             labels = {str(folder / path): label for path, label in content["labels"] or ()}
             class_names = [str(class_name) for class_name in content.get("class_names") or ()]
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except Exception as error:  # of another form, no text, or damaged in its zip
             form = '{"labels": [["a.png", 0], ...], "class_names": [...]}'
             raise DiffitError(f"{source}: {name} cannot be read ({error!r}); write it as {form}") from error
         bare = [path for path in paths if path not in labels]

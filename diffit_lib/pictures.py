@@ -72,15 +72,18 @@ def split(pictures: Pictures) -> Parts:
 def name_classes(name: str, labels: Sequence[Any], class_names: Sequence[str]) -> tuple[Tensor, tuple[str, ...]]:
     """Labels (N,) int64 and class names, which are numbers where none are given; one class alone counts as none."""
     try:
-        numbers = torch.tensor([operator.index(label) for label in labels])
+        numbers = [operator.index(label) for label in labels]
     except TypeError as error:
         raise DiffitError(f"{name}: a label is no whole number ({error}); give class numbers 0, 1, 2, ...") from error
-    names = tuple(class_names) or tuple(map(str, range(int(numbers.max()) + 1)))
-    for label in (int(numbers.min()), int(numbers.max())):
+    if not class_names and max(numbers) >= len(numbers):  # then some class below has no image
+        hole = min(set(range(len(numbers))) - set(numbers))
+        raise DiffitError(f"{name} has no image of class {hole}, '{hole}'; number the classes without holes")
+    names = tuple(class_names) or tuple(map(str, range(max(numbers) + 1)))
+    for label in (min(numbers), max(numbers)):
         if not 0 <= label < len(names):
             raise DiffitError(f"{name} has the label {label}, but {len(names)} classes; number them from 0 on")
     if len(names) > 1:
-        return numbers, names
+        return torch.tensor(numbers), names
     if class_names:
         say(f"{name}: one class only, {names[0]!r}, which counts as no classes")
-    return numbers, ()
+    return torch.tensor(numbers), ()

@@ -78,7 +78,7 @@ def resolve(recipe: Recipe, train: Images) -> Recipe:
     if network.num_classes not in (0, classes):
         raise DiffitError(
             f"{recipe.name} has num_classes={network.num_classes}, but {train.name} has {classes} classes; "
-            f"set num_classes to {classes}, or to 0 for an unconditional network"
+            f"set num_classes to {f'{classes}, or to ' if classes else ''}0 for an unconditional network"
         )
     if recipe.training.augment and network.augment_dim == 0:
         raise DiffitError(f"augment is {recipe.training.augment} but augment_dim 0; give augment_dim 9, or augment 0")
