@@ -1,5 +1,6 @@
 """`diffit VERB ...`: the command line. torch is imported only once a verb runs."""
 
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -200,6 +201,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DiffitError as error:
         print(f"diffit: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # `diffit info cifar10 | head -1`: whoever reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:  # a file where a folder should be, no permission, a full disk
         print(f"diffit: {error.filename or 'the disk'}: {error.strerror}; give another path", file=sys.stderr)
         return 2

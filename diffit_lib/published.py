@@ -9,6 +9,7 @@ from diffit_lib.files import cache_folder, replacing, sha256
 # Name: Google Drive id and SHA-256 of the safetensors file; an empty id says that it is not uploaded yet.
 PUBLISHED: dict[str, tuple[str, str]] = {
     "cifar10": ("", ""),
+    "cifar10-t4": ("", ""),
     "ffhq64": ("", ""),
 }
 
