@@ -9,6 +9,7 @@ from typing import Any, Literal, NoReturn, get_origin
 
 from jsonargparse import SUPPRESS, ArgumentParser
 
+from diffit_lib.config import Sampling
 from diffit_lib.errors import DiffitError
 from diffit_lib.presets import preset
 from diffit_lib.recipe import PARTS, Recipe
@@ -44,10 +45,7 @@ def run_sample(
     out: str = "samples",
     seeds: str = "0-63",
     labels: str | None = None,
-    sampler: str | None = None,
-    steps: int | None = None,
-    guidance: float | None = None,
-    guidance_schedule: Literal["constant", "power-cosine", "interval"] | None = None,
+    **settings: Any,
 ) -> None:
     """Draw images from weights.
 
@@ -56,17 +54,12 @@ def run_sample(
         out: folder for the PNG files and their grid
         seeds: one image each, e.g. 0-63,100
         labels: classes by number or name: 3 for all images, or one per seed, e.g. 0,1,2
-        sampler: heun, euler, dpm++, ddim or ddpm; like the following, the weights' own unless given
-        steps: noise levels
-        guidance: strength of classifier-free guidance, 1 for none
-        guidance_schedule: how its strength depends on the noise level
     """
     numbers = parse_seeds(seeds)
     chosen = labels.split(",") if labels and "," in labels else labels
     from diffit_lib.tasks.sample import sample
 
-    settings = {"sampler": sampler, "steps": steps, "guidance": guidance, "guidance_schedule": guidance_schedule}
-    sample(weights, out, numbers, chosen, **settings)
+    sample(weights, out, numbers, chosen, **dict(settings))
     print(f"{len(numbers)} images and grid.png: {out}/")
 
 
@@ -77,10 +70,7 @@ def run_evaluate(
     extractor: Literal["classifier", "inception"] | None = None,
     inception: str | None = None,
     protocol: Literal["round", "adm"] = "round",
-    sampler: str | None = None,
-    steps: int | None = None,
-    guidance: float | None = None,
-    guidance_schedule: Literal["constant", "power-cosine", "interval"] | None = None,
+    **settings: Any,
 ) -> None:
     """Draw images from weights and measure them against the data they were trained on, or against others.
 
@@ -91,26 +81,13 @@ def run_evaluate(
         extractor: what sees the images; the classifier where the data have classes, unless given
         inception: file of Inception's weights; downloaded unless given
         protocol: adm truncates to whole numbers, as the published evaluators do
-        sampler: heun, euler, dpm++, ddim or ddpm; like the following, the weights' own unless given
-        steps: noise levels
-        guidance: strength of classifier-free guidance, 1 for none
-        guidance_schedule: how its strength depends on the noise level
     """
     import json
 
     from diffit_lib.tasks.evaluate import evaluate
 
     numbers = evaluate(
-        weights,
-        data,
-        images=images,
-        extractor=extractor,
-        inception=inception,
-        protocol=protocol,
-        sampler=sampler,
-        steps=steps,
-        guidance=guidance,
-        guidance_schedule=guidance_schedule,
+        weights, data, images=images, extractor=extractor, inception=inception, protocol=protocol, **dict(settings)
     )
     print(json.dumps(numbers, indent=2))
 
@@ -126,7 +103,8 @@ def run_info(name: str) -> None:
     print(info(name))
 
 
-# Called otherwise than the package's own `train`: jsonargparse looks a function's name up there, which would import it.
+# jsonargparse imports whatever takes `**settings` by that name, to ask for its options: hence `**dict(settings)` above.
+# Called otherwise than the package's own `train`: it looks a function's name up there, which would import it too.
 VERBS: dict[str, Callable[..., None]] = {
     "demo": run_demo,
     "info": run_info,
@@ -145,7 +123,7 @@ class Parser(ArgumentParser):
 
 
 def parser() -> Parser:
-    """The whole command line; `train` also takes every field of a recipe."""
+    """The whole command line; `train` also takes every field of a recipe, and who draws those of the sampling."""
     top = Parser(prog="diffit", description="DiffiT: Diffusion Vision Transformers for image generation.")
     verbs = top.add_subcommands(dest="verb", metavar="VERB")
     for name, verb in VERBS.items():
@@ -154,6 +132,8 @@ def parser() -> Parser:
         sub.add_function_arguments(verb, as_positional=True)
         if verb is run_train:
             add_recipe_fields(sub)
+        if verb in (run_sample, run_evaluate):
+            add_fields(sub, "sampling (the weights' own unless given)", [Sampling], set())
         verbs.add_subcommand(name, sub, help=summary)
     return top
 
@@ -161,17 +141,23 @@ def parser() -> Parser:
 def add_recipe_fields(sub: Parser) -> None:
     """One option for each field of the recipe, absent unless given."""
     sub.add_argument("--data", type=str, default=SUPPRESS, help="data set by name, or the path of a folder or zip")
-    taken = {"name", "data"}
+    taken = {"name", "data", *PARTS}
     for title, kinds in {"images": (Recipe,), **PARTS}.items():
-        group = sub.add_argument_group(f"{title} (the preset's own unless given)")
+        group = add_fields(sub, f"{title} (the preset's own unless given)", kinds, taken)
         if len(kinds) > 1:
             names = tuple(kind.kind for kind in kinds)
             group.add_argument(f"--{title}", type=Literal[names], default=SUPPRESS, help="kind")
-        for field in (field for kind in kinds for field in fields(kind) if field.name not in {*taken, *PARTS}):
-            taken.add(field.name)  # kinds of one part share some fields
-            switch: dict[str, Any] = {"nargs": "?", "const": True} if field.type is bool else {}
-            value = integers if get_origin(field.type) is tuple else field.type
-            group.add_argument(f"--{field.name}", type=value, default=SUPPRESS, **switch)
+
+
+def add_fields(sub: Parser, title: str, kinds: Sequence[Any], taken: set[str]) -> Any:
+    """A group of options, one for each field of these dataclasses that is not taken yet, absent unless given."""
+    group = sub.add_argument_group(title)
+    for field in (field for kind in kinds for field in fields(kind) if field.name not in taken):
+        taken.add(field.name)  # kinds of one part share some fields
+        switch: dict[str, Any] = {"nargs": "?", "const": True} if field.type is bool else {}
+        value = integers if get_origin(field.type) is tuple else field.type
+        group.add_argument(f"--{field.name}", type=value, default=SUPPRESS, **switch)
+    return group
 
 
 def integers(text: str | tuple[int, ...]) -> tuple[int, ...]:

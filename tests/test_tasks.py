@@ -148,7 +148,9 @@ class TestPublish:
         run, folder = tmp_path / "run", tmp_path / "weights"
         whole = train(tiny, run, data, progress=False)
         path = publish(run, "mine", "diffit train tiny", folder)
-        assert {file.name for file in folder.iterdir()} == {"mine.safetensors", "mine.md", "mine.png", "mine.csv"}
+        assert {file.name for file in folder.iterdir()} == {
+            "mine.safetensors", "mine.md", "mine.png", "mine.csv", "mine-loss.png",
+        }  # fmt: skip
         tensors, trained = load_file(path), load_file(whole)
         assert tensors.keys() == {name for name in trained if name.startswith("ema.")}
         assert all(torch.equal(tensors[name], trained[name].half()) for name in tensors)

@@ -11,7 +11,7 @@ from diffit_lib.data import load_data
 from diffit_lib.extractors import train_classifier
 from diffit_lib.files import write_text
 from diffit_lib.pipeline import Pipeline, load
-from diffit_lib.plots import tile, write_png
+from diffit_lib.plots import enlargement, tile, write_png
 from diffit_lib.presets import preset
 from diffit_lib.stamp import Stamp
 from diffit_lib.tasks.evaluate import evaluate
@@ -51,8 +51,8 @@ def demo(run: str | Path = "runs/demo") -> dict[str, Any]:
 def draw_grid(pipe: Pipeline) -> np.ndarray:
     """64 images in order of class, 8 to a row, seeds 0 to 63; one picture (H, W, C)."""
     classes = pipe.card.recipe.network.num_classes
-    images = pipe(seeds=range(64), labels=[k * classes // 64 for k in range(64)])
-    return tile(images, columns=8, scale=8)
+    images = pipe(seeds=range(64), labels=[k * classes // 64 for k in range(64)] if classes else None)
+    return tile(images, columns=8, scale=enlargement(images))
 
 
 def draw_strip(pipe: Pipeline) -> np.ndarray:

@@ -8,19 +8,20 @@ import torch
 
 from diffit_lib.files import READY_MADE, write_text
 from diffit_lib.pipeline import load
-from diffit_lib.plots import write_png
+from diffit_lib.plots import loss_curve, write_figure, write_png
 from diffit_lib.stamp import Stamp
 from diffit_lib.tasks.demo import draw_grid
 from diffit_lib.tasks.evaluate import evaluate
 from diffit_lib.tasks.info import parameters
 from diffit_lib.tensors import cpu_threads
+from diffit_lib.training import read_rows
 from diffit_lib.weights import Card, load_weights, save_weights
 
 
 def publish(run: str | Path, name: str, command: str, folder: str | Path = READY_MADE) -> Path:
     """Write the averaged weights of `run` as float16, measure those very weights, and describe them in a card.
 
-    `command` is what made the run, for the card.
+    `command` is what made the run, for the card. The run's curves go with them, as what to expect of such a run.
     """
     denoiser, card = load_weights(Path(run) / "weights.safetensors")
     path = Path(folder) / f"{name}.safetensors"
@@ -30,6 +31,7 @@ def publish(run: str | Path, name: str, command: str, folder: str | Path = READY
         write_png(path.with_suffix(".png"), draw_grid(load(path)))
     save_weights(path, replace(card, numbers=numbers), denoiser, dtype=torch.float16)
     write_text(path.with_suffix(".csv"), (Path(run) / "metrics.csv").read_text())  # the curve to expect
+    write_figure(path.with_name(f"{name}-loss.png"), loss_curve(read_rows(path.with_suffix(".csv"))))
     write_text(path.with_suffix(".md"), describe(name, command, replace(card, numbers=numbers), parameters(denoiser)))
     return path
 
@@ -43,6 +45,7 @@ def describe(name: str, command: str, card: Card, count: int) -> str:
             f"# {name}",
             "",
             f"![64 samples in order of class, seeds 0 to 63]({name}.png)",
+            f"![The training run's curves]({name}-loss.png)",
             "",
             f"Image-space DiffiT, {count:,} parameters, float16; trained on {card.trained_on}: {card.images_seen:,} "
             f"images in {card.minutes:.1f} minutes on {card.device}. Licence: {card.licence}. Made by",
