@@ -194,7 +194,7 @@ class TestLabels:
         fill(faces, {"stray.png": plain()})
         refuse(faces, r"stray\.png lies beside the class folders")
 
-    @pytest.mark.parametrize("far", [2, 100, 10**12, 10**30])
+    @pytest.mark.parametrize("far", [2, 100, 10**30])
     def test_labels_with_holes_are_refused(self, refuse, faces, far):
         label(faces, [far * (k % 2) for k in range(60)])
         refuse(faces, "^faces has no image of class 1, '1'; number the classes without holes")
