@@ -111,7 +111,7 @@ def load_data(
         raise DiffitError(f"unknown crop {crop!r}; the crops are {', '.join(CROPS)}")
     if in_channels not in (None, 1, 3):
         raise DiffitError(f"in_channels is {in_channels!r}; give 1 (grey) or 3 (RGB)")
-    parts = find_pictures(source, image_size)
+    parts = find_pictures(source, image_size, skip_bad=skip_bad)
     check_classes(parts.train)
     form = partial(to_pixels, image_size=image_size, in_channels=in_channels, crop=crop)
     shape = first_shape(parts.train, form, skip_bad=skip_bad)

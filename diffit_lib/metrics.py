@@ -214,6 +214,7 @@ def measure_inception(
     stamp = replace(
         stamp,
         n=len(features),
+        drawn=len(features),
         extractor=inception.name,
         extractor_checksum=inception.checksum,
         rounding=protocol,

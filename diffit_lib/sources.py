@@ -20,19 +20,22 @@ from torch.utils.data import Dataset
 from diffit_lib.errors import DiffitError
 from diffit_lib.files import cache_folder
 from diffit_lib.folders import find_images, read
-from diffit_lib.pictures import Parts, Pictures, name_classes, split
+from diffit_lib.pictures import Parts, Pictures, name_classes, say, split
 
 IMAGENETTE_IMAGES = 13_394
 PATIENCE = 20  # seconds for a server to answer
 
 
-def find_pictures(source: str | Path | Dataset, image_size: tuple[int, int] | None = None) -> Parts:
+def find_pictures(
+    source: str | Path | Dataset, image_size: tuple[int, int] | None = None, *, skip_bad: bool = False
+) -> Parts:
     """The pictures of a data set by name, of a folder or zip by path, or of a map-style Dataset of (image, label).
 
     `image_size`, (height, width), is that of the images to be made: some named data sets come in several sizes.
+    `skip_bad` leaves out a Dataset's items that raise; what else cannot be read shows later.
     """
     if not isinstance(source, str | Path):
-        return split(from_dataset(source))
+        return split(from_dataset(source, skip_bad=skip_bad))
     if str(source) in NAMED:
         return from_name(str(source), image_size)
     path = Path(source).expanduser()
@@ -76,20 +79,36 @@ def from_pixels(name: str, pixels: Tensor, labels: Any, class_names: Sequence[st
     return Pictures(name, _numbers(pixels), partial(_open_pixels, pixels), labels, tuple(class_names), pixels)
 
 
-def from_dataset(dataset: Any) -> Pictures:
-    """A Dataset's pictures, in any form that `to_picture` takes; every item is looked at once for its label."""
+def from_dataset(dataset: Any, *, skip_bad: bool = False) -> Pictures:
+    """A Dataset's pictures, in any form that `to_picture` takes; every item is looked at once for its label.
+
+    An item that raises is an error, or with `skip_bad` counted, said and left out.
+    """
     name = type(dataset).__name__
     if not hasattr(dataset, "__len__") or not len(dataset):
         raise DiffitError(f"{name} has no items that can be counted; give a map-style Dataset of (image, label)")
-    labels = []
+    labels, readable = [], []
     for index in range(len(dataset)):
-        item = dataset[index]
+        try:
+            item = dataset[index]
+        except Exception as error:  # whatever a Dataset of the user's own raises
+            if skip_bad:
+                continue
+            reason = shorten(str(error) or type(error).__name__, 200)
+            raise DiffitError(
+                f"item {index} of {name} cannot be read ({reason}); mend it, or leave such out by skip_bad=True"
+            ) from error
+        readable.append(index)
         if not isinstance(item, tuple | list) or len(item) != 2:
             raise DiffitError(f"item {index} of {name} is no (image, label); give a map-style Dataset of such pairs")
         labels.append(item[1])
+    if not readable:
+        raise DiffitError(f"{name}: none of {len(dataset)} items can be read; give others")
+    if bad := len(dataset) - len(readable):
+        say(f"{name}: skipped {bad} of {len(dataset)} items that cannot be read")
     names = getattr(dataset, "classes", ())
     classes = name_classes(name, labels, names if all(isinstance(n, str) for n in names) else ())
-    return Pictures(name, _numbers(dataset), partial(_open_item, dataset), *classes)
+    return Pictures(name, list(map(str, readable)), partial(_open_item, dataset), *classes)
 
 
 def to_picture(image: Any) -> Image.Image:

@@ -7,6 +7,7 @@ from image_files import noise, plain, refused
 from torch.utils.data import IterableDataset, TensorDataset
 
 from diffit_lib.data import load_data
+from diffit_lib.errors import DiffitError
 
 
 def test_tensors_of_bytes_and_floats_and_pictures_and_arrays_mean_the_same():
@@ -42,6 +43,31 @@ def test_class_names_are_the_datasets_own():
     train = load_data(Pets(torch.zeros(4, 1, 2, 2), torch.tensor([1, 0, 1, 0]))).train
     assert train.class_names == ("cat", "dog")
     assert train.name == "Pets/train"
+
+
+class Broken(TensorDataset):
+    """Sixty items, one of which raises."""
+
+    def __init__(self):
+        super().__init__(torch.arange(60).view(-1, 1, 1, 1).expand(-1, 1, 2, 2).to(torch.uint8), torch.arange(60) % 2)
+
+    def __getitem__(self, index):
+        if index == 7:
+            raise OSError("image file is truncated")
+        return super().__getitem__(index)
+
+
+def test_an_item_that_raises_is_named_or_left_out_and_counted(capsys):
+    with pytest.raises(DiffitError, match=r"item 7 of Broken cannot be read \(image file is truncated\); mend it, or"):
+        load_data(Broken())
+    parts = load_data(Broken(), skip_bad=True)
+    assert sorted(value for part in parts for value in part.images[:, 0, 0, 0].tolist()) == [*range(7), *range(8, 60)]
+    assert all(
+        int(image[0, 0, 0]) % 2 == label
+        for part in parts
+        for image, label in zip(part.images, part.labels, strict=True)
+    )
+    assert "Broken: skipped 1 of 60 items that cannot be read" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from diffit_lib.metrics import measure_inception, reference_statistics
 from diffit_lib.pipeline import load
 from diffit_lib.tasks import evaluate as task
 from diffit_lib.tasks.evaluate import FIRST_SEED, cached_reference, evaluate
+from diffit_lib.tensors import digest
 from diffit_lib.weights import load_weights, save_weights
 
 
@@ -54,7 +55,8 @@ def test_numbers_by_the_classifier_carry_all_they_depend_on(weights, data):
     assert (stamp["n"], stamp["drawn"], stamp["reference"]) == (40, 40, "digits/train")
     assert stamp["reference_hash"] == data.train.fingerprint()
     assert (stamp["steps"], stamp["guidance"], stamp["precision"]) == (8, "1", "32-true")
-    assert stamp["sampler"].startswith("heun")
+    assert stamp["sampler"] == "heun churn=0.0 sigma=10..0.03"
+    assert stamp["weights_hash"] == digest(load_weights(weights)[0].state_dict())
     assert stamp["seeds"] == "10000-10039"
     assert not stamp["best_by_this_metric"]
     assert evaluate(weights, data, images=40) == report
@@ -78,7 +80,7 @@ def test_numbers_by_inception_are_those_of_the_weights_images(weights, data, inc
         [pictures], reference_statistics(data.train.images, network), network, task.Stamp(**report["stamp"])
     )
     assert report == expected
-    assert (report["stamp"]["extractor"], report["stamp"]["rounding"], report["stamp"]["n"]) == ("pixels", "round", 30)
+    assert [report["stamp"][key] for key in ("extractor", "rounding", "n", "drawn")] == ["pixels", "round", 30, 30]
 
 
 def test_protocol_adm_truncates_what_the_weights_draw(weights, data, inception):
@@ -94,7 +96,34 @@ def test_reference_is_taken_once_and_kept(weights, data, inception, monkeypatch)
     monkeypatch.setattr(task, "reference_statistics", lambda *_: pytest.fail("taken again"))
     again = cached_reference(data.train, PixelInception())
     assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
-    monkeypatch.undo()
+
+
+@pytest.mark.parametrize("other", ["images", "weights"])
+def test_reference_of_other_images_or_another_extractor_is_another(data, inception, monkeypatch, other):
+    first = cached_reference(data.train, PixelInception())
+    network = PixelInception()
+    if other == "weights":
+        network.checksum = "other"
+        monkeypatch.setattr(network, "features", lambda images: 2 * images[..., :4].flatten(1).float())
+    again = cached_reference(data.test if other == "images" else data.train, network)
+    assert not torch.equal(first.mean, again.mean)
+
+
+def test_guidance_of_unconditional_weights_is_refused_and_not_stamped(unconditional, coloured, inception):
+    assert evaluate(unconditional, coloured, images=20)["stamp"]["guidance"] is None
+    with pytest.raises(DiffitError, match=r"guidance is 3\.0, but these weights are unconditional; leave guidance out"):
+        evaluate(unconditional, coloured, images=20, guidance=3.0)
+
+
+def test_what_an_extractor_cannot_measure_is_refused_before_anything_is_drawn(weights, unconditional, coloured, data):
+    with pytest.raises(DiffitError, match=r"toy/a has no classes, which the classifier needs; give --extractor inc"):
+        evaluate(unconditional, coloured, extractor="classifier")
+    with pytest.raises(DiffitError, match="digits/train has no test images to compare with; give 50 images or more"):
+        evaluate(weights, Split(data.train, data.train))
+    with pytest.raises(
+        DiffitError, match=r"inception is 'a\.pth', but the extractor is not; give --extractor inception"
+    ):
+        evaluate(weights, data, inception="a.pth")
 
 
 def test_data_without_classes_are_measured_by_inception(unconditional, coloured, inception):

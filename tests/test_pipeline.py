@@ -204,6 +204,16 @@ class TestSettings:
                 {"guidance": 3.0, "guidance_schedule": "power-cosine"},
             )
         )
+        sharper, below = (
+            [state.denoised for state in pipe.stream([0], 3, sampler="euler", steps=6, guidance=3.0, **settings)]
+            for settings in (
+                {"guidance_schedule": "power-cosine", "guidance_power": 0.5},
+                {"guidance_schedule": "interval", "guidance_high": 1.0},
+            )
+        )
+        assert not torch.equal(sharper[1], late[1])
+        assert torch.equal(below[0], plain[0])
+        assert not torch.allclose(below[-1], plain[-1], atol=1e-3)
         assert torch.equal(above[0], constant[0])
         assert not torch.equal(above[0], plain[0])
         assert torch.equal(late[0], plain[0])

@@ -82,6 +82,14 @@ class TestLossCurve:
     def test_one_row_is_enough(self):
         assert len(loss_curve(ROWS[:1]).axes[1].lines) == 1
 
+    def test_shows_the_frechet_distance_where_it_was_taken(self):
+        rows = [ROWS[0] | {"frechet": "", "images": 16}, ROWS[0] | {"frechet": 0.0, "images": 32}]
+        quality = loss_curve(rows, expected=[ROWS[0] | {"frechet": "2.5"}]).axes[2]
+        expected, mine = quality.lines
+        assert (list(expected.get_xdata()), list(expected.get_ydata())) == ([16], [2.5])
+        assert (list(mine.get_xdata()), list(mine.get_ydata())) == ([32], [0.0])
+        assert len(loss_curve(ROWS).axes) == 2
+
     def test_shows_the_expected_curve_behind_when_there_is_one(self):
         left, right = loss_curve(ROWS, expected=ROWS[:1]).axes
         assert list(left.lines[0].get_ydata()) == [2.0]

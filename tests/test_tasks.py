@@ -169,6 +169,10 @@ class TestTrain:
         ("changes", "says"),
         [
             (
+                {"denoiser": "vp", "noise_schedule": "cosine", "timesteps": 6, "sampler": "ddpm"},
+                "steps is 8; give at most timesteps, 6",
+            ),
+            (
                 {"in_channels": 3},
                 r"tiny is built for .* \(3, 8, 8\), but digits/train has \(1, 8, 8\); set in_channels",
             ),

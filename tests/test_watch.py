@@ -60,22 +60,33 @@ def test_data_without_classes_are_watched_by_inception_where_it_is_at_hand(monke
     monkeypatch.setattr(watch, "inception_path", lambda: tmp_path / "inception.pth")
     without = Watch(UNKNOWN, CPU)
     (said,) = capsys.readouterr().err.splitlines()
-    assert "photos/train has no classes and there are no Inception weights at" in said
-    assert without(SimpleNamespace(), [], 1e9, 0.0) == {"frechet": "", "metric_seconds": ""}
+    assert "photos/train has no classes; no Frechet distance" in said
+    assert f"there are no Inception weights at {tmp_path / 'inception.pth'}" in said
+    assert without(SimpleNamespace(), [], 1e9, 0.0) == {"fid": "", "metric_seconds": ""}
     (tmp_path / "inception.pth").touch()
+    assert Watch(UNKNOWN, CPU).kind == ""
+    assert "is not the published Inception" in capsys.readouterr().err
+    monkeypatch.setattr(watch, "load_inception", lambda path: torch.nn.Identity())
     assert (Watch(UNKNOWN, CPU).kind, Watch(UNKNOWN, CPU).column) == ("inception", "fid")
+    one = Images("photo/train", UNKNOWN.images[:1], UNKNOWN.labels[:1], ())
+    assert Watch(one, CPU).kind == ""
+    assert "there is one image only" in capsys.readouterr().err
 
 
 def test_run_keeps_its_best_weights_apart_from_its_last(tiny, data, tmp_path, monkeypatch):
-    distances = iter([5.0, 4.0, 4.5])
+    distances, averages = iter([5.0, 4.0, 4.5]), []
     monkeypatch.setattr(watch, "SHARE", 1e9)
     monkeypatch.setattr(watch, "frechet_from_moments", lambda *_: next(distances))
     (tmp_path / "best.safetensors").write_bytes(b"of an earlier run")
     for steps in (2, 3, 4):
         train(tiny.override(max_steps=steps), tmp_path, data, progress=False)
+        averages.append(load_file(tmp_path / "weights.safetensors")["ema.network.head.weight"])
     assert [row["frechet"] for row in read_rows(tmp_path / "metrics.csv")] == ["5.0", "4.0", "4.5"]
     best, last = (load_weights(tmp_path / f"{name}.safetensors")[1] for name in ("best", "weights"))
     assert (best.images_seen, best.chosen_by) == (48, "classifier")
+    both = load_file(tmp_path / "best.safetensors")
+    assert {name.partition(".")[0] for name in both} == {"ema", "raw"}
+    assert torch.equal(both["ema.network.head.weight"], averages[1])
     assert (last.images_seen, last.chosen_by) == (64, "")
 
 

@@ -39,12 +39,24 @@ def evaluate(
     `protocol` "adm" floats are truncated to uint8, as the published evaluators do, which only Inception's numbers know.
     """
     check(images >= 2, f"images is {images}; give 2 or more")
+    check(
+        extractor == "inception" or inception is None,
+        f"inception is {str(inception)!r}, but the extractor is not; give --extractor inception too",
+    )
     pipe = load(weights)
     card = pipe.card
     if not isinstance(data, tuple):
         data = recipe_data(card.recipe, data)
     check_fits(card, data.train, str(weights))
     kind = extractor or ("classifier" if len(data.train.class_names) > 1 else "inception")
+    check(
+        kind == "inception" or len(data.train.class_names) > 1,
+        f"{data.train.name} has no classes, which the classifier needs; give --extractor inception",
+    )
+    check(
+        kind == "inception" or data.train is not data.test,
+        f"{data.train.name} has no test images to compare with; give 50 images or more, or --extractor inception",
+    )
     labels = in_turn(card, images)
     if labels is not None:
         labels.sort()
@@ -75,7 +87,7 @@ def make_stamp(pipe: Pipeline, reference: Images, kind: str, images: int, settin
         reference_hash=reference.fingerprint(),
         sampler=f"{sampling.method} sigma={pipe.denoiser.sigma_max:g}..{pipe.denoiser.sigma_min:g}",
         steps=sampling.steps,
-        guidance=sampling.guided,
+        guidance=sampling.guided if pipe.card.recipe.network.num_classes else None,
         seeds=f"{FIRST_SEED}-{FIRST_SEED + images - 1}",
         precision=pipe.precision,
         weights_hash=digest(pipe.denoiser.state_dict()),

@@ -59,9 +59,11 @@ def show(module: DiffusionModule, run: Path, recipe: Recipe, data: Split, watch:
 
 
 def expected_rows(recipe: Recipe) -> list[dict[str, str]]:
-    """The curve of the ready-made weights of the same preset, if the network and its denoiser are of one kind."""
+    """The curve of the ready-made weights of the same preset, if data, network and kind of denoiser are the same."""
     usual = PRESETS.get(recipe.name)
-    alike = usual is not None and recipe.network == usual.network and recipe.denoiser.kind == usual.denoiser.kind
+    if usual is None or (recipe.data, recipe.network) != (usual.data, usual.network):
+        return []
+    alike = recipe.denoiser.kind == usual.denoiser.kind
     return read_rows(READY_MADE / f"{recipe.name}.csv") if alike else []
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
+from diffit_lib.config import VP
 from diffit_lib.data import Images, Split, recipe_data
 from diffit_lib.errors import DiffitError
 from diffit_lib.files import write_text
@@ -80,6 +81,8 @@ def resolve(recipe: Recipe, train: Images) -> Recipe:
             f"{recipe.name} has num_classes={network.num_classes}, but {train.name} has {classes} classes; "
             f"set num_classes to {f'{classes}, or to ' if classes else ''}0 for an unconditional network"
         )
+    if isinstance(recipe.denoiser, VP) and recipe.sampling.steps > recipe.denoiser.timesteps:
+        raise DiffitError(f"steps is {recipe.sampling.steps}; give at most timesteps, {recipe.denoiser.timesteps}")
     if recipe.training.augment and network.augment_dim == 0:
         raise DiffitError(f"augment is {recipe.training.augment} but augment_dim 0; give augment_dim 9, or augment 0")
     if recipe.training.precision == "16-mixed" and best_device().type == "cpu":

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from diffit_lib.data import Images
+from diffit_lib.errors import DiffitError, check
 from diffit_lib.extractors import inception_path, load_inception, train_classifier
 from diffit_lib.metrics import Extractor, Reference, frechet_from_moments, moments
 from diffit_lib.pictures import say
@@ -27,19 +28,25 @@ class Watch:
 
     def __init__(self, train: Images, device: torch.device):
         self.train, self.device = train, device
-        self.kind = "classifier" if len(train.class_names) > 1 else "inception" if inception_path().is_file() else ""
+        self.kind = "classifier" if len(train.class_names) > 1 else "inception"
         self.column = "fid" if self.kind == "inception" else "frechet"
-        if not self.kind:
-            say(
-                f"{train.name} has no classes and there are no Inception weights at {inception_path()}: "
-                "no Frechet distance is taken while training"
-            )
+        if self.kind == "inception":
+            try:
+                self.extractor = self.inception()
+            except DiffitError as error:
+                say(f"{train.name} has no classes; no Frechet distance is taken in training, since {error}")
+                self.kind = ""
+
+    def inception(self) -> Extractor:
+        """Inception from the cache: nothing is downloaded for the watch's sake."""
+        path = inception_path()
+        check(path.is_file(), f"there are no Inception weights at {path}")
+        check(len(self.train) > 1, "there is one image only")
+        return load_inception(path).to(self.device)
 
     @cached_property
     def extractor(self) -> Extractor:
         """What features are taken by."""
-        if self.kind == "inception":
-            return load_inception().to(self.device)
         held = self.train.held(HELD)
         return train_classifier(held.images, held.labels, device=self.device)
 
