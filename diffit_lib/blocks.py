@@ -128,13 +128,24 @@ class TMSA(nn.Module):
         """(B, H, W, C), (B, T) -> (B, H, W, C)."""
         time_qkv, bias = table or self.table(time)
         (batch, height, width, channels), (wh, ww) = x.shape, self.window
+        q, k, v = self.heads(x, time_qkv)
+        out = attention(q, k, v, bias)  # (B * windows, h, N, d)
+        out = out.view(batch, height // wh, width // ww, self.num_heads, wh, ww, -1).permute(0, 1, 4, 2, 5, 3, 6)
+        return self.proj(out.reshape(batch, height, width, channels))
+
+    def heads(self, x: Tensor, time_qkv: Tensor) -> Tensor:
+        """Equations 3 to 5: (B, H, W, C), (B, 3C) -> q, k and v by window and head, (3, B * windows, h, N, d)."""
+        (batch, height, width, channels), (wh, ww) = x.shape, self.window
         rows, columns, heads = height // wh, width // ww, self.num_heads
         qkv = self.qkv(x) + time_qkv[:, None, None]  # (B, H, W, 3C)
         qkv = qkv.view(batch, rows, wh, columns, ww, 3, heads, channels // heads)
-        q, k, v = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).reshape(3, batch * rows * columns, heads, wh * ww, -1)
-        out = attention(q, k, v, bias)  # (B * windows, h, N, d)
-        out = out.view(batch, rows, columns, heads, wh, ww, -1).permute(0, 1, 4, 2, 5, 3, 6)
-        return self.proj(out.reshape(batch, height, width, channels))
+        return qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).reshape(3, batch * rows * columns, heads, wh * ww, -1)
+
+    def attention_map(self, x: Tensor, time: Tensor) -> Tensor:
+        """What equation 6 weighs the values by, to look at: (B, H, W, C), (B, T) -> (B * windows, h, N, N)."""
+        time_qkv, bias = self.table(time)
+        q, k, _ = self.heads(x, time_qkv)
+        return (q @ k.mT / q.shape[-1] ** 0.5 + bias).softmax(-1)
 
 
 class MLP(nn.Module):

@@ -28,10 +28,15 @@ def enlargement(images: np.ndarray, target: int = 64) -> int:
     return max(1, round(target / images.shape[1]))
 
 
+def to_image(picture: np.ndarray) -> Image.Image:
+    """A uint8 picture (H, W, C), C 1 or 3, as Pillow's."""
+    return Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture)
+
+
 def write_png(path: str | Path, picture: np.ndarray) -> None:
     """Write a uint8 picture (H, W, C), C 1 or 3."""
     with replacing(path) as beside:
-        Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture).save(beside, "PNG")
+        to_image(picture).save(beside, "PNG")
 
 
 def write_figure(path: str | Path, figure: Figure) -> None:
@@ -69,6 +74,32 @@ def loss_curve(rows: Sequence[dict[str, Any]], expected: Sequence[dict[str, Any]
         quality.plot(*_columns(rows, "images", distance), marker=".")
         name = "small FID" if distance == "fid" else "Frechet distance"
         quality.set(xlabel="images seen", title=f"{name} of samples, averaged weights", yscale="log")
+    return figure
+
+
+def level_curves(losses: dict[str, dict[float, float]]) -> Figure:
+    """Denoising loss by noise level, sigma -> loss, one curve for each name."""
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for name, curve in losses.items():
+        axes.plot(list(curve), list(curve.values()), marker="o", label=name)
+    axes.set(xscale="log", yscale="log", xlabel="noise level sigma", ylabel="weighted denoising loss")
+    axes.legend()
+    return figure
+
+
+def attention_figure(maps: dict[str, Any]) -> Figure:
+    """Attention of one window, (h, N, N) for each name: a row of heads, every token's view of all tokens as a row."""
+    heads = max(len(each) for each in maps.values())
+    figure = Figure(figsize=(2.3 * heads + 0.6, 2.3 * len(maps)), layout="constrained")
+    grid = figure.subplots(len(maps), heads, squeeze=False)
+    top = max(float(each.max()) for each in maps.values())
+    for row, (name, each) in zip(grid, maps.items(), strict=True):
+        for head, (axes, weights) in enumerate(zip(row, each, strict=True)):
+            shown = axes.imshow(weights, vmin=0, vmax=top, cmap="magma")
+            axes.set(xticks=[], yticks=[], title=f"head {head + 1}" if row is grid[0] else "")
+        row[0].set_ylabel(name)
+    figure.colorbar(shown, ax=grid, shrink=0.8, label="attention")
     return figure
 
 

@@ -11,14 +11,14 @@ PACKAGE = ROOT / "diffit_lib"
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted(PACKAGE.rglob("*.py"))}
 FLOORS = (
     "errors",
-    "config stamp tensors files folders pictures crops",
-    "blocks noise recipe augment sources decoding published",
+    "config stamp tensors files folders pictures crops colab",
+    "blocks noise recipe augment sources decoding published backup",
     "models presets denoiser samplers data extractors metrics",
     "weights plots",
     "pipeline",
     "training training_vae",
     "tasks",
-    "explorer cli",
+    "explorer cli notebook",
     "__main__",  # python -m diffit_lib
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}

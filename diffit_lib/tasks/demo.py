@@ -48,26 +48,28 @@ def demo(run: str | Path = "runs/demo") -> dict[str, Any]:
     return report
 
 
-def draw_grid(pipe: Pipeline) -> np.ndarray:
+def draw_grid(pipe: Pipeline, **settings: Any) -> np.ndarray:
     """64 images in order of class, 8 to a row, seeds 0 to 63; one picture (H, W, C)."""
     classes = pipe.card.recipe.network.num_classes
-    images = pipe(seeds=range(64), labels=[k * classes // 64 for k in range(64)] if classes else None)
+    images = pipe(range(64), [k * classes // 64 for k in range(64)] if classes else None, **settings)
     return tile(images, columns=8, scale=enlargement(images))
 
 
-def draw_strip(pipe: Pipeline) -> np.ndarray:
-    """From noise to digit: one row per class of the state at every second step; one picture (H, W, C).
+def draw_strip(pipe: Pipeline, **settings: Any) -> np.ndarray:
+    """From noise to image: one row per class, of at most ten, of ever later states; one picture (H, W, C).
 
     Each state is shown in the coordinate of a variance-preserving process, so that pure noise has unit variance.
     """
-    labels = list(range(pipe.card.recipe.network.num_classes))
+    classes = pipe.card.recipe.network.num_classes
+    seeds = list(range(min(classes, 10) or 6))
+    steps = pipe.sampling(**settings).steps
     columns = [
         pipe.decode(state.x / (1 + state.sigma**2) ** 0.5)
-        for state in pipe.stream(seeds=labels, labels=labels)
-        if state.step % 2 == 0
+        for state in pipe.stream(seeds, seeds if classes else None, **settings)
+        if (steps - state.step) % max(2, steps // 9) == 0
     ]
-    rows = np.stack(columns, axis=1)  # (classes, steps, H, W, C)
-    return tile(rows.reshape(-1, *rows.shape[2:]), columns=len(columns), scale=6)
+    rows = np.stack(columns, axis=1)  # (classes, states, H, W, C)
+    return tile(rows.reshape(-1, *rows.shape[2:]), columns=len(columns), scale=enlargement(columns[0], 48))
 
 
 def table(report: dict[str, Any]) -> str:

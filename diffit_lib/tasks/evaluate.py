@@ -1,5 +1,6 @@
 """`evaluate`: draw images from weights and measure them, every number with its stamp."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,9 +12,10 @@ from diffit_lib.data import Images, Split, recipe_data
 from diffit_lib.errors import check
 from diffit_lib.extractors import cached, load_inception, train_classifier
 from diffit_lib.metrics import Extractor, Reference, measure_inception, measure_small, reference_statistics
-from diffit_lib.pipeline import Pipeline, load
+from diffit_lib.pipeline import Labels, Pipeline, load
 from diffit_lib.stamp import Stamp
-from diffit_lib.tensors import digest
+from diffit_lib.tasks.drawn import Drawn
+from diffit_lib.tensors import digest, to_uint8
 from diffit_lib.weights import Card, check_fits
 
 FIRST_SEED = 10_000  # no setting was ever chosen by looking at these seeds or later ones
@@ -28,6 +30,7 @@ def evaluate(
     extractor: Literal["classifier", "inception"] | None = None,
     inception: str | Path | None = None,
     protocol: Literal["round", "adm"] = "round",
+    drawn: Drawn | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
     """Draw `images` images, as many of each class, and measure them against `data`, the weights' own unless given.
@@ -37,6 +40,7 @@ def evaluate(
     beside its floor, copy check) or "inception" (FID, Inception Score, KID, precision, recall; its weights from the
     path `inception`, else the cache, else downloaded); None takes the classifier where the data have classes. With
     `protocol` "adm" floats are truncated to uint8, as the published evaluators do, which only Inception's numbers know.
+    `drawn` keeps the images, rounded, while they are being drawn, so that a broken-off measurement goes on.
     """
     check(images >= 2, f"images is {images}; give 2 or more")
     check(
@@ -62,14 +66,14 @@ def evaluate(
         labels.sort()
     stamp = make_stamp(pipe, data.train, kind, images, settings)
     seeds = range(FIRST_SEED, FIRST_SEED + images)
+    batches = draw(pipe, seeds, labels, protocol, drawn, **settings)
     if kind == "inception":
         network = load_inception(inception).to(pipe.device)
-        batches = pipe.batches(seeds, labels, batch_size=100, **settings)
         return measure_inception(batches, cached_reference(data.train, network), network, stamp, protocol)
     check(protocol == "round", f"protocol is {protocol!r}, which is Inception's; give --extractor inception too")
     train, test = data.train.held(HELD), data.test.held(HELD)
     return measure_small(
-        to_tensor(pipe(seeds, labels, batch_size=100, **settings)),
+        torch.cat(list(batches)),
         None if labels is None else torch.tensor(labels),
         train=train.images,
         test=test.images,
@@ -77,6 +81,17 @@ def evaluate(
         classifiers=[train_classifier(train.images, train.labels, seed, pipe.device) for seed in range(3)],
         stamp=stamp,
     )
+
+
+def draw(
+    pipe: Pipeline, seeds: Sequence[int], labels: Labels, protocol: str, drawn: Drawn | None, **settings: Any
+) -> Iterator[Tensor]:
+    """Images in batches of 100, (B, C, H, W): uint8 on the CPU, float for a protocol that rounds in its own way."""
+    if protocol == "adm":
+        return pipe.batches(seeds, labels, batch_size=100, **settings)
+    if drawn:
+        return drawn.batches(pipe, seeds, labels, batch_size=100, **settings)
+    return (to_uint8(x).cpu() for x in pipe.batches(seeds, labels, batch_size=100, **settings))
 
 
 def make_stamp(pipe: Pipeline, reference: Images, kind: str, images: int, settings: dict[str, Any]) -> Stamp:

@@ -3,7 +3,7 @@
 import json
 import logging
 import warnings
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,22 @@ from diffit_lib.tensors import best_device, best_precision, cpu_threads
 from diffit_lib.training import Clock, DiffusionModule, Progress, Report
 from diffit_lib.weights import build_denoiser
 
+FREE = {"images", "max_steps", "minutes", "report_minutes", "workers", "threads", "memory_gb", "checkpointing"}
+FREE |= {"sigma_min", "sigma_max"}  # these only matter in sampling; a run may change them as it goes on
 
-def train(recipe: Recipe, run: str | Path, data: Split | None = None, *, progress: bool = True) -> Path:
+
+def train(
+    recipe: Recipe,
+    run: str | Path,
+    data: Split | None = None,
+    *,
+    progress: bool = True,
+    after_report: Callable[[], None] = lambda: None,
+) -> Path:
     """Train `recipe` in the folder `run` and return the path of its weights.
 
-    Where the folder holds a checkpoint of this recipe, training goes on from it, to the bit on a CPU.
+    Where the folder holds a checkpoint of this recipe, training goes on from it, to the bit on a CPU. `after_report` is
+    called whenever a checkpoint and all that belongs to it lie in the folder.
     """
     run = Path(run)
     data = data or recipe_data(recipe)
@@ -47,14 +58,18 @@ def train(recipe: Recipe, run: str | Path, data: Split | None = None, *, progres
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # what it says at the start helps nobody here
     precision: Any = recipe.training.precision
     watch = Watch(data.train, best_device())
-    report = Report(checkpoint, partial(show, run=run, recipe=recipe, data=data, watch=watch))
+
+    def tell(module: DiffusionModule) -> None:
+        show(module, run=run, recipe=recipe, data=data, watch=watch)
+        after_report()
+
     trainer = pl.Trainer(
         accelerator="auto",
         devices=1,
         precision=precision,
         accumulate_grad_batches=recipe.training.accumulate,
         max_epochs=-1,
-        callbacks=[Clock(), *[Progress()] * progress, report],
+        callbacks=[Clock(), *[Progress()] * progress, Report(checkpoint, tell)],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -104,17 +119,25 @@ def resumed(recipe: Recipe, train: Images, run: Path) -> Recipe:
     if recipe.training.precision == "auto":
         recipe = recipe.override(precision=options.training.precision)
     recipe = resolve(recipe, train)
-    free = {"images", "max_steps", "minutes", "report_minutes", "workers", "threads", "memory_gb", "checkpointing"}
-    free |= {"sigma_min", "sigma_max"}  # these only matter in sampling
-    for part in ("network", "denoiser", "training"):
-        before, now = options.to_dict()[part], recipe.to_dict()[part]
-        for name in before:
-            if name not in free and before[name] != now[name]:
-                raise DiffitError(
-                    f"{run} was trained with {name}={before[name]}, not {now[name]}; "
-                    "set it back to go on, or train into another folder"
-                )
+    before, now = shaping(options), shaping(recipe)
+    for name in before:
+        if before[name] != now[name]:
+            raise DiffitError(
+                f"{run} was trained with {name}={before[name]}, not {now[name]}; "
+                "set it back to go on, or train into another folder"
+            )
     return recipe
+
+
+def shaping(recipe: Recipe) -> dict[str, Any]:
+    """The fields that decide what a run becomes, and so may not change when it goes on."""
+    parts = recipe.to_dict()
+    return {
+        name: value
+        for part in ("network", "denoiser", "training")
+        for name, value in parts[part].items()
+        if name not in FREE
+    }
 
 
 def check_readable(checkpoint: Path) -> None:

@@ -1,0 +1,127 @@
+"""A run folder's second home, which outlives the machine: two zip files, written by turns."""
+
+import os
+import shutil
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+from diffit_lib.colab import warn
+from diffit_lib.files import replacing, write_text
+
+NUMBER = "copy.txt"  # in the run folder: the number of its latest copy
+EVERY = 120.0  # seconds between two copies, at least
+
+
+class Backup:
+    """Copies of the folder `run` as NAME-a.zip and NAME-b.zip in `folder`; without a folder there are none.
+
+    A copy is written beside and renamed, and a zip ends in its directory, with a checksum of every file in it: a copy
+    that was cut off is not taken for whole, and the one before it still lies under the other name. A folder that
+    cannot be written, a full Drive say, is told once and stops nothing.
+    """
+
+    def __init__(self, run: str | Path, folder: str | Path | None, *, every: float = EVERY):
+        self.run, self.folder, self.every = Path(run), None if folder is None else Path(folder), every
+        self.last = -every  # when the last copy was made
+        self.problem: str | None = None  # why the latest copy could not be made
+
+    def __call__(self) -> None:
+        """Copy, unless the last copy is young."""
+        if time.monotonic() - self.last >= self.every:
+            self.save()
+
+    def save(self) -> None:
+        """Copy the run folder over the older of the two copies, or the damaged one."""
+        if self.folder is not None and self.run.is_dir():
+            self._attempt(self._save)
+
+    def hand_over(self, weights: Path) -> Path:
+        """Copy finished weights to NAME.safetensors; where they lie now, which is where they were if that fails."""
+        if self.folder is None:
+            return weights
+        target = self.folder / f"{self.run.name}{weights.suffix}"
+        self._attempt(lambda: copy(weights, target))
+        return weights if self.problem else target
+
+    def restore(self) -> bool:
+        """Bring the newest whole copy back, if it is newer than the run folder; whether it was."""
+        whole = self.copies()
+        newest = max(whole, key=lambda path: whole[path], default=None)
+        if newest is None or whole[newest] <= self.number():
+            return False
+        with zipfile.ZipFile(newest) as archive:
+            for name in archive.namelist():  # the checkpoint is the last but one, the number the last
+                with archive.open(name) as source, replacing(self.run / name) as beside, open(beside, "wb") as target:
+                    shutil.copyfileobj(source, target)
+        return True
+
+    def names(self) -> list[Path]:
+        """The two names, whether or not a copy lies there."""
+        return [] if self.folder is None else [self.folder / f"{self.run.name}-{turn}.zip" for turn in "ab"]
+
+    def copies(self) -> dict[Path, int]:
+        """The whole copies and their numbers: 1, 2, 3, ... in the order they were made."""
+        numbers = ((path, number_of(path)) for path in self.names())
+        return {path: number for path, number in numbers if number is not None}
+
+    def number(self) -> int:
+        """The number of the copy that the run folder itself was last copied to, or restored from; 0: none."""
+        path = self.run / NUMBER
+        return int(path.read_text()) if path.is_file() else 0
+
+    def _attempt(self, action: Callable[[], object]) -> None:
+        """Tell a folder that cannot be written once, in one red line."""
+        try:
+            action()
+            self.problem = None
+        except OSError as error:
+            if self.problem is None:
+                warn(f"{self.folder} takes no copy ({error.strerror or error}): this run lies in {self.run} alone")
+            self.problem = str(error)
+
+    def _save(self) -> None:
+        whole = self.copies()
+        number = max([self.number(), *whole.values()]) + 1
+        write_text(self.run / NUMBER, str(number))
+        path = min(self.names(), key=lambda path: whole.get(path, -1))
+        files = [file for file in self.run.rglob("*") if file.is_file() and ".part" not in file.suffixes]
+        order = ["last.ckpt", NUMBER]
+        files.sort(key=lambda file: (order.index(file.name) if file.name in order else -1, file))
+        with replacing(path) as beside:
+            with zipfile.ZipFile(beside, "w") as archive:
+                for file in files:
+                    archive.write(file, file.relative_to(self.run))
+                archive.comment = str(number).encode()
+            finish(beside, path)
+        self.last = time.monotonic()
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file, whole or not at all."""
+    with replacing(target) as beside:
+        shutil.copyfile(source, beside)
+        finish(beside, target)
+
+
+def finish(beside: Path, path: Path) -> None:
+    """Bring `beside` to the disk, and what it will replace out of the way.
+
+    Drive keeps what is replaced in its bin, where it goes on filling the quota: so it is emptied first.
+    """
+    with open(beside, "rb") as written:
+        os.fsync(written.fileno())
+    if path.exists():
+        old = path.replace(path.with_suffix(".old"))
+        os.truncate(old, 0)
+        old.unlink()
+
+
+def number_of(path: Path) -> int | None:
+    """The number of a copy; None where there is none, or not a whole one."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return int(archive.comment) if archive.testzip() is None else None
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return None

@@ -1,0 +1,197 @@
+"""What the notebooks' cells call to show things and to keep a run: faces of the tasks, no mathematics."""
+
+import base64
+import io
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from IPython.display import HTML, Image, display
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from diffit_lib.backup import Backup
+from diffit_lib.blocks import TMSA
+from diffit_lib.colab import offer_download, warn
+from diffit_lib.data import Images, Split
+from diffit_lib.errors import DiffitError
+from diffit_lib.extractors import load_inception
+from diffit_lib.files import READY_MADE
+from diffit_lib.pipeline import Pipeline
+from diffit_lib.plots import enlargement, tile, to_image
+from diffit_lib.recipe import Recipe
+from diffit_lib.stamp import Stamp
+from diffit_lib.tasks.demo import draw_grid
+from diffit_lib.tasks.drawn import Drawn
+from diffit_lib.tasks.evaluate import evaluate
+from diffit_lib.tasks.plan import ready_made
+from diffit_lib.tasks.train import shaping, train
+from diffit_lib.tensors import SeededNoise, best_device, derive_seed, to_float, to_uint8
+from diffit_lib.weights import build_denoiser, find_weights
+
+FIGURES = READY_MADE.parent / "images"
+PAPER = {"cifar10": 1.95, "ffhq64": 2.22}  # FID, table 2
+
+
+def png(thing: Figure | np.ndarray | Path) -> bytes:
+    """A figure, a uint8 picture (H, W, C) or a PNG file as the bytes of a PNG."""
+    if isinstance(thing, Path):
+        return thing.read_bytes()
+    data = io.BytesIO()
+    if isinstance(thing, Figure):
+        thing.savefig(data, format="png", dpi=110)
+    else:
+        to_image(thing).save(data, "PNG")
+    return data.getvalue()
+
+
+def img(thing: Figure | np.ndarray | Path, width: str = "") -> str:
+    """The same as an HTML element that holds all of it."""
+    style = f' style="width:{width}"' if width else ""
+    return f'<img{style} src="data:image/png;base64,{base64.b64encode(png(thing)).decode()}"/>'
+
+
+def show(*things: Figure | np.ndarray | Path | str) -> None:
+    """Show figures, uint8 pictures (H, W, C) and figures of the paper's blocks by name, one below the other."""
+    for thing in things:
+        display(Image(png(FIGURES / f"{thing}.png" if isinstance(thing, str) else thing)))
+
+
+def rows(columns: Sequence[Tensor]) -> np.ndarray:
+    """Columns of floats about [-1, 1], (B, C, H, W) each -> one picture with B rows."""
+    pictures = (
+        torch.stack([to_uint8(column) for column in columns], dim=1).movedim(2, -1).numpy()
+    )  # (B, columns, H, W, C)
+    flat = pictures.reshape(-1, *pictures.shape[2:])
+    return tile(flat, len(columns), scale=enlargement(flat))
+
+
+def examples(images: Images, each: int = 8) -> np.ndarray:
+    """The first images of each of the first ten classes, a row for a class; one picture."""
+    classes = range(min(10, len(images.class_names))) or [0]
+    chosen = torch.cat([(images.labels == label).nonzero()[:each, 0] for label in classes])
+    return rows(to_float(images.images[chosen]).unflatten(0, (len(classes), -1)).unbind(1))
+
+
+def attention_maps(pipe: Pipeline, sigma: float) -> Tensor:
+    """Attention of the first block in one window of a drawn image with noise of this level on it: (h, N, N)."""
+    maps: list[Tensor] = []
+    layer = next(module for module in pipe.denoiser.modules() if isinstance(module, TMSA))
+    hook = layer.register_forward_pre_hook(lambda layer, inputs: maps.append(layer.attention_map(*inputs[:2])))
+    with torch.no_grad():
+        clean = to_float(torch.from_numpy(pipe([0], batch_size=1)).movedim(-1, 1)).to(pipe.device)
+        maps.clear()
+        noise = SeededNoise([0], clean.shape[1:])().to(pipe.device)
+        pipe.denoiser(clean + sigma * noise, torch.tensor([sigma]), pipe.class_label([0], None))
+    hook.remove()
+    return maps[0][len(maps[0]) // 2].cpu()
+
+
+def open_run(recipe: Recipe, copies: Path | None, *, runs: str | Path = "runs") -> Backup:
+    """The run folder of a recipe, brought back from its copies where these are newer.
+
+    Its name holds what shapes the run: other settings are another run, and the same ones find it again.
+    """
+    name = f"{recipe.name}-{derive_seed(recipe.data, str(shaping(recipe))) % 16**6:06x}"
+    backup = Backup(Path(runs) / name, copies)
+    brought = backup.restore()
+    print(f"run: {backup.run}{', brought back from ' + str(copies) if brought else ''}; copies: {copies or 'none'}")
+    return backup
+
+
+def train_live(recipe: Recipe, data: Split, backup: Backup) -> Path:
+    """Train, or go on, under a curve and a grid of samples that follow; the weights, copied beside the run's copies."""
+    screen = display(HTML("<i>The curve and the first samples come with the first report.</i>"), display_id=True)
+
+    def look() -> None:
+        newest = max((backup.run / "samples").glob("*.png"))
+        screen.update(HTML(f"{img(backup.run / 'loss.png', '100%')}<br>{img(newest)}"))
+        backup()
+
+    weights = train(recipe, backup.run, data, after_report=look)
+    backup.save()
+    backup.hand_over(weights)
+    return weights
+
+
+def choose_weights(recipe: Recipe, run: Path, given: str = "") -> Path:
+    """The weights to go on with where nothing was trained: the given ones, else the run's own, else ready-made ones."""
+    own, ours = run / "weights.safetensors", ready_made(recipe.data)
+    if given:
+        return find_weights(given)
+    if own.is_file():
+        return own
+    if ours is None:
+        raise DiffitError(f"there are no weights for {recipe.data}; set IS_TRAIN, or PATH_WEIGHTS to a file of weights")
+    return ours
+
+
+def untrained(pipe: Pipeline) -> Pipeline:
+    """The same network before its first step of training."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(pipe.card.recipe.training.seed)
+        return Pipeline(build_denoiser(pipe.card.recipe), pipe.card, device=pipe.device, precision=pipe.precision)
+
+
+def measure(weights: Path, data: Split, backup: Backup, images: int = 0, **settings: Any) -> dict[str, Any]:
+    """The numbers of `evaluate`; what is drawn for them is kept, so that a broken-off measurement goes on.
+
+    Photographs are seen by Inception, which the field compares by, where its weights can be had. 0 images: 500 on a
+    CPU, 2,000 on a GPU.
+    """
+    extractor: Any = "classifier"
+    if data.train.images.shape[1] == 3:
+        try:
+            load_inception()
+            extractor = "inception"
+        except DiffitError as error:
+            warn(f"no FID: {error}")
+    images = images or (500 if best_device().type == "cpu" else 2000)
+    drawn = Drawn(backup.run / "drawn", backup)
+    try:
+        return evaluate(weights, data, images=images, extractor=extractor, drawn=drawn, **settings)
+    finally:
+        backup.save()
+
+
+def table(numbers: dict[str, Any], dataset: str) -> HTML:
+    """Measured numbers beside the paper's, and the stamp without which they mean nothing."""
+    paper = {"fid": f"{PAPER[dataset]} (n = 50,000)"} if dataset in PAPER else {}
+    rows = "".join(
+        f"<tr><td>{key.replace('_', ' ')}</td><td>{value:.3f}</td><td>{paper.get(key, '')}</td></tr>"
+        for key, value in numbers.items()
+        if isinstance(value, float)
+    )
+    notes = "".join(f"<li>{escape(note)}</li>" for note in numbers["warnings"])
+    head = "<tr><th>number</th><th>here</th><th>paper</th></tr>"
+    return HTML(f"<table>{head}{rows}</table><small>{escape(str(Stamp(**numbers['stamp'])))}</small><ul>{notes}</ul>")
+
+
+def closing_card(
+    pipe: Pipeline, weights: Path, backup: Backup, numbers: dict[str, Any] | None, **settings: Any
+) -> None:
+    """What there is in the end: before and after, the numbers, where the weights lie, a download, the next step."""
+    card, where = pipe.card, backup.hand_over(weights)
+    measured = table(numbers, card.recipe.data).data if numbers else "<p>IS_METRIC measures it.</p>"
+    pictures = "".join(
+        f"<figure style='margin:0 1em 0 0'>{img(draw_grid(each, **settings), '20em')}<figcaption>{name}</figcaption></figure>"
+        for name, each in (("before: an untrained network", untrained(pipe)), ("after", pipe))
+    )
+    step = "TRAIN_MINUTES: the run goes on from where it stands"
+    if pipe.device.type == "cpu":
+        step = "a GPU: CIFAR-10 takes the digits' place"
+    if weights.parent != backup.run:
+        step = "IS_TRAIN: weights of your own"
+    facts = f"{card.images_seen:,} images in {card.minutes:.1f} minutes on {escape(card.device)}"
+    display(
+        HTML(
+            "<div style='border:1px solid #999;border-radius:8px;padding:1em;max-width:46em'>"
+            f"<h3 style='margin-top:0'>{escape(card.recipe.name)}, trained on {facts}</h3>"
+            f"<div style='display:flex;flex-wrap:wrap'>{pictures}</div>{measured}"
+            f"<p><b>Weights:</b> <code>{escape(str(where))}</code></p><p><b>Next:</b> {step}.</p></div>"
+        )
+    )
+    offer_download(weights)

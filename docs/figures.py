@@ -1,0 +1,194 @@
+"""Draws the figures of the paper's bricks into images/: `make figures`. The numbers are those of the presets."""
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Rectangle
+
+from diffit_lib.plots import write_figure
+from diffit_lib.presets import preset
+
+IMAGES = Path(__file__).resolve().parent.parent / "images"
+SPACE, TIME, PLAIN, INK = "#4c78a8", "#e07b39", "#f1efe9", "#2b2b2b"  # spatial tokens, the time token, operations
+SOFT = {SPACE: "#dbe6f2", TIME: "#fbe5d6", PLAIN: PLAIN}
+
+
+def canvas(width: float, height: float) -> tuple[Figure, Axes]:
+    """An empty figure whose units are inches."""
+    figure = Figure(figsize=(width, height))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, width), ylim=(0, height), aspect="equal")
+    axes.axis("off")
+    return figure, axes
+
+
+def box(axes: Axes, x: float, y: float, text: str, color: str = PLAIN, width: float = 1.0, height: float = 0.56) -> None:
+    """A named operation, centred at (x, y)."""
+    corner = (x - width / 2, y - height / 2)
+    edge = INK if color == PLAIN else color
+    shape = FancyBboxPatch(
+        corner, width, height, boxstyle="round,pad=0,rounding_size=0.09", facecolor=SOFT[color], edgecolor=edge, lw=1.3
+    )
+    axes.add_patch(shape)
+    axes.text(x, y, text, ha="center", va="center", fontsize=11, color=INK)
+
+
+def plus(axes: Axes, x: float, y: float, sign: str = "$+$") -> None:
+    """A sum."""
+    axes.add_patch(Circle((x, y), 0.15, facecolor="white", edgecolor=INK, lw=1.3, zorder=3))
+    axes.text(x, y - 0.005, sign, ha="center", va="center", fontsize=12, color=INK, zorder=4)
+
+
+def arrow(axes: Axes, *points: tuple[float, float], color: str = INK) -> None:
+    """A line through points; the last piece ends in an arrow head."""
+    for start, end in zip(points[:-2], points[1:-1], strict=True):
+        axes.plot(*zip(start, end, strict=True), color=color, lw=1.3, solid_capstyle="round")
+    style: dict[str, Any] = {"arrowstyle": "-|>", "mutation_scale": 11, "shrinkA": 0, "shrinkB": 0}
+    axes.add_patch(FancyArrowPatch(points[-2], points[-1], color=color, lw=1.3, **style))
+
+
+def token(axes: Axes, x: float, y: float, text: str, color: str) -> None:
+    """The name of a tensor that goes in or comes out."""
+    axes.text(x, y, text, ha="center", va="center", fontsize=14, color=color)
+
+
+def diffit_block() -> Figure:
+    """Equations 7 and 8."""
+    figure, axes = canvas(9.2, 2.3)
+    y, over = 0.95, 1.75
+    places = {"LN": 1.65, "TMSA": 3.0, "+1": 4.15, "LN ": 5.2, "MLP": 6.45, "+2": 7.55}
+    token(axes, 0.35, y, r"$\mathbf{x}_s$", SPACE)
+    token(axes, 3.0, 0.18, r"time token $\mathbf{x}_t$", TIME)
+    token(axes, 8.65, y, r"$\mathbf{x}_s'$", SPACE)
+    for name, x in places.items():
+        if name[0] == "+":
+            plus(axes, x, y)
+        else:
+            box(axes, x, y, name.strip(), TIME if name == "TMSA" else PLAIN, width=0.95)
+    arrow(axes, (0.6, y), (1.17, y))
+    arrow(axes, (2.13, y), (2.52, y))
+    arrow(axes, (3.48, y), (4.0, y))
+    arrow(axes, (4.3, y), (4.72, y))
+    arrow(axes, (5.68, y), (5.97, y))
+    arrow(axes, (6.93, y), (7.4, y))
+    arrow(axes, (7.7, y), (8.35, y))
+    arrow(axes, (3.0, 0.36), (3.0, 0.66), color=TIME)
+    for start, end in ((0.85, 4.15), (4.5, 7.55)):
+        arrow(axes, (start, y), (start, over), (end, over), (end, y + 0.16))
+    axes.text(4.57, y - 0.27, r"$\hat{\mathbf{x}}_s$", fontsize=12, color=SPACE, ha="center")
+    return figure
+
+
+def tmsa() -> Figure:
+    """Equations 3 to 6."""
+    figure, axes = canvas(10.2, 4.3)
+    rows = {"q": 3.35, "k": 2.25, "v": 1.15}
+    left = Rectangle((0.25, 1.75), 1.0, 1.0, facecolor=SOFT[SPACE], edgecolor=SPACE, lw=1.3)
+    axes.add_patch(left)
+    for k in range(1, 4):
+        axes.plot([0.25 + k / 4] * 2, [1.75, 2.75], color=SPACE, lw=0.8)
+        axes.plot([0.25, 1.25], [1.75 + k / 4] * 2, color=SPACE, lw=0.8)
+    token(axes, 0.75, 3.0, r"$\mathbf{x}_s$", SPACE)
+    axes.text(0.75, 1.55, "tokens of\none window", ha="center", va="top", fontsize=9, color=SPACE)
+    axes.add_patch(Rectangle((4.13, 0.12), 0.25, 0.25, facecolor=SOFT[TIME], edgecolor=TIME, lw=1.3))
+    axes.text(4.5, 0.24, r"$\mathbf{x}_t$, one time token for all", va="center", fontsize=11, color=TIME)
+    axes.plot([1.25, 1.55], [2.25, 2.25], color=SPACE, lw=1.3)
+    axes.plot([1.55, 1.55], [rows["v"], rows["q"]], color=SPACE, lw=1.3)
+    axes.plot([4.25, 4.25], [0.37, rows["q"] - 0.42], color=TIME, lw=1.3)
+    for name, y in rows.items():
+        box(axes, 2.25, y, f"$W_{{{name}s}}$", SPACE, width=0.8)
+        box(axes, 3.55, y - 0.42, f"$W_{{{name}t}}$", TIME, width=0.8, height=0.4)
+        arrow(axes, (1.55, y), (1.85, y), color=SPACE)
+        arrow(axes, (4.25, y - 0.42), (3.95, y - 0.42), color=TIME)
+        plus(axes, 2.98, y)
+        axes.plot([2.65, 2.83], [y, y], color=SPACE, lw=1.3)
+        arrow(axes, (3.15, y - 0.42), (2.98, y - 0.42), (2.98, y - 0.15), color=TIME)
+        axes.plot([3.13, 4.75], [y, y], color=INK, lw=1.3)
+        axes.text(4.62, y + 0.16, f"$\\mathbf{{{name}}}_s$", fontsize=13, ha="center", color=INK)
+    middle = (rows["q"] + rows["k"]) / 2
+    box(axes, 5.95, middle, r"$QK^\top/\sqrt{d}$", width=1.3)
+    arrow(axes, (4.75, rows["q"]), (5.95, rows["q"]), (5.95, middle + 0.28))
+    arrow(axes, (4.75, rows["k"]), (5.95, rows["k"]), (5.95, middle - 0.28))
+    plus(axes, 7.0, middle)
+    arrow(axes, (6.6, middle), (6.85, middle))
+    axes.text(7.0, middle + 0.78, "$B$, by relative\nposition", ha="center", va="center", fontsize=9.5, color=INK)
+    arrow(axes, (7.0, middle + 0.52), (7.0, middle + 0.15))
+    box(axes, 7.95, middle, "softmax", width=1.05)
+    arrow(axes, (7.15, middle), (7.42, middle))
+    plus(axes, 8.8, rows["v"], r"$\times$")
+    arrow(axes, (8.48, middle), (8.8, middle), (8.8, rows["v"] + 0.15))
+    arrow(axes, (4.75, rows["v"]), (8.65, rows["v"]))
+    arrow(axes, (8.95, rows["v"]), (9.35, rows["v"]))
+    axes.text(9.42, rows["v"], "output", va="center", fontsize=11, color=INK)
+    return figure
+
+
+def resblock() -> Figure:
+    """Equations 9 and 10."""
+    figure, axes = canvas(9.2, 2.3)
+    y, over = 0.95, 1.75
+    token(axes, 0.35, y, r"$\mathbf{x}_s$", SPACE)
+    token(axes, 8.8, y, r"$\mathbf{x}_s'$", SPACE)
+    token(axes, 6.25, 0.18, r"time token $\mathbf{x}_t$", TIME)
+    for x, text in ((1.65, "GN"), (2.95, "Swish"), (4.3, r"Conv $3\times3$")):
+        box(axes, x, y, text, width=0.9 if x < 4 else 1.2)
+    box(axes, 6.25, y, "DiffiT block", TIME, width=1.5)
+    plus(axes, 7.75, y)
+    for start, end in ((0.6, 1.2), (2.1, 2.5), (3.4, 3.7), (4.9, 5.5), (7.0, 7.6), (7.9, 8.5)):
+        arrow(axes, (start, y), (end, y))
+    axes.text(5.2, y + 0.17, r"$\hat{\mathbf{x}}_s$", fontsize=12, color=SPACE, ha="center")
+    arrow(axes, (6.25, 0.36), (6.25, 0.66), color=TIME)
+    arrow(axes, (0.85, y), (0.85, over), (7.75, over), (7.75, y + 0.16))
+    axes.text(4.3, over + 0.12, r"a $1\times1$ convolution where the channels change", fontsize=9.5, ha="center", color=INK)
+    return figure
+
+
+def u_shape(name: str = "cifar10") -> Figure:
+    """Figure 4 with the levels of a preset."""
+    network = preset(name).network
+    levels = list(zip(network.map_sizes, network.channels, strict=True))
+    figure, axes = canvas(10.2, 1.35 * len(levels) + 0.95)
+    top, width, step = 1.35 * len(levels) + 0.2, 2.0, 1.35
+    middle, spread = 5.1, 2.15
+    for level, ((height, side), channels) in enumerate(levels):
+        y, bottom = top - level * step, level == len(levels) - 1
+        inward = 0.45 * level
+        text = f"{network.num_blocks} ResBlocks\n{height}$\\times${side}$\\times${channels}"
+        places = [middle] if bottom else [middle - spread + inward, middle + spread - inward]
+        for x in places:
+            box(axes, x, y, text, TIME, width=width, height=0.75)
+        if bottom:
+            continue
+        left, right = places
+        arrow(axes, (left + width / 2, y), (right - width / 2, y), color=SPACE)
+        axes.text(middle, y + 0.1, "skip, concatenated" if level == 0 else "skip", ha="center", fontsize=9.5, color=SPACE)
+        below = middle if level == len(levels) - 2 else None
+        down = left if below is None else middle - 0.7
+        up = right if below is None else middle + 0.7
+        for x, label, upwards in ((down, "down", False), (up, "up", True)):
+            ends = [(x, y - 0.375), (x, y - step + 0.375)]
+            start_x = left if not upwards else right
+            if below is not None:
+                ends = [(start_x, y - 0.375), (start_x, y - step), (middle + (1 if upwards else -1) * width / 2, y - step)]
+            arrow(axes, *(ends[::-1] if upwards else ends))
+            side_x = start_x if below is not None else x
+            axes.text(side_x + (0.12 if upwards else -0.12), y - step / 2 + 0.02, label, fontsize=9.5, color=INK,
+                      ha="left" if upwards else "right", va="center")
+    first, last = middle - spread, middle + spread
+    box(axes, 1.35, top, f"tokenizer\nConv $3\\times3$", width=1.15, height=0.62)
+    box(axes, 8.85, top, f"head: GN, Swish,\nConv $3\\times3$", width=1.45, height=0.62)
+    arrow(axes, (0.55, top), (0.775, top))
+    arrow(axes, (1.925, top), (first - width / 2, top))
+    arrow(axes, (last + width / 2, top), (8.125, top))
+    arrow(axes, (9.575, top), (9.8, top))
+    axes.text(0.3, top, "noisy\nimage", ha="center", va="center", fontsize=9.5, color=SPACE)
+    axes.text(9.98, top, "$F$", ha="center", va="center", fontsize=12, color=SPACE)
+    axes.text(0.3, 0.42, f"one time token, from the noise level,\nenters every ResBlock", fontsize=10, color=TIME, va="center")
+    return figure
+
+
+if __name__ == "__main__":
+    for draw in (diffit_block, tmsa, resblock, u_shape):
+        write_figure(IMAGES / f"{draw.__name__}.png", draw())
