@@ -33,7 +33,7 @@ from diffit_lib.tensors import SeededNoise, best_device, derive_seed, to_float, 
 from diffit_lib.weights import build_denoiser, find_weights
 
 FIGURES = READY_MADE.parent / "images"
-PAPER = {"cifar10": 1.95, "ffhq64": 2.22}  # FID, table 2
+PAPER = {"CIFAR-10": 1.95, "FFHQ-64": 2.22}  # FID, table 2
 
 
 def png(thing: Figure | np.ndarray | Path) -> bytes:
@@ -62,9 +62,7 @@ def show(*things: Figure | np.ndarray | Path | str) -> None:
 
 def rows(columns: Sequence[Tensor]) -> np.ndarray:
     """Columns of floats about [-1, 1], (B, C, H, W) each -> one picture with B rows."""
-    pictures = (
-        torch.stack([to_uint8(column) for column in columns], dim=1).movedim(2, -1).numpy()
-    )  # (B, columns, H, W, C)
+    pictures = torch.stack([to_uint8(column) for column in columns], dim=1).movedim(2, -1).numpy()
     flat = pictures.reshape(-1, *pictures.shape[2:])
     return tile(flat, len(columns), scale=enlargement(flat))
 
@@ -157,17 +155,13 @@ def measure(weights: Path, data: Split, backup: Backup, images: int = 0, **setti
         backup.save()
 
 
-def table(numbers: dict[str, Any], dataset: str) -> HTML:
+def table(numbers: dict[str, Any]) -> HTML:
     """Measured numbers beside the paper's, and the stamp without which they mean nothing."""
-    paper = {"fid": f"{PAPER[dataset]} (n = 50,000)"} if dataset in PAPER else {}
-    rows = "".join(
-        f"<tr><td>{key.replace('_', ' ')}</td><td>{value:.3f}</td><td>{paper.get(key, '')}</td></tr>"
-        for key, value in numbers.items()
-        if isinstance(value, float)
-    )
+    rows = [(key.replace("_", " "), value) for key, value in numbers.items() if isinstance(value, float)]
+    rows += [(f"FID of the paper on {name}, n = 50,000", value) for name, value in PAPER.items()]
+    cells = "".join(f"<tr><td>{escape(name)}</td><td>{value:.3f}</td></tr>" for name, value in rows)
     notes = "".join(f"<li>{escape(note)}</li>" for note in numbers["warnings"])
-    head = "<tr><th>number</th><th>here</th><th>paper</th></tr>"
-    return HTML(f"<table>{head}{rows}</table><small>{escape(str(Stamp(**numbers['stamp'])))}</small><ul>{notes}</ul>")
+    return HTML(f"<table>{cells}</table><small>{escape(str(Stamp(**numbers['stamp'])))}</small><ul>{notes}</ul>")
 
 
 def closing_card(
@@ -175,9 +169,10 @@ def closing_card(
 ) -> None:
     """What there is in the end: before and after, the numbers, where the weights lie, a download, the next step."""
     card, where = pipe.card, backup.hand_over(weights)
-    measured = table(numbers, card.recipe.data).data if numbers else "<p>IS_METRIC measures it.</p>"
+    measured = table(numbers).data if numbers else "<p>IS_METRIC measures it.</p>"
     pictures = "".join(
-        f"<figure style='margin:0 1em 0 0'>{img(draw_grid(each, **settings), '20em')}<figcaption>{name}</figcaption></figure>"
+        f"<figure style='margin:0 1em 0 0'>{img(draw_grid(each, **settings), '20em')}"
+        f"<figcaption>{name}</figcaption></figure>"
         for name, each in (("before: an untrained network", untrained(pipe)), ("after", pipe))
     )
     step = "TRAIN_MINUTES: the run goes on from where it stands"

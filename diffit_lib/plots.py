@@ -83,7 +83,7 @@ def level_curves(losses: dict[str, dict[float, float]]) -> Figure:
     axes = figure.subplots()
     for name, curve in losses.items():
         axes.plot(list(curve), list(curve.values()), marker="o", label=name)
-    axes.set(xscale="log", yscale="log", xlabel="noise level sigma", ylabel="weighted denoising loss")
+    axes.set(xscale="log", ylim=(0, None), xlabel="noise level sigma", ylabel="weighted denoising loss")
     axes.legend()
     return figure
 
@@ -95,10 +95,12 @@ def attention_figure(maps: dict[str, Any]) -> Figure:
     grid = figure.subplots(len(maps), heads, squeeze=False)
     top = max(float(each.max()) for each in maps.values())
     for row, (name, each) in zip(grid, maps.items(), strict=True):
-        for head, (axes, weights) in enumerate(zip(row, each, strict=True)):
+        for axes, weights in zip(row, each, strict=True):
             shown = axes.imshow(weights, vmin=0, vmax=top, cmap="magma")
-            axes.set(xticks=[], yticks=[], title=f"head {head + 1}" if row is grid[0] else "")
+            axes.set(xticks=[], yticks=[])
         row[0].set_ylabel(name)
+    for head, axes in enumerate(grid[0], start=1):
+        axes.set_title(f"head {head}")
     figure.colorbar(shown, ax=grid, shrink=0.8, label="attention")
     return figure
 

@@ -24,7 +24,9 @@ def canvas(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def box(axes: Axes, x: float, y: float, text: str, color: str = PLAIN, width: float = 1.0, height: float = 0.56) -> None:
+def box(
+    axes: Axes, x: float, y: float, text: str, color: str = PLAIN, width: float = 1.0, height: float = 0.56
+) -> None:
     """A named operation, centred at (x, y)."""
     corner = (x - width / 2, y - height / 2)
     edge = INK if color == PLAIN else color
@@ -141,51 +143,47 @@ def resblock() -> Figure:
     axes.text(5.2, y + 0.17, r"$\hat{\mathbf{x}}_s$", fontsize=12, color=SPACE, ha="center")
     arrow(axes, (6.25, 0.36), (6.25, 0.66), color=TIME)
     arrow(axes, (0.85, y), (0.85, over), (7.75, over), (7.75, y + 0.16))
-    axes.text(4.3, over + 0.12, r"a $1\times1$ convolution where the channels change", fontsize=9.5, ha="center", color=INK)
+    axes.text(
+        4.3, over + 0.12, r"a $1\times1$ convolution where the channels change", fontsize=9.5, ha="center", color=INK
+    )
     return figure
 
 
 def u_shape(name: str = "cifar10") -> Figure:
     """Figure 4 with the levels of a preset."""
     network = preset(name).network
-    levels = list(zip(network.map_sizes, network.channels, strict=True))
-    figure, axes = canvas(10.2, 1.35 * len(levels) + 0.95)
-    top, width, step = 1.35 * len(levels) + 0.2, 2.0, 1.35
-    middle, spread = 5.1, 2.15
-    for level, ((height, side), channels) in enumerate(levels):
-        y, bottom = top - level * step, level == len(levels) - 1
-        inward = 0.45 * level
-        text = f"{network.num_blocks} ResBlocks\n{height}$\\times${side}$\\times${channels}"
-        places = [middle] if bottom else [middle - spread + inward, middle + spread - inward]
-        for x in places:
-            box(axes, x, y, text, TIME, width=width, height=0.75)
-        if bottom:
-            continue
-        left, right = places
-        arrow(axes, (left + width / 2, y), (right - width / 2, y), color=SPACE)
-        axes.text(middle, y + 0.1, "skip, concatenated" if level == 0 else "skip", ha="center", fontsize=9.5, color=SPACE)
-        below = middle if level == len(levels) - 2 else None
-        down = left if below is None else middle - 0.7
-        up = right if below is None else middle + 0.7
-        for x, label, upwards in ((down, "down", False), (up, "up", True)):
-            ends = [(x, y - 0.375), (x, y - step + 0.375)]
-            start_x = left if not upwards else right
-            if below is not None:
-                ends = [(start_x, y - 0.375), (start_x, y - step), (middle + (1 if upwards else -1) * width / 2, y - step)]
-            arrow(axes, *(ends[::-1] if upwards else ends))
-            side_x = start_x if below is not None else x
-            axes.text(side_x + (0.12 if upwards else -0.12), y - step / 2 + 0.02, label, fontsize=9.5, color=INK,
-                      ha="left" if upwards else "right", va="center")
-    first, last = middle - spread, middle + spread
-    box(axes, 1.35, top, f"tokenizer\nConv $3\\times3$", width=1.15, height=0.62)
-    box(axes, 8.85, top, f"head: GN, Swish,\nConv $3\\times3$", width=1.45, height=0.62)
-    arrow(axes, (0.55, top), (0.775, top))
-    arrow(axes, (1.925, top), (first - width / 2, top))
-    arrow(axes, (last + width / 2, top), (8.125, top))
-    arrow(axes, (9.575, top), (9.8, top))
-    axes.text(0.3, top, "noisy\nimage", ha="center", va="center", fontsize=9.5, color=SPACE)
-    axes.text(9.98, top, "$F$", ha="center", va="center", fontsize=12, color=SPACE)
-    axes.text(0.3, 0.42, f"one time token, from the noise level,\nenters every ResBlock", fontsize=10, color=TIME, va="center")
+    sizes = zip(network.map_sizes, network.channels, strict=True)
+    step, middle, half = 1.35, 5.95, 1.0  # between levels; of the figure; of a box's width
+    bottom = len(network.channels) - 1
+    top = step * bottom + 0.9
+    figure, axes = canvas(2 * middle, top + 0.6)
+    for level, ((height, width), channels) in enumerate(sizes):
+        y, reach = top - level * step, 0 if level == bottom else 2.6 - 0.45 * level
+        text = f"{network.num_blocks} ResBlocks\n{height}$\\times${width}$\\times${channels}"
+        for x in {middle - reach, middle + reach}:
+            box(axes, x, y, text, TIME, width=2 * half, height=0.75)
+        if level == bottom:
+            break
+        left, right = middle - reach, middle + reach
+        arrow(axes, (left + half, y), (right - half, y), color=SPACE)
+        axes.text(middle, y + 0.1, "skip, concatenated", ha="center", fontsize=9.5, color=SPACE)
+        axes.text(left - 0.12, y - step / 2, "down", ha="right", va="center", fontsize=9.5, color=INK)
+        axes.text(right + 0.12, y - step / 2, "up", va="center", fontsize=9.5, color=INK)
+        if level + 1 < bottom:
+            arrow(axes, (left, y - 0.375), (left, y - step + 0.375))
+            arrow(axes, (right, y - step + 0.375), (right, y - 0.375))
+        else:
+            arrow(axes, (left, y - 0.375), (left, y - step), (middle - half, y - step))
+            arrow(axes, (middle + half, y - step), (right, y - step), (right, y - 0.375))
+    box(axes, 1.45, top, "tokenizer\nConv $3\\times3$", width=1.2, height=0.62)
+    box(axes, 10.45, top, "GN, Swish,\nConv $3\\times3$", width=1.2, height=0.62)
+    for start, end in ((0.6, 0.85), (2.05, 2.35), (9.55, 9.85), (11.05, 11.3)):
+        arrow(axes, (start, top), (end, top))
+    axes.text(0.32, top, "noisy\nimage", ha="center", va="center", fontsize=9.5, color=SPACE)
+    token(axes, 11.5, top, "$F$", SPACE)
+    axes.text(
+        0.1, 0.4, "one time token, from the noise level,\nenters every ResBlock", fontsize=10, color=TIME, va="center"
+    )
     return figure
 
 
