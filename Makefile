@@ -2,12 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install demo test test-all lint
+.PHONY: help install demo test test-all lint figures colab
 
 help:
 	@echo "make demo      train DiffiT on real digits, in minutes on a CPU, into runs/demo/"
 	@echo "make test      lint, types and all quick tests"
 	@echo "make test-all  the slow tests too"
+	@echo "make figures   draw the figures of README and notebooks into images/"
+	@echo "make colab     pack what Colab needs into dist/diffit_colab.zip"
 
 install: .venv/installed
 
@@ -29,3 +31,9 @@ test: lint
 
 test-all: lint
 	@$(BIN)/python -m pytest
+
+figures: install
+	@$(BIN)/python docs/figures.py
+
+colab: install
+	@$(BIN)/python docs/pack_colab.py dist/diffit_colab.zip

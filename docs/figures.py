@@ -1,5 +1,6 @@
 """Draws the figures of the paper's bricks into images/: `make figures`. The numbers are those of the presets."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def plus(axes: Axes, x: float, y: float, sign: str = "$+$") -> None:
 
 def arrow(axes: Axes, *points: tuple[float, float], color: str = INK) -> None:
     """A line through points; the last piece ends in an arrow head."""
-    for start, end in zip(points[:-2], points[1:-1], strict=True):
+    for start, end in pairwise(points[:-1]):
         axes.plot(*zip(start, end, strict=True), color=color, lw=1.3, solid_capstyle="round")
     style: dict[str, Any] = {"arrowstyle": "-|>", "mutation_scale": 11, "shrinkA": 0, "shrinkB": 0}
     axes.add_patch(FancyArrowPatch(points[-2], points[-1], color=color, lw=1.3, **style))

@@ -1,0 +1,188 @@
+"""A run's copies: by turns, never half, found again, and no reason to stop when they cannot be made."""
+
+import errno
+import os
+import shutil
+
+import pytest
+
+from diffit_lib import backup as module
+from diffit_lib.backup import Backup
+
+
+def write(run, text):
+    """A run folder whose files all hold `text`."""
+    for name in ("last.ckpt", "metrics.csv", "samples/1.png"):
+        path = run / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def content(run):
+    """What the files of a run hold."""
+    return {path.relative_to(run).as_posix(): path.read_text() for path in run.rglob("*") if path.is_file()}
+
+
+def of(text, number):
+    """What they hold once `write(run, text)` was copied as this number."""
+    return {"last.ckpt": text, "metrics.csv": text, "samples/1.png": text, "copy.txt": str(number)}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run folder."""
+    write(tmp_path / "local" / "run", "one")
+    return tmp_path / "local" / "run"
+
+
+@pytest.fixture
+def drive(tmp_path):
+    """Where copies go."""
+    return tmp_path / "drive"
+
+
+@pytest.fixture
+def saved(run, drive):
+    """Copies of a run that held "one", then "two", then "three"; the machine is lost."""
+    for text in ("one", "two", "three"):
+        write(run, text)
+        Backup(run, drive).save()
+    shutil.rmtree(run.parent)
+    return Backup(run, drive)
+
+
+class TestSaving:
+    def test_takes_two_names_by_turns(self, run, drive):
+        backup = Backup(run, drive)
+        seen = []
+        for _ in range(4):
+            backup.save()
+            seen.append(sorted((path.name, number) for path, number in backup.copies().items()))
+        assert seen == [
+            [("run-a.zip", 1)],
+            [("run-a.zip", 1), ("run-b.zip", 2)],
+            [("run-a.zip", 3), ("run-b.zip", 2)],
+            [("run-a.zip", 3), ("run-b.zip", 4)],
+        ]
+        assert {path.name for path in drive.iterdir()} == {"run-a.zip", "run-b.zip"}
+
+    def test_copy_is_made_at_once_and_then_not_until_it_is_old(self, run, drive, monkeypatch):
+        now = 1000.0
+        monkeypatch.setattr(module.time, "monotonic", lambda: now)
+        backup = Backup(run, drive, every=60)
+        numbers = []
+        for now in (1000.0, 1059.0, 1061.0, 1100.0, 1122.0):  # noqa: B007, the clock reads it
+            backup()
+            numbers.append(backup.number())
+        assert numbers == [1, 1, 2, 2, 3]
+
+    def test_what_is_replaced_is_emptied_before_it_goes_to_the_bin(self, run, drive):
+        backup = Backup(run, drive)
+        backup.save()
+        os.link(drive / "run-a.zip", drive / "bin")
+        backup.save()
+        assert (drive / "bin").stat().st_size > 0
+        backup.save()
+        assert (drive / "bin").stat().st_size == 0
+
+    def test_without_a_folder_nothing_is_copied(self, run):
+        backup = Backup(run, None)
+        backup()
+        assert not backup.restore()
+        assert backup.hand_over(run / "last.ckpt") == run / "last.ckpt"
+        assert "copy.txt" not in content(run)
+
+    def test_half_written_files_of_the_run_are_left_out(self, run, drive):
+        (run / ".weights.1234.part.safetensors").write_text("half")
+        Backup(run, drive).save()
+        shutil.rmtree(run)
+        assert Backup(run, drive).restore()
+        assert content(run) == of("one", 1)
+
+
+class TestRestoring:
+    def test_brings_back_the_newest(self, saved):
+        assert saved.restore()
+        assert content(saved.run) == of("three", 3)
+        assert not saved.restore()
+
+    @pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.99])
+    def test_copy_that_was_cut_off_is_not_taken_for_whole(self, saved, share):
+        newest = saved.folder / "run-a.zip"
+        os.truncate(newest, int(newest.stat().st_size * share))
+        assert saved.restore()
+        assert content(saved.run) == of("two", 2)
+        saved.save()
+        assert set(saved.copies().values()) == {2, 3}  # over the damaged one
+
+    def test_copy_with_a_changed_byte_is_not_taken_for_whole(self, saved):
+        newest = saved.folder / "run-a.zip"
+        data = newest.read_bytes()
+        newest.write_bytes(data.replace(b"three", b"thr3e", 1))
+        assert saved.restore()
+        assert content(saved.run) == of("two", 2)
+
+    def test_two_damaged_copies_are_none(self, saved):
+        for path in saved.names():
+            path.write_bytes(b"PK")
+        assert not saved.restore()
+        assert not saved.run.exists()
+
+    def test_run_that_went_on_after_its_copy_is_left_alone(self, run, drive):
+        Backup(run, drive).save()
+        write(run, "later")
+        assert not Backup(run, drive).restore()
+        assert content(run) == of("later", 1)
+
+    def test_run_that_went_on_elsewhere_is_brought_up_to_date(self, run, drive, tmp_path):
+        Backup(run, drive).save()
+        elsewhere = Backup(tmp_path / "elsewhere" / "run", drive)
+        elsewhere.restore()
+        write(elsewhere.run, "later")
+        elsewhere.save()
+        assert Backup(run, drive).restore()
+        assert content(run) == of("later", 2)
+
+    def test_checkpoint_comes_last_but_the_number(self, saved, monkeypatch):
+        order = []
+        replacing = module.replacing
+        monkeypatch.setattr(module, "replacing", lambda path: order.append(path.name) or replacing(path))
+        saved.restore()
+        assert order[-2:] == ["last.ckpt", "copy.txt"]
+
+
+class TestTrouble:
+    def test_kill_in_mid_copy_leaves_the_copies_before(self, saved, monkeypatch):
+        saved.restore()
+        write(saved.run, "four")
+
+        def die(fd):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(module.os, "fsync", die)
+            saved.save()
+        assert set(saved.copies().values()) == {2, 3}
+        shutil.rmtree(saved.run)
+        Backup(saved.run, saved.folder).restore()
+        assert content(saved.run) == of("three", 3)
+
+    def test_full_folder_is_told_once_in_red_and_stops_nothing(self, saved, monkeypatch, capsys):
+        saved.restore()
+
+        def full(fd):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module.os, "fsync", full)
+            saved.save()
+            saved.save()
+            assert saved.hand_over(saved.run / "last.ckpt") == saved.run / "last.ckpt"
+        told = capsys.readouterr().out
+        assert told.startswith("\033[31m")
+        assert told.count("No space left on device") == told.count("\n") == 1
+        assert {path.name for path in saved.folder.iterdir()} == {"run-a.zip", "run-b.zip"}
+        saved.save()
+        assert saved.problem is None
+        assert saved.hand_over(saved.run / "last.ckpt") == saved.folder / "run.ckpt"
+        assert (saved.folder / "run.ckpt").read_text() == "three"

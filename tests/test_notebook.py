@@ -1,0 +1,203 @@
+"""The notebooks run from top to bottom: with everything on and off, in Colab and out of it, through disconnects."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import threading
+import time
+import zipfile
+
+import nbformat
+import pytest
+from nbclient.exceptions import DeadKernelError
+from notebooks import ROOT, SMALL, client, printed, read, red, shown
+from pack_colab import pack
+from safetensors.torch import load_file
+
+from diffit_lib.backup import number_of
+
+IMAGE = ROOT / "DiffiT_Image_Space_Architecture.ipynb"
+SETTINGS = {"DATASET": "digits", "TRAIN_MINUTES": 60, "METRIC_SAMPLES": 40, "OVERRIDES": SMALL}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def environment():
+    """What running kernels changes in the environment is undone."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Where the classifiers are kept from one run to the next."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory, cache):
+    """All on, on a machine that is not Colab: the notebook as it ran, and its folder."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    notebook = client(read(IMAGE, folder / "drive", **SETTINGS), folder, cache).execute()
+    return notebook, folder
+
+
+def weights(folder):
+    """The tensors of the only run below a folder."""
+    (path,) = folder.glob("runs/*/weights.safetensors")
+    return load_file(path)
+
+
+class TestAllOn:
+    def test_shows_pictures_numbers_and_one_card(self, unbroken):
+        notebook, folder = unbroken
+        assert len(shown(notebook, "image/png")) == 11
+        assert red(notebook) == []
+        tables = shown(notebook, "text/html")
+        assert sum("FID of the paper on CIFAR-10" in html for html in tables) == 2  # in its section and on the card
+        card = next(html for html in tables if "before: an untrained network" in html)
+        assert card.count("<img") == 2
+        (run,) = (folder / "runs").iterdir()
+        assert f"<code>runs/{run.name}/weights.safetensors</code>" in card
+        assert "n = 40 is small" in card
+
+    def test_equations_by_hand_agree_with_the_layer(self, unbroken):
+        assert float(re.search(r"largest difference: (\S+)", printed(unbroken[0]))[1]) < 1e-5
+
+    def test_live_curve_and_grid_follow_the_training(self, unbroken):
+        live = next(html for html in shown(unbroken[0], "text/html") if html.count("<img") == 2 and "card" not in html)
+        assert "data:image/png;base64" in live
+
+    def test_run_again_trains_nothing(self, unbroken, cache):
+        notebook, folder = unbroken
+        before = weights(folder)
+        rows = next(folder.glob("runs/*/metrics.csv")).read_text()
+        cell = next(cell for cell in notebook.cells if "train_live(" in cell.source)
+        again = nbformat.from_dict({**notebook, "cells": notebook.cells[: notebook.cells.index(cell) + 1]})
+        client(again, folder, cache).execute()
+        assert next(folder.glob("runs/*/metrics.csv")).read_text() == rows
+        assert all((tensor == before[name]).all() for name, tensor in weights(folder).items())
+
+
+class TestDisconnect:
+    """In Colab, with Drive granted and the library in a zip there: killed in mid-training, run again on a new one."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def resumed(cls, tmp_path_factory, cache):
+        """The second run, its folder, Drive, and the numbers that lay there when the first run was killed."""
+        base = tmp_path_factory.mktemp("colab")
+        drive = base / "drive"
+        mine = drive / "MyDrive"
+        mine.mkdir(parents=True)
+        pack(mine / "diffit_colab.zip")
+        first = client(read(IMAGE, drive, **SETTINGS), base / "first", cache, colab="granted", library="absent")
+
+        def kill():
+            while not any(map(number_of, mine.glob("diffit_weights/*.zip"))):
+                time.sleep(0.02)
+            os.kill(first.km.provisioner.pid, signal.SIGKILL)
+
+        threading.Thread(target=kill, daemon=True).start()
+        with pytest.raises(DeadKernelError):
+            first.execute()
+        assert "weights.safetensors" in {path.name for path in base.glob("first/runs/*/*")}
+        (copy,) = filter(number_of, mine.glob("diffit_weights/*.zip"))
+        kept = zipfile.ZipFile(copy).read("metrics.csv").decode()
+        last = read(IMAGE, drive, **SETTINGS)
+        client(last, base / "second", cache, colab="granted", library="absent").execute()
+        return last, base / "second", drive, kept
+
+    def test_final_weights_are_bit_equal_to_those_of_an_unbroken_run(self, resumed, unbroken):
+        one, other = weights(resumed[1]), weights(unbroken[1])
+        assert one.keys() == other.keys()
+        assert [name for name in one if not (one[name] == other[name]).all()] == []
+
+    def test_it_went_on_where_the_copy_stood(self, resumed):
+        assert "brought back from" in printed(resumed[0])
+        rows = next(resumed[1].glob("runs/*/metrics.csv")).read_text()
+        assert rows.startswith(resumed[3])
+        assert rows.count("\n") == 1 + 7 > resumed[3].count("\n")
+
+    def test_copies_and_finished_weights_lie_in_drive(self, resumed):
+        folder = resumed[2] / "MyDrive" / "diffit_weights"
+        (run,) = (resumed[1] / "runs").iterdir()
+        names = {f"{run.name}-a.zip", f"{run.name}-b.zip", f"{run.name}.safetensors"}
+        assert {path.name for path in folder.iterdir()} == names
+        finished = load_file(folder / f"{run.name}.safetensors")
+        assert all((finished[name] == tensor).all() for name, tensor in weights(resumed[1]).items())
+
+    def test_drive_is_asked_for_once_and_a_button_downloads(self, resumed):
+        assert (resumed[1] / "asked").read_text() == "asked\n"
+        assert any("Button" in view for view in shown(resumed[0], "text/plain"))
+        assert red(resumed[0]) == [line for line in red(resumed[0]) if line.startswith("no GPU")]
+
+
+class TestAllOff:
+    def test_drive_refused_is_one_red_line_and_ready_made_weights_do(self, tmp_path, cache):
+        off = SETTINGS | {"IS_TRAIN": False, "IS_TEST": False, "IS_METRIC": False}
+        notebook = client(read(IMAGE, tmp_path / "drive", **off), tmp_path / "run", cache, colab="refused").execute()
+        assert [line for line in red(notebook) if "GPU" not in line] == [
+            "Drive is not connected: the run lies in ./runs alone, download its weights at the end"
+        ]
+        assert (tmp_path / "run" / "asked").read_text() == "asked\n"
+        assert "weights/digits.safetensors: " in printed(notebook)
+        assert any("IS_METRIC measures it" in html for html in shown(notebook, "text/html"))
+
+
+class TestMetricOnly:
+    def test_drive_full_is_one_red_line(self, tmp_path, cache):
+        only = SETTINGS | {"IS_TRAIN": False, "IS_TEST": False}
+        notebook = client(read(IMAGE, tmp_path / "drive", **only), tmp_path / "run", cache, colab="full").execute()
+        told = [line for line in red(notebook) if "GPU" not in line]
+        assert len(told) == 1
+        assert "takes no copy (No space left on device)" in told[0]
+        assert any("class accuracy" in html for html in shown(notebook, "text/html"))
+
+
+class TestSetUp:
+    """Where the library is looked for; here it is a small one that says where it came from."""
+
+    @pytest.fixture
+    def make(self, tmp_path):
+        """A function: a folder with the library, as a zip too, and under git."""
+
+        def make(folder):
+            (folder / "diffit_lib").mkdir(parents=True)
+            (folder / "diffit_lib" / "__init__.py").write_text(f"home = {folder.name!r}\n")
+            (folder / "requirements.txt").write_text("")
+            shutil.make_archive(str(folder), "zip", folder)
+            return folder
+
+        return make
+
+    def found(self, base, cache, repository="", upload=""):
+        """Run the set-up cell alone, in a new folder: where the library came from, and what was printed."""
+        notebook = read(IMAGE, base / "drive", REPO_URL=str(repository))
+        form, set_up, *_ = (cell for cell in notebook.cells if cell.cell_type == "code")
+        ask = "print('home:', __import__('diffit_lib').home if find_spec('diffit_lib') else 0)"
+        notebook.cells = [form, set_up, nbformat.v4.new_code_cell(ask)]
+        folder = base / f"run{len(list(base.glob('run*')))}"
+        client(notebook, folder, cache, colab="granted", library="absent", upload=upload).execute()
+        return re.search("home: (.*)", printed(notebook))[1], printed(notebook)
+
+    def test_zip_in_drive_then_folder_then_repository_then_upload_then_a_word(self, tmp_path, cache, make):
+        mine = tmp_path / "drive" / "MyDrive"
+        repository, picked = make(tmp_path / "repository"), make(tmp_path / "picked").with_suffix(".zip")
+        git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+        for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "all"]):
+            subprocess.run([*git, *command], cwd=repository, check=True)
+        make(mine / "diffit_colab")
+        make(mine / "diffit")
+        assert self.found(tmp_path, cache, repository, picked)[0] == "diffit_colab"
+        (mine / "diffit_colab.zip").unlink()
+        assert self.found(tmp_path, cache, repository, picked)[0] == "diffit"
+        shutil.rmtree(mine / "diffit")
+        assert self.found(tmp_path, cache, repository, picked)[0] == "repository"
+        assert self.found(tmp_path, cache, "", picked)[0] == "picked"
+        home, told = self.found(tmp_path, cache)
+        assert home == "0"
+        assert "diffit is not here: put diffit_colab.zip in MyDrive" in told

@@ -1,0 +1,118 @@
+"""How a notebook is written: short cells, one idea each, committed without outputs, no state but its variables."""
+
+import ast
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PATHS = sorted(ROOT.glob("*.ipynb"))
+FORM = """
+    IS_TRAIN IS_TEST IS_METRIC DATASET PRESET TRAIN_MINUTES METRIC_SAMPLES DIR_WEIGHTS PATH_WEIGHTS SEED SAMPLER STEPS
+    GUIDANCE USE_DRIVE OVERRIDES
+""".split()  # noqa: SIM905, a list of strings is harder to read
+ORDER = {
+    "DiffiT_Image_Space_Architecture": [
+        "DiffiT in image space",
+        "Choose what to do",
+        "Set up",
+        "Look at the data",
+        "Add noise",
+        "Meet time-dependent self-attention",
+        "Build the network",
+        "Train",
+        "Test",
+        "Sample",
+        "Measure",
+        "What you have now",
+        "Your turn",
+        "References",
+    ],
+}
+
+
+@pytest.fixture(params=PATHS, ids=lambda path: path.stem)
+def notebook(request):
+    """One notebook, read."""
+    return nbformat.read(request.param, 4)
+
+
+@pytest.fixture
+def code(notebook):
+    """The sources of its code cells."""
+    return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+
+
+@pytest.fixture
+def form(notebook):
+    """Its form cell."""
+    return next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ()))
+
+
+def python(source):
+    """A cell without shell lines and magics, parsed."""
+    return ast.parse(re.sub(r"(?m)^(\s*)[!%].*$", r"\1pass", source))
+
+
+def test_there_is_a_notebook():
+    assert [path.stem for path in PATHS] == sorted(ORDER)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_headings_are_in_order(path):
+    text = "\n".join(cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "markdown")
+    assert re.findall(r"(?m)^##? (.*)$", text) == ORDER[path.stem]
+    assert text.startswith("# ")
+    assert "@inproceedings" in text
+
+
+def test_is_valid_and_keeps_no_outputs(notebook):
+    nbformat.validate(notebook)
+    assert "widgets" not in notebook.metadata
+    for cell in notebook.cells:
+        assert not cell.get("outputs")
+        assert cell.get("execution_count") is None
+
+
+def test_cells_are_short(code):
+    assert len(code) <= 20
+    assert max(len(source.splitlines()) for source in code) <= 15
+
+
+def test_form_is_one_line_a_setting_and_no_logic(form):
+    statements = ast.parse(form.source).body
+    assert [statement.targets[0].id for statement in statements] == FORM
+    assert all(isinstance(statement.value, ast.Constant) for statement in statements)
+    assert all(re.search(r"  # @param (\{.*\}|\[.*\])", line) for line in form.source.splitlines())
+    values = {statement.targets[0].id: statement.value.value for statement in statements}
+    assert all(values[name] is True for name in ("IS_TRAIN", "IS_TEST", "IS_METRIC", "USE_DRIVE"))
+
+
+def test_no_address_is_invented(code):
+    assert [line for source in code for line in source.splitlines() if re.match("REPO_URL = ", line)] == [
+        'REPO_URL = ""  # @param {type: "string"}'
+    ]
+
+
+def test_running_a_cell_again_is_harmless(code):
+    """No global state, no change of folder, no variable changed in place: every cell builds anew what it names."""
+    for source in code:
+        tree = python(source)
+        assert not any(isinstance(node, ast.Global | ast.AugAssign | ast.Delete) for node in ast.walk(tree))
+        called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+        assert not [name for name in called if name.endswith((".append", ".pop", ".update", ".extend", "chdir"))]
+        assert not re.search(r"(?m)^\s*[!%]cd\b", source)
+
+
+def test_only_public_names_of_the_library_are_used(code):
+    for source in code:
+        for node in ast.walk(python(source)):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("diffit_lib"):
+                assert not [alias.name for alias in node.names if alias.name.startswith("_")]
+
+
+def test_form_settings_are_all_used(notebook, form):
+    elsewhere = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code" and cell != form)
+    assert [name for name in FORM if not re.search(rf"\b{name}\b", elsewhere)] == []
