@@ -1,0 +1,81 @@
+"""A measurement that was broken off goes on: what was drawn is not drawn again, and the numbers are the same."""
+
+import pytest
+import torch
+
+from diffit_lib.pipeline import Pipeline, load
+from diffit_lib.tasks.drawn import Drawn
+from diffit_lib.tasks.evaluate import evaluate
+from diffit_lib.tensors import to_uint8
+
+
+@pytest.fixture
+def count(monkeypatch):
+    """How many images have been drawn."""
+    drawn = []
+    stream = Pipeline.stream
+    monkeypatch.setattr(
+        Pipeline, "stream", lambda self, seeds, *a, **k: drawn.extend(seeds) or stream(self, seeds, *a, **k)
+    )
+    return drawn
+
+
+@pytest.fixture
+def hasty(monkeypatch, tmp_path):
+    """The classifiers see the training images once."""
+    monkeypatch.setattr("diffit_lib.extractors.TRAINING_IMAGES", 0)
+    monkeypatch.setenv("DIFFIT_CACHE", str(tmp_path / "cache"))
+
+
+def images(drawn, pipe, seeds, labels=None, **settings):
+    return torch.cat(list(drawn.batches(pipe, seeds, labels, batch_size=4, **settings)))
+
+
+def test_images_are_those_of_the_pipeline(weights, tmp_path):
+    pipe = load(weights)
+    expected = torch.cat([to_uint8(x) for x in pipe.batches(range(10), 3, batch_size=4)])
+    assert torch.equal(images(Drawn(tmp_path), pipe, range(10), 3), expected)
+    assert torch.equal(images(Drawn(tmp_path), pipe, range(10), 3), expected)
+
+
+def test_broken_off_measurement_goes_on(weights, data, tmp_path, hasty, count):
+    unbroken = evaluate(weights, data, images=250)
+    count.clear()
+
+    def break_off():
+        if len(count) >= 200:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(weights, data, images=250, drawn=Drawn(tmp_path / "drawn", break_off))
+    assert len(count) == 200
+    count.clear()
+    again = evaluate(weights, data, images=250, drawn=Drawn(tmp_path / "drawn"))
+    assert len(count) == 50
+    assert again == unbroken
+
+
+def test_other_weights_settings_or_labels_draw_anew(weights, unconditional, tmp_path, count):
+    pipe, other = load(weights), load(weights, ema=False)
+    for number, draw in enumerate(
+        [
+            lambda: images(Drawn(tmp_path), pipe, range(4), 3),
+            lambda: images(Drawn(tmp_path), pipe, range(4), 4),
+            lambda: images(Drawn(tmp_path), pipe, range(1, 5), 3),
+            lambda: images(Drawn(tmp_path), pipe, range(4), 3, steps=5),
+            lambda: images(Drawn(tmp_path), pipe, range(4), 3, guidance=2.0),
+            lambda: images(Drawn(tmp_path), other, range(4), 3),
+            lambda: images(Drawn(tmp_path), load(unconditional), range(4)),
+        ],
+        start=1,
+    ):
+        draw(), draw()
+        assert len(count) == 4 * number
+
+
+def test_after_is_called_once_for_each_new_batch(weights, tmp_path):
+    calls = []
+    drawn = Drawn(tmp_path, lambda: calls.append(len(list(tmp_path.iterdir()))))
+    images(drawn, load(weights), range(10))
+    images(drawn, load(weights), range(12))
+    assert calls == [1, 2, 3, 4]

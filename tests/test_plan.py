@@ -1,0 +1,141 @@
+"""From a form's settings to a recipe that suits the machine, and its data."""
+
+import sys
+
+import pytest
+from PIL import Image
+
+from diffit_lib import sources
+from diffit_lib.colab import copies_folder
+from diffit_lib.errors import DiffitError
+from diffit_lib.files import READY_MADE
+from diffit_lib.notebook import choose_weights, open_run
+from diffit_lib.presets import preset
+from diffit_lib.tasks.plan import parse, plan, ready_made
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """Nothing can be downloaded."""
+
+    def fail(root, image_size):
+        raise OSError("no network")
+
+    monkeypatch.setitem(sources.NAMED, "cifar10", fail)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """The plan is made for a GPU."""
+    monkeypatch.setattr("diffit_lib.tasks.plan.best_device", lambda: type("Device", (), {"type": "cuda"}))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Small photographs of three classes."""
+    for number in range(60):
+        path = tmp_path / "pictures" / "abc"[number % 3] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 40), (number, 0, 0)).save(path)
+    return tmp_path / "pictures"
+
+
+class TestPlan:
+    def test_on_a_cpu_auto_means_the_digits(self):
+        recipe, data = plan(seed=3)
+        assert recipe == preset("digits").override(seed=3)
+        assert data.train.name == "digits/train"
+
+    def test_on_a_gpu_it_means_cifar10_and_without_network_the_digits_in_one_red_line(self, gpu, offline, capsys):
+        recipe, data = plan()
+        assert (recipe.name, data.train.name) == ("digits", "digits/train")
+        told = capsys.readouterr().out
+        assert told.startswith("\033[31mcifar10 cannot be had (no network)")
+        assert told.endswith("this goes on with the digits\033[0m\n")
+        assert told.count("\n") == 1
+
+    def test_path_takes_the_preset_for_small_photographs_and_its_own_classes(self, folder):
+        recipe, data = plan(str(folder))
+        assert (recipe.name, recipe.data) == ("cifar10-t4", str(folder))
+        assert recipe.network.num_classes == len(data.train.class_names) == 3
+        assert data.train.images.shape[1:] == (3, 32, 32)
+
+    def test_minutes_are_given_or_the_presets_own_or_half_an_hour_at_most(self, folder):
+        assert plan("digits", minutes=7)[0].training.minutes == 7
+        assert plan("digits")[0].training.minutes == preset("digits").training.minutes
+        assert plan(str(folder), "cifar10")[0].training.minutes == 30
+        assert plan(str(folder), overrides="max_steps=9 minutes=None")[0].training.minutes is None
+
+    def test_copies_are_at_most_five_minutes_apart(self, folder):
+        assert preset("cifar10-t4").training.report_minutes == 5
+        assert plan(str(folder))[0].training.report_minutes == 4
+
+    @pytest.mark.parametrize("dataset", ["no/such/folder", "cifar11"])
+    def test_what_is_not_there_is_an_error(self, dataset):
+        with pytest.raises(DiffitError, match="unknown data"):
+            plan(dataset)
+
+    def test_without_a_gpu_colab_is_told_how_to_switch_one_on(self, monkeypatch, capsys):
+        monkeypatch.setitem(sys.modules, "google.colab", None)
+        plan()
+        assert "Change runtime type > T4 GPU" in capsys.readouterr().out
+
+
+class TestParse:
+    def test_reads_numbers_tuples_truth_and_words(self):
+        text = "batch_size=64 lr=1e-4 channel_mult=1,2,2 flip=True minutes=None denoiser=vp"
+        assert parse(text) == {
+            "batch_size": 64,
+            "lr": 1e-4,
+            "channel_mult": (1, 2, 2),
+            "flip": True,
+            "minutes": None,
+            "denoiser": "vp",
+        }
+        assert parse("  ") == {}
+
+    @pytest.mark.parametrize("text", ["batch_size", "batch_size=", "=64", "batch_size = 64"])
+    def test_anything_else_is_told(self, text):
+        with pytest.raises(DiffitError, match="OVERRIDES has .*; give fields of a recipe"):
+            parse(text)
+
+    def test_field_that_is_none_or_of_another_type_is_told(self):
+        with pytest.raises(DiffitError, match="did you mean batch_size"):
+            plan("digits", overrides="batchsize=64")
+        with pytest.raises(DiffitError, match="batch_size is 'many'; give int"):
+            plan("digits", overrides="batch_size=many")
+
+
+class TestWeights:
+    def test_given_ones_come_first_then_the_runs_own_then_ready_made_ones(self, tmp_path):
+        recipe, own = preset("digits"), tmp_path / "weights.safetensors"
+        ours = READY_MADE / "digits.safetensors"
+        assert ready_made("auto") == ready_made("digits") == choose_weights(recipe, tmp_path) == ours
+        own.touch()
+        assert choose_weights(recipe, tmp_path) == own
+        assert choose_weights(recipe, tmp_path, "digits") == ours
+        with pytest.raises(DiffitError, match="no weights file 'gone'"):
+            choose_weights(recipe, tmp_path, "gone")
+
+    def test_where_there_are_none_two_remedies_are_named(self, tmp_path):
+        with pytest.raises(DiffitError, match="set IS_TRAIN, or PATH_WEIGHTS"):
+            choose_weights(preset("ffhq64"), tmp_path)
+
+
+class TestRun:
+    def test_same_recipe_finds_its_run_again_and_another_one_is_another_run(self, tmp_path):
+        def name(**changes):
+            return open_run(preset("digits").override(**changes), None, runs=tmp_path).run.name
+
+        assert name() == name(minutes=60, report_minutes=1.0, threads=2, steps=9)
+        assert len({name(), name(width=16), name(seed=1), name(lr=1e-4), name(data="mnist")}) == 5
+
+    def test_copies_go_where_they_should_or_into_drive_or_nowhere(self, tmp_path, monkeypatch, capsys):
+        assert copies_folder("mine", tmp_path, True).name == "mine"
+        assert copies_folder("", tmp_path, True) == tmp_path / "diffit_weights"
+        assert copies_folder("", tmp_path, False) is None
+        assert copies_folder("", tmp_path / "gone", True) is None
+        assert capsys.readouterr().out == ""
+        monkeypatch.setitem(sys.modules, "google.colab", None)
+        assert copies_folder("", tmp_path / "gone", True) is None
+        assert "Drive is not connected" in capsys.readouterr().out
