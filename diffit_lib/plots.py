@@ -57,14 +57,14 @@ def loss_curve(rows: Sequence[dict[str, Any]], expected: Sequence[dict[str, Any]
     left, right, *rest = figure.subplots(1, fields)
     if expected:
         left.plot(*_columns(expected, "images", "test_loss"), color="0.7", linewidth=5, label="test, expected")
-    left.plot(*_columns(rows, "images", "loss"), label="training, raw weights")
-    left.plot(*_columns(rows, "images", "test_loss"), label="test, averaged weights")
+    left.plot(*_columns(rows, "images", "loss"), marker=".", label="training, raw weights")
+    left.plot(*_columns(rows, "images", "test_loss"), marker=".", label="test, averaged weights")
     left.set(xlabel="images seen", ylabel="weighted denoising loss", title="Loss")
     left.legend()
     if expected:
         right.plot(*_levels(expected[-1]), color="0.7", linewidth=5, label="expected, last")
         right.legend()
-    for row, shade in zip(rows, np.linspace(0.15, 1, len(rows)), strict=True):
+    for row, shade in zip(rows, np.linspace(1, 0.15, len(rows))[::-1], strict=True):
         right.plot(*_levels(row), color="tab:blue", alpha=shade, marker=".")
     right.set(xscale="log", xlabel="noise level sigma", title="Test loss by noise level, first to last report")
     for quality in rest:

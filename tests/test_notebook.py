@@ -1,16 +1,20 @@
 """The notebooks run from top to bottom: with everything on and off, in Colab and out of it, through disconnects."""
 
+import json
 import os
 import re
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 import zipfile
+from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 from nbclient.exceptions import DeadKernelError
 from notebooks import ROOT, SMALL, client, printed, read, red, shown
 from pack_colab import pack
@@ -201,3 +205,41 @@ class TestSetUp:
         home, told = self.found(tmp_path, cache)
         assert home == "0"
         assert "diffit is not here: put diffit_colab.zip in MyDrive" in told
+
+
+@pytest.mark.slow  # a second environment is made first: minutes
+class TestColabsVersions:
+    """With IPython 7.34, ipywidgets 7.7.1 and gdown 5.2.2, as Colab has them; torch and the rest are this machine's.
+
+    DIFFIT_COLAB_ENV is a folder to keep that environment in.
+    """
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def kernel(cls, tmp_path_factory):
+        """The name of a kernel with these versions."""
+        folder = Path(os.environ.get("DIFFIT_COLAB_ENV") or tmp_path_factory.mktemp("environment"))
+        python, outer = folder / "bin" / "python", Path(torch.__file__).parents[1]
+        if not python.exists():
+            subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+            pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet"]
+            wanted = ["ipython==7.34.0", "ipywidgets==7.7.1", "gdown==5.2.2", "ipykernel"]
+            subprocess.run([*pip, *wanted], check=True)
+        (path,) = folder.glob("lib/python*/site-packages")
+        (path / "zz_outer.pth").write_text(f"{outer}\n")
+        kernels = tmp_path_factory.mktemp("jupyter")
+        spec = {"argv": [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"], "display_name": "Colab"}
+        (kernels / "kernels" / "colab").mkdir(parents=True)
+        (kernels / "kernels" / "colab" / "kernel.json").write_text(json.dumps(spec))
+        os.environ["JUPYTER_PATH"] = str(kernels)
+        return "colab"
+
+    def test_all_on_runs_with_the_same_weights(self, kernel, unbroken, tmp_path, cache):
+        notebook = read(IMAGE, tmp_path / "drive", **SETTINGS)
+        ask = "import gdown, IPython, ipywidgets\nprint(IPython.__version__, ipywidgets.__version__, gdown.__version__)"
+        notebook.cells.append(nbformat.v4.new_code_cell(ask))
+        client(notebook, tmp_path / "run", cache, colab="granted", kernel=kernel).execute()
+        assert "7.34.0 7.7.1 5.2.2" in printed(notebook)
+        one, other = weights(tmp_path / "run"), weights(unbroken[1])
+        assert [name for name in one if not (one[name] == other[name]).all()] == []
+        assert any("Button" in view for view in shown(notebook, "text/plain"))
