@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -19,9 +20,10 @@ from diffit_lib.colab import offer_download, warn
 from diffit_lib.data import Images, Split
 from diffit_lib.errors import DiffitError
 from diffit_lib.extractors import load_inception
-from diffit_lib.files import READY_MADE
+from diffit_lib.files import READY_MADE, cache_folder
 from diffit_lib.pipeline import Pipeline
 from diffit_lib.plots import enlargement, tile, to_image
+from diffit_lib.published import PUBLISHED, from_drive, published_weights
 from diffit_lib.recipe import Recipe
 from diffit_lib.stamp import Stamp
 from diffit_lib.tasks.demo import draw_grid
@@ -116,15 +118,36 @@ def train_live(recipe: Recipe, data: Split, backup: Backup) -> Path:
 
 
 def choose_weights(recipe: Recipe, run: Path, given: str = "") -> Path:
-    """The weights to go on with where nothing was trained: the given ones, else the run's own, else ready-made ones."""
-    own, ours = run / "weights.safetensors", ready_made(recipe.data)
+    """The weights to go on with where nothing was trained.
+
+    Those given, by path, name, or the id or link of a file in Google Drive; else the run's own, from another day; else
+    those published for the preset; else ready-made ones of the same data.
+    """
     if given:
-        return find_weights(given)
+        return from_drive_link(given) or find_weights(given)
+    own, ours = run / "weights.safetensors", ready_made(recipe.data)
     if own.is_file():
         return own
+    if PUBLISHED.get(recipe.name, ("", ""))[0]:
+        try:
+            return published_weights(recipe.name)
+        except DiffitError as error:
+            warn(str(error))
     if ours is None:
         raise DiffitError(f"there are no weights for {recipe.data}; set IS_TRAIN, or PATH_WEIGHTS to a file of weights")
     return ours
+
+
+def from_drive_link(given: str) -> Path | None:
+    """The file of a Google Drive id or link, downloaded once; None where this is neither, but a path or a name."""
+    match = re.fullmatch(r"(?:https://drive\.google\.com/\S*?(?:/d/|id=))?([\w-]{25,})(?:[/?&]\S*)?", given)
+    if Path(given).exists() or not match:
+        return None
+    path = cache_folder() / "weights" / f"{match[1]}.safetensors"
+    try:
+        return path if path.is_file() else from_drive(match[1], path)
+    except DiffitError as error:
+        raise DiffitError(f"PATH_WEIGHTS: {error}") from error
 
 
 def untrained(pipe: Pipeline) -> Pipeline:

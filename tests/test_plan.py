@@ -1,7 +1,9 @@
 """From a form's settings to a recipe that suits the machine, and its data."""
 
+import hashlib
 import sys
 
+import gdown
 import pytest
 from PIL import Image
 
@@ -11,6 +13,7 @@ from diffit_lib.errors import DiffitError
 from diffit_lib.files import READY_MADE
 from diffit_lib.notebook import choose_weights, open_run
 from diffit_lib.presets import preset
+from diffit_lib.published import PUBLISHED
 from diffit_lib.tasks.plan import parse, plan, ready_made
 
 
@@ -120,6 +123,57 @@ class TestWeights:
     def test_where_there_are_none_two_remedies_are_named(self, tmp_path):
         with pytest.raises(DiffitError, match="set IS_TRAIN, or PATH_WEIGHTS"):
             choose_weights(preset("ffhq64"), tmp_path)
+
+
+ID = "1AbCdEfGhIjKlMnOpQrStUvWxYz_0123"
+
+
+class TestDrive:
+    @pytest.fixture
+    def asked(self, monkeypatch, tmp_path):
+        """The ids that were downloaded, into an empty cache."""
+        ids = []
+
+        def download(id, output, **options):
+            ids.append(id)
+            output.write(b"weights")
+
+        monkeypatch.setenv("DIFFIT_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr("gdown.download", download)
+        return ids
+
+    @pytest.mark.parametrize(
+        "given",
+        [
+            ID,
+            f"https://drive.google.com/file/d/{ID}/view?usp=drive_link",
+            f"https://drive.google.com/uc?id={ID}",
+            f"https://drive.google.com/open?id={ID}&usp=sharing",
+        ],
+    )
+    def test_id_or_link_is_downloaded_once(self, given, asked, tmp_path):
+        for _ in range(2):
+            assert choose_weights(preset("digits"), tmp_path, given).read_bytes() == b"weights"
+        assert asked == [ID]
+
+    def test_refusal_is_one_line_with_the_remedy(self, asked, monkeypatch, tmp_path):
+        def refuse(**options):
+            raise gdown.exceptions.FileURLRetrievalError("Too many users have viewed\nthis file")
+
+        monkeypatch.setattr("gdown.download", refuse)
+        with pytest.raises(DiffitError, match=r"^PATH_WEIGHTS: .*; make a copy in your Drive") as error:
+            choose_weights(preset("digits"), tmp_path, ID)
+        assert "\n" not in str(error.value)
+
+    def test_published_weights_come_before_ready_made_ones_if_they_can_be_had(
+        self, asked, monkeypatch, tmp_path, capsys
+    ):
+        checksum = hashlib.sha256(b"weights").hexdigest()
+        monkeypatch.setitem(PUBLISHED, "digits", (ID, checksum))
+        assert choose_weights(preset("digits"), tmp_path).read_bytes() == b"weights"
+        monkeypatch.setitem(PUBLISHED, "digits", (ID, "0" * 64))
+        assert choose_weights(preset("digits"), tmp_path) == READY_MADE / "digits.safetensors"
+        assert capsys.readouterr().out.startswith("\033[31mhttps://drive.google.com")
 
 
 class TestRun:
