@@ -50,10 +50,9 @@ def png(thing: Figure | np.ndarray | Path) -> bytes:
     return data.getvalue()
 
 
-def img(thing: Figure | np.ndarray | Path, width: str = "") -> str:
+def img(thing: Figure | np.ndarray | Path, style: str = "") -> str:
     """The same as an HTML element that holds all of it."""
-    style = f' style="width:{width}"' if width else ""
-    return f'<img{style} src="data:image/png;base64,{base64.b64encode(png(thing)).decode()}"/>'
+    return f'<img style="{style}" src="data:image/png;base64,{base64.b64encode(png(thing)).decode()}"/>'
 
 
 def show(*things: Figure | np.ndarray | Path | str) -> None:
@@ -85,7 +84,9 @@ def attention_maps(pipe: Pipeline, sigma: float) -> Tensor:
         clean = to_float(torch.from_numpy(pipe([0], batch_size=1)).movedim(-1, 1)).to(pipe.device)
         maps.clear()
         noise = SeededNoise([0], clean.shape[1:])().to(pipe.device)
-        pipe.denoiser(clean + sigma * noise, torch.tensor([sigma]), pipe.class_label([0], None))
+        label = pipe.class_label([0], None)
+        label = None if label is None else label.to(pipe.device)
+        pipe.denoiser(clean + sigma * noise, torch.tensor([sigma]), label)
     hook.remove()
     return maps[0][len(maps[0]) // 2].cpu()
 
@@ -108,7 +109,7 @@ def train_live(recipe: Recipe, data: Split, backup: Backup) -> Path:
 
     def look() -> None:
         newest = max((backup.run / "samples").glob("*.png"))
-        screen.update(HTML(f"{img(backup.run / 'loss.png', '100%')}<br>{img(newest)}"))
+        screen.update(HTML(f"{img(backup.run / 'loss.png', 'width:100%')}<br>{img(newest)}"))
         backup()
 
     weights = train(recipe, backup.run, data, after_report=look)
@@ -191,17 +192,18 @@ def closing_card(
     pipe: Pipeline, weights: Path, backup: Backup, numbers: dict[str, Any] | None, **settings: Any
 ) -> None:
     """What there is in the end: before and after, the numbers, where the weights lie, a download, the next step."""
-    card, where = pipe.card, backup.hand_over(weights)
+    card, own = pipe.card, weights.parent == backup.run
+    where = backup.hand_over(weights) if own else weights
     measured = table(numbers).data if numbers else "<p>IS_METRIC measures it.</p>"
     pictures = "".join(
-        f"<figure style='margin:0 1em 0 0'>{img(draw_grid(each, **settings), '20em')}"
+        f"<figure style='margin:0 1em 0 0'>{img(draw_grid(each, **settings), 'image-rendering:pixelated;width:20em')}"
         f"<figcaption>{name}</figcaption></figure>"
         for name, each in (("before: an untrained network", untrained(pipe)), ("after", pipe))
     )
     step = "TRAIN_MINUTES: the run goes on from where it stands"
     if pipe.device.type == "cpu":
         step = "a GPU: CIFAR-10 takes the digits' place"
-    if weights.parent != backup.run:
+    if not own:
         step = "IS_TRAIN: weights of your own"
     facts = f"{card.images_seen:,} images in {card.minutes:.1f} minutes on {escape(card.device)}"
     display(
