@@ -1,0 +1,46 @@
+"""The scripts beside the library: the figures show what is built, the zip holds what Colab needs."""
+
+import zipfile
+
+import figures
+import pytest
+from matplotlib.text import Text
+from pack_colab import pack
+
+from diffit_lib.presets import PRESETS
+
+
+def words(figure):
+    """All text in a figure."""
+    return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar10-t4", "ffhq64", "digits"])
+def test_u_shape_shows_every_level_on_both_paths_but_the_lowest(name):
+    network = PRESETS[name].network
+    shown = words(figures.u_shape(name))
+    for level, ((height, width), channels) in enumerate(zip(network.map_sizes, network.channels, strict=True)):
+        text = f"{network.num_blocks} ResBlocks\n{height}$\\times${width}$\\times${channels}"
+        assert shown.count(text) == (1 if level == len(network.channels) - 1 else 2)
+    assert sum("skip" in text for text in shown) == len(network.channels) - 1
+
+
+@pytest.mark.parametrize(
+    ("draw", "parts"),
+    [
+        (figures.diffit_block, ["LN", "TMSA", "$+$", "LN", "MLP", "$+$"]),
+        (figures.resblock, ["GN", "Swish", r"Conv $3\times3$", "DiffiT block", "$+$"]),
+        (figures.tmsa, ["$W_{qs}$", "$W_{qt}$", "$W_{ks}$", "$W_{kt}$", "$W_{vs}$", "$W_{vt}$", "softmax"]),
+    ],
+)
+def test_figure_names_the_parts_of_its_equations(draw, parts):
+    shown = words(draw())
+    assert all(shown.count(part) >= parts.count(part) for part in parts)
+
+
+def test_zip_holds_library_figures_weights_and_requirements(tmp_path):
+    pack(tmp_path / "dist" / "colab.zip")
+    names = set(zipfile.ZipFile(tmp_path / "dist" / "colab.zip").namelist())
+    needed = {"diffit_lib/__init__.py", "diffit_lib/tasks/train.py", "images/tmsa.png", "weights/digits.safetensors"}
+    assert needed | {"requirements.txt", "LICENSE"} <= names
+    assert not [name for name in names if "__pycache__" in name or name.startswith("tests")]
