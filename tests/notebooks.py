@@ -41,7 +41,7 @@ def client(notebook, folder, cache, *, colab=None, library="present", upload="",
         "OMP_NUM_THREADS": "1",
     }
     resources = {"metadata": {"path": str(folder)}}
-    return NotebookClient(notebook, timeout=600, kernel_name=kernel, resources=resources)
+    return NotebookClient(notebook, timeout=1800, kernel_name=kernel, resources=resources)
 
 
 def printed(notebook):
