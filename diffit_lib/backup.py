@@ -11,7 +11,8 @@ from diffit_lib.colab import warn
 from diffit_lib.files import replacing, write_text
 
 NUMBER = "copy.txt"  # in the run folder: the number of its latest copy
-EVERY = 120.0  # seconds between two copies, at least
+TENTH = 10  # copying takes at most a tenth of the time,
+LONGEST = 200.0  # unless that would leave more seconds than these between two copies
 
 
 class Backup:
@@ -22,20 +23,23 @@ class Backup:
     cannot be written, a full Drive say, is told once and stops nothing.
     """
 
-    def __init__(self, run: str | Path, folder: str | Path | None, *, every: float = EVERY):
-        self.run, self.folder, self.every = Path(run), None if folder is None else Path(folder), every
-        self.last = -every  # when the last copy was made
+    def __init__(self, run: str | Path, folder: str | Path | None):
+        self.run, self.folder = Path(run), None if folder is None else Path(folder)
+        self.next = 0.0  # when a copy is due
         self.problem: str | None = None  # why the latest copy could not be made
 
     def __call__(self) -> None:
-        """Copy, unless the last copy is young."""
-        if time.monotonic() - self.last >= self.every:
+        """Copy, unless the last copy is young for the time it took."""
+        if time.monotonic() >= self.next:
             self.save()
 
     def save(self) -> None:
         """Copy the run folder over the older of the two copies, or the damaged one."""
         if self.folder is not None and self.run.is_dir():
+            start = time.monotonic()
             self._attempt(self._save)
+            now = time.monotonic()
+            self.next = now + min(TENTH * (now - start), LONGEST)
 
     def hand_over(self, weights: Path) -> Path:
         """Copy finished weights to NAME.safetensors; where they lie now, which is where they were if that fails."""
@@ -95,7 +99,6 @@ class Backup:
                     archive.write(file, file.relative_to(self.run))
                 archive.comment = str(number).encode()
             finish(beside, path)
-        self.last = time.monotonic()
 
 
 def copy(source: Path, target: Path) -> None:

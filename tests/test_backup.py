@@ -66,15 +66,25 @@ class TestSaving:
         ]
         assert {path.name for path in drive.iterdir()} == {"run-a.zip", "run-b.zip"}
 
-    def test_copy_is_made_at_once_and_then_not_until_it_is_old(self, run, drive, monkeypatch):
-        now = 1000.0
+    @pytest.mark.parametrize(("takes", "due"), [(0, 0), (3, 30), (600, 200)])
+    def test_copy_is_made_at_once_and_then_after_ten_times_its_own_time(self, run, drive, monkeypatch, takes, due):
+        now, backup = 1000.0, Backup(run, drive)
         monkeypatch.setattr(module.time, "monotonic", lambda: now)
-        backup = Backup(run, drive, every=60)
+        copy = backup._save
+
+        def slow():
+            nonlocal now
+            copy()
+            now += takes
+
+        monkeypatch.setattr(backup, "_save", slow)
+        backup()
         numbers = []
-        for now in (1000.0, 1059.0, 1061.0, 1100.0, 1122.0):  # noqa: B007, the clock reads it
+        for later in (due - 1, 1):
+            now += later
             backup()
             numbers.append(backup.number())
-        assert numbers == [1, 1, 2, 2, 3]
+        assert numbers == [1, 2]
 
     def test_what_is_replaced_is_emptied_before_it_goes_to_the_bin(self, run, drive):
         backup = Backup(run, drive)
