@@ -111,7 +111,7 @@ class Pipeline:
         for name in given.keys() - set(names):
             raise DiffitError(f"unknown sampling setting {name!r}; the settings are {', '.join(names)}")
         check(
-            "guidance" not in given or self.card.recipe.network.num_classes > 0,
+            given.get("guidance", 1) == 1 or self.card.recipe.network.num_classes > 0,
             f"guidance is {given.get('guidance')}, but these weights are unconditional; leave guidance out",
         )
         return self.card.recipe.sampling.change(**given)
