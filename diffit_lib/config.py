@@ -116,12 +116,14 @@ class VP:
     loss: Literal["simple", "min-snr", "edm"] = "simple"  # simple: the plain mean square error of the prediction
     clip: bool = False  # keep the clean image in [-1, 1] while sampling: for pixels that predict eps, never for latents
     sigma_data: float | None = None  # as EDM's; of use to loss "edm" alone
+    sigma_min: float | None = None  # where either is given, sampling passes EDM's levels between the two
+    sigma_max: float | None = None  # instead of the table's own: far fewer of them lie in pure noise
 
     kind = "vp"
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_positive(self, "sigma_data")
+        check_positive(self, "sigma_data", "sigma_min", "sigma_max")
         fewest = 21 if self.noise_schedule == "linear" else 2  # from 20 on down the last linear beta is 1 or more
         check(
             self.timesteps >= fewest,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from diffit_lib.config import EDM, VP, Sampling
+from diffit_lib.errors import check
 from diffit_lib.noise import karras, respaced, sigma_table, sigma_to_alpha_bar, sigma_to_t, t_to_sigma
 from diffit_lib.tensors import expand_like
 
@@ -133,7 +134,13 @@ class VPDenoiser(Preconditioned):
         super().__init__(network)
         self.config, self.clip = config, config.clip
         self.table = sigma_table(config.noise_schedule, config.timesteps)  # (T,) float64, stays on the CPU
-        self.sigma_min, self.sigma_max = self.table[[0, -1]].tolist()
+        first, last = self.table[[0, -1]].tolist()
+        self.sigma_min, self.sigma_max = config.sigma_min or first, config.sigma_max or last
+        check(
+            first <= self.sigma_min < self.sigma_max <= last,
+            f"sigma_min {self.sigma_min:g} and sigma_max {self.sigma_max:g} do not rise within the table's "
+            f"{first:.3g} to {last:.4g}; give levels inside",
+        )
 
     def coefficients(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x = x0 + sigma eps, and v = (eps - sigma x0) / sqrt(1 + sigma^2), solved for x0."""
@@ -153,7 +160,9 @@ class VPDenoiser(Preconditioned):
         return math.sqrt(1 + self.sigma_max**2) * noise
 
     def levels(self, num_steps: int) -> Tensor:
-        """The table respaced to `num_steps` levels, then 0."""
+        """The table respaced to `num_steps` levels, or EDM's where a range was given; then 0."""
+        if self.config.sigma_min or self.config.sigma_max:
+            return karras(num_steps, self.sigma_min, self.sigma_max)
         return respaced(self.table, num_steps)
 
     def t(self, sigma: Tensor) -> Tensor:

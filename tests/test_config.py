@@ -141,6 +141,8 @@ REFUSED = [
     (Training, {"grad_clip": -1.0}),
     (Training, {"lr_decay": 1.5}),
     (Training, {"augment": 1.5}),
+    (VP, {"sigma_min": 0.0}),
+    (VP, {"sigma_max": -1.0}),
     (Training, {"threads": 0}),
     (Training, {"memory_gb": 0.0}),
     (Training, {"label_dropout": 1.1}),

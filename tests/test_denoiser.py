@@ -18,6 +18,7 @@ from diffit_lib.denoiser import (
     VPDenoiser,
     denoising_loss,
 )
+from diffit_lib.errors import DiffitError
 from diffit_lib.noise import karras, respaced, sigma_table
 
 SIGMAS = torch.tensor([0.002, 0.5, 80.0])
@@ -153,6 +154,27 @@ class TestVP:
 
     def test_levels_are_the_respaced_table(self):
         assert torch.equal(VPDenoiser(Constant(), VP()).levels(250), respaced(self.table, 250))
+
+    @pytest.mark.parametrize(
+        ("given", "low", "high"),
+        [
+            ({"sigma_min": 0.03, "sigma_max": 10.0}, 0.03, 10.0),
+            ({"sigma_max": 10.0}, 0.01, 10.0),
+            ({"sigma_min": 1.0}, 1.0, 157.4),
+        ],
+    )
+    def test_levels_are_edms_where_their_range_is_given(self, given, low, high):
+        denoiser = VPDenoiser(Constant(), VP(**given))
+        assert (denoiser.sigma_min, denoiser.sigma_max) == pytest.approx((low, high), rel=1e-3)
+        assert torch.equal(denoiser.levels(18), karras(18, denoiser.sigma_min, denoiser.sigma_max))
+        assert float(denoiser.initial(torch.ones(()))) == pytest.approx((1 + high**2) ** 0.5, rel=1e-3)
+
+    @pytest.mark.parametrize(
+        "given", [{"sigma_min": 0.001}, {"sigma_max": 200.0}, {"sigma_min": 2.0, "sigma_max": 1.0}]
+    )
+    def test_a_range_outside_the_table_is_refused(self, given):
+        with pytest.raises(DiffitError, match=r"do not rise within the table's 0\.01 to 157\.4; give levels inside"):
+            VPDenoiser(Constant(), VP(**given))
 
     def test_time_counts_thousandths_whatever_the_length_of_the_table(self):
         denoiser = VPDenoiser(Constant(), VP(timesteps=250))

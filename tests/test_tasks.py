@@ -170,7 +170,7 @@ class TestTrain:
         [
             (
                 {"denoiser": "vp", "noise_schedule": "cosine", "timesteps": 6, "sampler": "ddpm"},
-                "steps is 8; give at most timesteps, 6",
+                "steps is 8; give at most 6",
             ),
             (
                 {"in_channels": 3},

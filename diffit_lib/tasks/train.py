@@ -12,7 +12,7 @@ import torch
 
 from diffit_lib.config import VP
 from diffit_lib.data import Images, Split, recipe_data
-from diffit_lib.errors import DiffitError
+from diffit_lib.errors import DiffitError, check
 from diffit_lib.files import write_text
 from diffit_lib.recipe import Recipe
 from diffit_lib.tasks.report import show
@@ -96,8 +96,9 @@ def resolve(recipe: Recipe, train: Images) -> Recipe:
             f"{recipe.name} has num_classes={network.num_classes}, but {train.name} has {classes} classes; "
             f"set num_classes to {f'{classes}, or to ' if classes else ''}0 for an unconditional network"
         )
-    if isinstance(recipe.denoiser, VP) and recipe.sampling.steps > recipe.denoiser.timesteps:
-        raise DiffitError(f"steps is {recipe.sampling.steps}; give at most timesteps, {recipe.denoiser.timesteps}")
+    if isinstance(recipe.denoiser, VP):
+        own_levels, most = not (recipe.denoiser.sigma_min or recipe.denoiser.sigma_max), recipe.denoiser.timesteps
+        check(not own_levels or recipe.sampling.steps <= most, f"steps is {recipe.sampling.steps}; give at most {most}")
     if recipe.training.augment and network.augment_dim == 0:
         raise DiffitError(f"augment is {recipe.training.augment} but augment_dim 0; give augment_dim 9, or augment 0")
     if recipe.training.precision == "16-mixed" and best_device().type == "cpu":
