@@ -37,7 +37,8 @@ def cached(name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor
         intact = False
     if not intact:
         tensors = make()
-        with suppress(OSError), replacing(path) as beside:  # a cache that cannot be written is done without
+        # a cache that cannot be written is done without; safetensors has an error of its own for that
+        with suppress(OSError, SafetensorError), replacing(path) as beside:
             safetensors.torch.save_file(tensors, beside, {"digest": _digest(tensors)})
     return tensors
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 from PIL import Image
 
 from diffit_lib.files import replacing
@@ -73,7 +74,9 @@ def loss_curve(rows: Sequence[dict[str, Any]], expected: Sequence[dict[str, Any]
             quality.legend()
         quality.plot(*_columns(rows, "images", distance), marker=".")
         name = "small FID" if distance == "fid" else "Frechet distance"
-        quality.set(xlabel="images seen", title=f"{name} of samples, averaged weights", yscale="log")
+        quality.set(xlabel="images seen", title=f"{name} of samples, averaged weights", ylim=(0, None))
+    for axes in (left, *rest):
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 100k: long numbers would run into one another
     return figure
 
 

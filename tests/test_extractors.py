@@ -3,6 +3,7 @@
 import pytest
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 
 from diffit_lib import extractors
 from diffit_lib.data import digits
@@ -135,3 +136,14 @@ def test_damaged_cache_is_made_anew_and_a_whole_one_is_not(monkeypatch, tmp_path
     safetensors.torch.save_file(tensors, path)  # whole, but without its digest
     cached("folder/name", lambda: made.append(1) or tensors)
     assert len(made) == 2
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), SafetensorError("Read-only file system")])
+def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch, tmp_path, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setenv("DIFFIT_CACHE", str(tmp_path))
+    monkeypatch.setattr(safetensors.torch, "save_file", fail)
+    assert torch.equal(cached("numbers", lambda: {"a": torch.ones(2)})["a"], torch.ones(2))
+    assert list(tmp_path.rglob("*.safetensors")) == []
