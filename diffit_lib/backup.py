@@ -90,6 +90,8 @@ class Backup:
         number = max([self.number(), *whole.values()]) + 1
         write_text(self.run / NUMBER, str(number))
         path = min(self.names(), key=lambda path: whole.get(path, -1))
+        for half in path.parent.glob(f".{self.run.name}-?.*.part.zip"):  # what a kill left of a half-written copy
+            half.unlink()
         files = [file for file in self.run.rglob("*") if file.is_file() and ".part" not in file.suffixes]
         order = ["last.ckpt", NUMBER]
         files.sort(key=lambda file: (order.index(file.name) if file.name in order else -1, file))

@@ -52,6 +52,12 @@ def saved(run, drive):
 
 
 class TestSaving:
+    def test_sweeps_up_what_a_kill_left_half_written(self, run, drive):
+        drive.mkdir()
+        (drive / ".run-a.1234abcd.part.zip").write_bytes(b"half")
+        Backup(run, drive).save()
+        assert [path.name for path in drive.iterdir()] == ["run-a.zip"]
+
     def test_takes_two_names_by_turns(self, run, drive):
         backup = Backup(run, drive)
         seen = []
