@@ -209,7 +209,7 @@ class TestFinished:
     def test_run_is_not_trained_further(self, recipe, data, unbroken, monkeypatch):
         before = {name: (unbroken / name).read_bytes() for name in ("metrics.csv", "options.json")}
         tensors = load_file(unbroken / "weights.safetensors")
-        monkeypatch.setattr(DiffusionModule, "training_step", None)
+        monkeypatch.setattr(DiffusionModule, "training_step", lambda *_: pytest.fail("trained further"))
         train(recipe, unbroken, data, progress=False)
         assert {name: (unbroken / name).read_bytes() for name in before} == before
         again = load_file(unbroken / "weights.safetensors")
