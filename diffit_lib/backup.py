@@ -55,6 +55,11 @@ class Backup:
         newest = max(whole, key=lambda path: whole[path], default=None)
         if newest is None or whole[newest] <= self.number():
             return False
+        if self.number() == 0 and (self.run / "last.ckpt").is_file():  # trained here without copies, since when?
+            warn(
+                f"{self.run} has a checkpoint that was never copied: it is kept, and {newest.name} is not brought back"
+            )
+            return False
         with zipfile.ZipFile(newest) as archive:
             for name in archive.namelist():  # the checkpoint is the last but one, the number the last
                 with archive.open(name) as source, replacing(self.run / name) as beside, open(beside, "wb") as target:

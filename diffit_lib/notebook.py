@@ -69,8 +69,9 @@ def rows(columns: Sequence[Tensor]) -> np.ndarray:
 
 
 def examples(images: Images, each: int = 8) -> np.ndarray:
-    """The first images of each of the first ten classes, a row for a class; one picture."""
+    """The first images of each of the first ten classes, a row for a class, all rows equally long; one picture."""
     classes = range(min(10, len(images.class_names))) or [0]
+    each = min([each, *(int((images.labels == label).sum()) for label in classes)])
     chosen = torch.cat([(images.labels == label).nonzero()[:each, 0] for label in classes])
     return rows(to_float(images.images[chosen]).unflatten(0, (len(classes), -1)).unbind(1))
 

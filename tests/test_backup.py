@@ -122,6 +122,12 @@ class TestRestoring:
         assert content(saved.run) == of("three", 3)
         assert not saved.restore()
 
+    def test_a_run_that_was_trained_here_and_never_copied_is_kept(self, saved, capsys):
+        write(saved.run, "trained without Drive")
+        assert not saved.restore()
+        assert (saved.run / "last.ckpt").read_text() == "trained without Drive"
+        assert "was never copied: it is kept" in capsys.readouterr().out
+
     @pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.99])
     def test_copy_that_was_cut_off_is_not_taken_for_whole(self, saved, share):
         newest = saved.folder / "run-a.zip"

@@ -5,13 +5,15 @@ import sys
 
 import gdown
 import pytest
+import torch
 from PIL import Image
 
 from diffit_lib import sources
 from diffit_lib.colab import copies_folder
+from diffit_lib.data import Images, digits
 from diffit_lib.errors import DiffitError
 from diffit_lib.files import READY_MADE
-from diffit_lib.notebook import choose_weights, open_run
+from diffit_lib.notebook import choose_weights, examples, open_run
 from diffit_lib.presets import preset
 from diffit_lib.published import PUBLISHED
 from diffit_lib.tasks.plan import parse, plan, ready_made
@@ -44,6 +46,14 @@ def folder(tmp_path):
 
 
 class TestPlan:
+    def test_auto_means_the_data_of_the_preset_that_is_named(self, monkeypatch):
+        asked = []
+        monkeypatch.setattr(
+            "diffit_lib.tasks.plan.recipe_data", lambda recipe: (asked.append(recipe.data), digits())[1]
+        )
+        plan("auto", "mnist")
+        assert asked == ["mnist"]
+
     def test_on_a_cpu_auto_means_the_digits(self):
         recipe, data = plan(seed=3)
         assert recipe == preset("digits").override(seed=3)
@@ -193,3 +203,12 @@ class TestRun:
         monkeypatch.setitem(sys.modules, "google.colab", None)
         assert copies_folder("", tmp_path / "gone", True) is None
         assert "Drive is not connected" in capsys.readouterr().out
+
+
+def test_examples_of_classes_of_unequal_size_are_rows_of_one_length():
+    images = Images(
+        "pets", torch.zeros(15, 3, 4, 4, dtype=torch.uint8), torch.tensor([0] * 9 + [1] * 6), ("cat", "dog")
+    )
+    wide, narrow = examples(images), examples(images.take(torch.arange(5, 12), "few"))
+    assert wide.shape[1] > narrow.shape[1]
+    assert wide.shape[0] == narrow.shape[0]

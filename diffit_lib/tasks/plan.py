@@ -22,11 +22,14 @@ def plan(
 ) -> tuple[Recipe, Split]:
     """A recipe and its data. "auto" and 0 leave the choice to the machine.
 
-    The data set is CIFAR-10 on a GPU and the digits on a CPU. One that cannot be downloaded is told, and the digits
-    take its place. Raises a DiffitError for a path, preset or field that does not exist.
+    The data set is the named preset's own, else CIFAR-10 on a GPU and the digits on a CPU. One that cannot be
+    downloaded is told, and the digits take its place. Raises a DiffitError for a path, preset or field that does not
+    exist.
     """
     if in_colab() and best_device().type == "cpu":
         warn("no GPU: Runtime > Change runtime type > T4 GPU switches one on; until then this goes on with the CPU")
+    if dataset == "auto" and preset_name != "auto":
+        dataset = preset(preset_name).data
     dataset = suitable(dataset)
     changes = {"seed": seed, **parse(overrides)}
     recipe = choose(dataset, preset_name).override(**changes)
