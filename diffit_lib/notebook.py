@@ -201,7 +201,7 @@ def closing_card(
         f"<figcaption>{name}</figcaption></figure>"
         for name, each in (("before: an untrained network", untrained(pipe)), ("after", pipe))
     )
-    step = "TRAIN_MINUTES: the run goes on from where it stands"
+    step = "more images in OVERRIDES (and more TRAIN_MINUTES): the run goes on from where it stands"
     if pipe.device.type == "cpu":
         step = "a GPU: CIFAR-10 takes the digits' place"
     if not own:
