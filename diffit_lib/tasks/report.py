@@ -63,8 +63,9 @@ def expected_rows(recipe: Recipe) -> list[dict[str, str]]:
     usual = PRESETS.get(recipe.name)
     if usual is None or (recipe.data, recipe.network) != (usual.data, usual.network):
         return []
-    alike = recipe.denoiser.kind == usual.denoiser.kind
-    return read_rows(READY_MADE / f"{recipe.name}.csv") if alike else []
+    if recipe.denoiser.kind != usual.denoiser.kind:
+        return []
+    return read_rows(READY_MADE / f"{recipe.name}.csv")
 
 
 def device_name(device: torch.device) -> str:
