@@ -12,7 +12,7 @@ from jsonargparse import SUPPRESS, ArgumentParser
 from diffit_lib.config import Sampling
 from diffit_lib.errors import DiffitError
 from diffit_lib.presets import preset
-from diffit_lib.recipe import PARTS, Recipe
+from diffit_lib.recipe import Recipe
 
 
 def run_demo(run: str = "runs/demo") -> None:
@@ -141,8 +141,8 @@ def parser() -> Parser:
 def add_recipe_fields(sub: Parser) -> None:
     """One option for each field of the recipe, absent unless given."""
     sub.add_argument("--data", type=str, default=SUPPRESS, help="data set by name, or the path of a folder or zip")
-    taken = {"name", "data", *PARTS}
-    for title, kinds in {"images": (Recipe,), **PARTS}.items():
+    taken = {"name", "data", *Recipe.PARTS}
+    for title, kinds in {"images": (Recipe,), **Recipe.PARTS}.items():
         group = add_fields(sub, f"{title} (the preset's own unless given)", kinds, taken)
         if len(kinds) > 1:
             names = tuple(kind.kind for kind in kinds)

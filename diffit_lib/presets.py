@@ -2,8 +2,9 @@
 
 from dataclasses import replace
 
-from diffit_lib.config import EDM, ImageNetwork, Sampling, Training
+from diffit_lib.config import EDM, Sampling, Training
 from diffit_lib.errors import DiffitError
+from diffit_lib.networks import ImageNetwork
 from diffit_lib.recipe import Recipe
 
 _EDM_TRAINING = Training(images=200_000_000, loss_reduction="sum", grad_clip=0.0, workers=4)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from diffit_lib import presets
 from diffit_lib.cli import main, parse_seeds, parser, with_underscores
 from diffit_lib.errors import DiffitError
-from diffit_lib.recipe import PARTS
+from diffit_lib.recipe import Recipe
 from diffit_lib.tasks.train import train
 from diffit_lib.weights import load_weights
 
@@ -208,7 +208,7 @@ class TestVerbs:
         assert stop.value.code == 0
         options = set(re.findall(r"--(\w+)", capsys.readouterr().out))
         assert options >= {"data", "crop", "skip_bad"}
-        for kinds in PARTS.values():
+        for kinds in Recipe.PARTS.values():
             for kind in kinds:
                 assert options >= set(kind.__dataclass_fields__)
 

@@ -6,10 +6,11 @@ from dataclasses import FrozenInstanceError, asdict, fields, is_dataclass, repla
 
 import pytest
 
-from diffit_lib.config import EDM, VP, ImageNetwork, Sampling, Training
+from diffit_lib.config import EDM, VP, Sampling, Training
 from diffit_lib.errors import DiffitError
+from diffit_lib.networks import ImageNetwork
 from diffit_lib.presets import PRESETS, preset
-from diffit_lib.recipe import PARTS, Recipe
+from diffit_lib.recipe import Recipe
 
 
 def settings(recipe):
@@ -178,7 +179,7 @@ def test_a_bad_value_is_refused_by_its_field_its_value_and_the_remedy(part, valu
         assert repr(value) in message
 
 
-@pytest.mark.parametrize("part", [part for kinds in PARTS.values() for part in kinds])
+@pytest.mark.parametrize("part", [part for kinds in Recipe.PARTS.values() for part in kinds])
 def test_every_field_but_a_switch_has_a_case_above(part):
     refused = {name for kind, values in REFUSED if kind is part for name in values}
     assert {f.name for f in fields(part) if f.type is not bool} - refused == set()

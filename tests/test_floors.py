@@ -11,7 +11,7 @@ PACKAGE = ROOT / "diffit_lib"
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted(PACKAGE.rglob("*.py"))}
 FLOORS = (
     "errors",
-    "config stamp tensors files folders pictures crops colab",
+    "config networks stamp tensors files folders pictures crops colab",
     "blocks noise recipe augment sources decoding published backup",
     "models presets denoiser samplers data extractors metrics",
     "weights plots",
@@ -76,8 +76,9 @@ def test_a_breach_is_seen_in_every_form_of_import(source):
     assert len(list(breaches("diffit_lib.noise", source))) == 1
 
 
-def test_config_needs_the_standard_library_alone():
-    top = {imported.split(".")[0] for imported in imports("diffit_lib.config", FILES["diffit_lib.config"].read_text())}
+@pytest.mark.parametrize("name", ["diffit_lib.config", "diffit_lib.networks"])
+def test_settings_need_the_standard_library_alone(name):
+    top = {imported.split(".")[0] for imported in imports(name, FILES[name].read_text())}
     assert top - sys.stdlib_module_names == {"diffit_lib"}
 
 

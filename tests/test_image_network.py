@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from diffit_lib.blocks import TMSA, DiffiTBlock
-from diffit_lib.config import ImageNetwork
 from diffit_lib.models import build_network
+from diffit_lib.networks import ImageNetwork
 from diffit_lib.presets import PRESETS, preset
 
 SMALL = ImageNetwork(

@@ -1,7 +1,7 @@
 """The networks: architecture only."""
 
-from diffit_lib.config import ImageNetwork
 from diffit_lib.models.image import ImageDiffiT
+from diffit_lib.networks import ImageNetwork
 
 
 def build_network(config: ImageNetwork) -> ImageDiffiT:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from diffit_lib.blocks import TMSA, DiffiTResBlock, Table, TimeToken, group_norm
-from diffit_lib.config import ImageNetwork
+from diffit_lib.networks import ImageNetwork
 
 
 class Upsample(nn.Module):

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from torch import nn
 
-from diffit_lib.config import ImageNetwork
 from diffit_lib.files import READY_MADE
 from diffit_lib.models import build_network
+from diffit_lib.networks import ImageNetwork
 from diffit_lib.presets import PRESETS
 from diffit_lib.recipe import Recipe
 from diffit_lib.weights import find_weights, load_weights
