@@ -43,6 +43,11 @@ class Images:
     def __len__(self) -> int:
         return len(self.images)
 
+    def fetch(self, indices: list[int], mirrored: list[bool]) -> Tensor:
+        """The images at these indices as they lie, (B, C, H, W), some of them mirrored left to right."""
+        images = self.images[indices]
+        return torch.where(torch.tensor(mirrored).view(-1, 1, 1, 1), images.flip(-1), images)
+
     def take(self, indices: Tensor, name: str) -> "Images":
         """The images at these indices, in memory, under another name."""
         return replace(self, name=name, images=self.images[indices], labels=self.labels[indices])
@@ -176,18 +181,33 @@ def digits() -> Split:
 class Batch(NamedTuple):
     """One micro-batch of one process, drawn on the CPU."""
 
-    images: Tensor  # (B, C, H, W) uint8
+    images: Tensor  # (B, C, H, W) uint8, or cached moments of latents
     labels: Tensor  # (B,) int64; dropped ones are "no class"
     uniform: Tensor  # (B,) float32 in [0, 1): becomes the noise level
-    noise: Tensor  # (B, C, H, W) float32
+    noise: Tensor  # (B, C, H, W) float32, of the shape diffusion works in
     augmentation: Tensor  # (B, 8) float32: numbers of EDM's augmentation; zeros change nothing
+    posterior: Tensor  # of noise's shape: draws a latent from its distribution; (B, 0) for pixels
 
 
 class TrainingStream(IterableDataset[Batch]):
-    """Endless micro-batches from optimizer step `start` on, for process `rank` of `world`."""
+    """Endless micro-batches from optimizer step `start` on, for process `rank` of `world`.
 
-    def __init__(self, data: Images, training: Training, *, start: int = 0, rank: int = 0, world: int = 1):
-        self.data, self.training = data, training
+    `state_shape` is that of one image's noise, (C, H, W), the image's own unless given.
+    """
+
+    def __init__(
+        self,
+        data: Images,
+        training: Training,
+        state_shape: tuple[int, ...] | None = None,
+        *,
+        latent: bool = False,
+        start: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ):
+        self.data, self.training, self.latent = data, training, latent
+        self.state_shape = state_shape or tuple(data.images.shape[1:])
         self.rank, self.world = rank, world
         self.first = start * training.accumulate
         self.micro_batch = training.batch_size // training.accumulate
@@ -208,23 +228,24 @@ class TrainingStream(IterableDataset[Batch]):
         share = self.micro_batch // self.world
         first = number * self.micro_batch + self.rank * share
         rows = [self._draw(n) for n in range(first, first + share)]
-        index, flip, drop, uniform, noise, augmentation = zip(*rows, strict=True)
-        images = self.data.images[list(index)]
-        images = torch.where(torch.tensor(flip).view(-1, 1, 1, 1), images.flip(-1), images)
+        index, flip, drop, uniform, noise, augmentation, posterior = zip(*rows, strict=True)
+        images = self.data.fetch(list(index), list(flip))
         labels = self.data.labels[list(index)].masked_fill(torch.tensor(drop), len(self.data.class_names))
-        return Batch(images, labels, torch.tensor(uniform), torch.stack(noise), torch.stack(augmentation))
+        noises = (torch.stack(noise), torch.stack(augmentation), torch.stack(posterior))
+        return Batch(images, labels, torch.tensor(uniform), *noises)
 
-    def _draw(self, number: int) -> tuple[int, bool, bool, float, Tensor, Tensor]:
+    def _draw(self, number: int) -> tuple[int, bool, bool, float, Tensor, Tensor, Tensor]:
         """Everything random about global image `number`."""
         epoch, position = divmod(number, len(self.data))
         generator = seeded_generator(self.training.seed, "training", number)
         uniform, flip, drop = torch.rand(3, generator=generator).tolist()
-        noise = torch.randn(self.data.images.shape[1:], generator=generator)
+        noise = torch.randn(self.state_shape, generator=generator)
         index = _permutation(self.training.seed, epoch, len(self.data))[position]
         chance = self.training.augment
         augmentation = draw_augmentation(generator, chance) if chance else torch.zeros(8)
+        posterior = torch.randn(self.state_shape, generator=generator) if self.latent else torch.zeros(0)
         mirrored, dropped = self.training.flip and flip < 0.5, drop < self.training.label_dropout
-        return index, mirrored, dropped, uniform, noise, augmentation
+        return index, mirrored, dropped, uniform, noise, augmentation, posterior
 
 
 @lru_cache(maxsize=4)

@@ -1,27 +1,25 @@
-"""Training as glue over Lightning: the module, and the callbacks that stop, show and keep a run."""
+"""Training as glue over Lightning, whatever is trained: the module, the callbacks that stop, show and keep a run."""
 
 import csv
 import io
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.exceptions import SIGTERMException
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from diffit_lib.augment import augment
 from diffit_lib.config import Training
 from diffit_lib.data import Batch, Images, TrainingStream
-from diffit_lib.denoiser import Preconditioned, denoising_loss
 from diffit_lib.errors import DiffitError
 from diffit_lib.files import write_text
-from diffit_lib.tensors import SeededNoise, autocast, derive_seed, to_float
+from diffit_lib.tensors import derive_seed
 
 KEPT = ("fingerprint", "seconds", "skipped", "skipped_in_a_row")  # in a checkpoint, besides Lightning's own
 MAX_SKIPPED = 100  # steps in a row without a finite gradient, after which a run has failed
@@ -45,32 +43,48 @@ class HalfLife:
         torch._foreach_lerp_(list(average), list(current), 1 - self.decay(int(num_averaged)))
 
 
-class DiffusionModule(pl.LightningModule):
-    """A denoiser, its average and its optimizer; the data are a function of the step a run stands at."""
+class RunModule(pl.LightningModule):
+    """A model, its average and its optimizer; the data are a function of the step a run stands at.
 
-    def __init__(self, denoiser: Preconditioned, training: Training, data: Images):
+    What a step minimises is a subclass's `training_step`; `state_shape` is that of the noise each image brings along.
+    """
+
+    latent = False  # whether an image also brings noise for its posterior
+
+    def __init__(self, model: nn.Module, training: Training, data: Images, state_shape: tuple[int, ...]):
         super().__init__()
-        self.denoiser, self.options, self.data = denoiser, training, data
-        self.ema = AveragedModel(denoiser, multi_avg_fn=HalfLife(training), use_buffers=False).requires_grad_(False)
+        self.model, self.options, self.data, self.state_shape = model, training, data, state_shape
+        self.ema = AveragedModel(model, multi_avg_fn=HalfLife(training), use_buffers=False).requires_grad_(False)
         self.fingerprint = data.fingerprint()
         self.seconds = 0.0  # of training, before this start and since
         self.skipped = self.skipped_in_a_row = 0  # steps whose gradient was not finite
-        self.loss_sum, self.loss_count, self.grad_norm = torch.zeros(()), 0, torch.zeros(())
+        self.sums: dict[str, Tensor] = {}  # of the terms of the loss, since the last report
+        self.count, self.grad_norm = 0, torch.zeros(())
 
     @property
-    def average(self) -> Preconditioned:
-        """The averaged denoiser."""
-        return cast(Preconditioned, self.ema.module)
+    def average(self) -> nn.Module:
+        """The averaged model."""
+        return self.ema.module
 
     @property
     def images_seen(self) -> int:
         """Training images so far, over all devices and resumes."""
         return self.global_step * self.options.batch_size
 
+    def parameter_groups(self) -> list[list[nn.Parameter]]:
+        """What is trained, in groups whose gradients are clipped each on its own."""
+        return [list(self.model.parameters())]
+
     def train_dataloader(self) -> DataLoader:
         """Micro-batches from the step this run stands at."""
         stream = TrainingStream(
-            self.data, self.options, start=self.global_step, rank=self.global_rank, world=self.trainer.world_size
+            self.data,
+            self.options,
+            self.state_shape,
+            latent=self.latent,
+            start=self.global_step,
+            rank=self.global_rank,
+            world=self.trainer.world_size,
         )
         pin = self.device.type == "cuda"
         return DataLoader(stream, batch_size=None, num_workers=self.options.workers, pin_memory=pin)
@@ -80,29 +94,32 @@ class DiffusionModule(pl.LightningModule):
         micro = batch_idx % self.options.accumulate
         torch.manual_seed(derive_seed(self.options.seed, "dropout", self.global_step, micro, self.global_rank))
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The loss of one micro-batch."""
-        images, augment_label = to_float(batch.images), None
-        if self.options.augment:
-            with torch.autocast(self.device.type, enabled=False):  # half a pixel matters
-                images, augment_label = augment(images, batch.augmentation)
-        sigma = self.denoiser.draw_sigma(batch.uniform)
-        loss = denoising_loss(self.denoiser, images, sigma, batch.noise, batch.labels, augment_label).mean()
-        self.loss_sum, self.loss_count = self.loss_sum.to(loss.device) + loss.detach(), self.loss_count + 1
-        return loss * images[0].numel() if self.options.loss_reduction == "sum" else loss
+    def count_terms(self, **terms: Tensor) -> None:
+        """Add a micro-batch's terms of the loss to the sums that the next report tells."""
+        for name, term in terms.items():
+            self.sums[name] = self.sums[name] + term.detach() if name in self.sums else term.detach()
+        self.count += 1
+
+    def mean_terms(self) -> dict[str, float]:
+        """The terms' means since the last call, "loss" among them, not a number where there were none."""
+        means = {name: float(total) / self.count for name, total in self.sums.items()}
+        self.sums, self.count = {}, 0
+        return {"loss": float("nan")} | means
 
     def configure_optimizers(self) -> Any:
         """Adam, its learning rate warmed up linearly in images."""
         fused = self.trainer.precision != "16-mixed"  # fused Adam unscales gradients itself, behind clipping's back
-        optimizer = torch.optim.Adam(self.denoiser.parameters(), lr=self.options.lr, fused=fused)
+        trained = [parameter for group in self.parameter_groups() for parameter in group]
+        optimizer = torch.optim.Adam(trained, lr=self.options.lr, fused=fused)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.options.lr_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
         """Clip; where the gradient is not finite, drop it, so that this step changes nothing."""
-        parameters = list(self.denoiser.parameters())
-        self.grad_norm = torch.nn.utils.clip_grad_norm_(parameters, self.options.grad_clip or float("inf"))
-        if self.grad_norm.isfinite():
+        most = self.options.grad_clip or float("inf")
+        norms = [torch.nn.utils.clip_grad_norm_(group, most) for group in self.parameter_groups()]
+        self.grad_norm = norms[0]
+        if torch.stack([norm.to(self.device) for norm in norms]).isfinite().all():
             self.skipped_in_a_row = 0
             return
         optimizer.zero_grad(set_to_none=True)
@@ -117,7 +134,7 @@ class DiffusionModule(pl.LightningModule):
         """One step, then the average follows, unless the step was skipped."""
         super().optimizer_step(*args, **kwargs)
         if self.skipped_in_a_row == 0:
-            self.ema.update_parameters(self.denoiser)
+            self.ema.update_parameters(self.model)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """What the tensors do not hold."""
@@ -138,19 +155,19 @@ class DiffusionModule(pl.LightningModule):
 class Clock(pl.Callback):
     """Counts the run's seconds and stops it at the planned images or minutes, whichever comes first."""
 
-    def on_train_start(self, trainer: pl.Trainer, module: DiffusionModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, module: RunModule) -> None:
         """Go on from what an earlier start has counted; a finished run takes no further step."""
         self.start = time.monotonic() - module.seconds
         self.look(trainer, module)
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, module: DiffusionModule, outputs: Any, batch: Batch, batch_idx: int
+        self, trainer: pl.Trainer, module: RunModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Look at the end of every optimizer step, never within one."""
         if (batch_idx + 1) % module.options.accumulate == 0:
             self.look(trainer, module)
 
-    def look(self, trainer: pl.Trainer, module: DiffusionModule) -> None:
+    def look(self, trainer: pl.Trainer, module: RunModule) -> None:
         """Count, and decide for all processes."""
         module.seconds = time.monotonic() - self.start
         late = module.options.minutes is not None and module.seconds >= 60 * module.options.minutes
@@ -162,14 +179,14 @@ class Clock(pl.Callback):
 class Report(pl.Callback):
     """Every few minutes: a checkpoint, and whatever `show` does with the averaged denoiser, at the end of a step."""
 
-    def __init__(self, checkpoint: Path, show: Callable[[DiffusionModule], None]):
+    def __init__(self, checkpoint: Path, show: Callable[[Any], None]):
         self.checkpoint, self.show = checkpoint, show
 
-    def on_train_start(self, trainer: pl.Trainer, module: DiffusionModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, module: RunModule) -> None:
         """The first report comes one interval after the start."""
         self.last = time.monotonic()
 
-    def on_train_batch_start(self, trainer: pl.Trainer, module: DiffusionModule, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, module: RunModule, batch: Batch, batch_idx: int) -> None:
         """Between two steps, where Lightning's own counters agree with the tensors."""
         if batch_idx % module.options.accumulate:
             return
@@ -177,18 +194,18 @@ class Report(pl.Callback):
             self.report(trainer, module)
             self.last = time.monotonic()
 
-    def on_train_end(self, trainer: pl.Trainer, module: DiffusionModule) -> None:
+    def on_train_end(self, trainer: pl.Trainer, module: RunModule) -> None:
         """The last report closes the run."""
         self.report(trainer, module)
 
-    def on_exception(self, trainer: pl.Trainer, module: DiffusionModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: pl.Trainer, module: RunModule, exception: BaseException) -> None:
         """A scheduler's SIGTERM is honoured between steps: nothing is lost."""
         if isinstance(exception, SIGTERMException):
             batches = trainer.fit_loop.epoch_loop.batch_progress.current
             batches.completed -= batches.completed % module.options.accumulate  # half a step is taken anew
             self.save(trainer)
 
-    def report(self, trainer: pl.Trainer, module: DiffusionModule) -> None:
+    def report(self, trainer: pl.Trainer, module: RunModule) -> None:
         """Checkpoint first, so that a fault in showing loses nothing."""
         self.save(trainer)
         if trainer.is_global_zero:
@@ -205,7 +222,7 @@ class Report(pl.Callback):
 class Progress(pl.Callback):
     """One bar: how far, images per second, time left."""
 
-    def on_train_start(self, trainer: pl.Trainer, module: DiffusionModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, module: RunModule) -> None:
         """Open the bar where the run stands."""
         total = module.options.total_images
         bar_format = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} images {postfix}"
@@ -214,7 +231,7 @@ class Progress(pl.Callback):
         )
         self.start, self.first_image = time.monotonic(), module.images_seen
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: DiffusionModule, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, module: RunModule, *_: Any) -> None:
         """Advance; the rate is that of this start."""
         rate = (module.images_seen - self.first_image) / (time.monotonic() - self.start)
         if rate == 0:  # within the first step
@@ -225,7 +242,7 @@ class Progress(pl.Callback):
         self.bar.set_postfix_str(f"{rate:.0f} images/s, {tqdm.format_interval(left)} left", refresh=False)
         self.bar.update(module.images_seen - self.bar.n)
 
-    def on_train_end(self, trainer: pl.Trainer, module: DiffusionModule) -> None:
+    def on_train_end(self, trainer: pl.Trainer, module: RunModule) -> None:
         """Leave the finished bar standing."""
         self.bar.close()
 
@@ -252,23 +269,3 @@ def append_row(path: Path, row: dict[str, Any]) -> list[dict[str, Any]]:
 def any_rank(trainer: pl.Trainer, decision: bool) -> bool:
     """True on every process if it is on one: clocks differ, and all must stop at the same step."""
     return trainer.strategy.reduce_boolean_decision(decision, all=False)
-
-
-@torch.no_grad()
-def loss_by_level(
-    denoiser: Preconditioned, test: Images, precision: str, *, levels: int = 8, images: int = 256
-) -> dict[float, float]:
-    """Noise level sigma -> denoising loss on test images, at fixed quantiles of the training noise.
-
-    The same images meet the same noise at every call, so that two calls differ by the denoiser alone.
-    """
-    device = next(denoiser.parameters()).device
-    part = test.take(torch.arange(min(images, len(test))), test.name)
-    clean, noise = to_float(part.images).to(device), SeededNoise(range(len(part)), part.images.shape[1:])().to(device)
-    label = part.labels.to(device)
-    losses = {}
-    for quantile in (torch.arange(levels) + 0.5) / levels:
-        sigma = denoiser.draw_sigma(quantile.expand(len(part))).to(device)
-        with autocast(device, precision):
-            losses[float(sigma[0])] = float(denoising_loss(denoiser, clean, sigma, noise, label).mean())
-    return losses

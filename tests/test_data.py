@@ -31,7 +31,7 @@ def read(stream, steps, workers=0):
 
 
 def assert_same(actual, expected):
-    assert len(actual) == 5
+    assert len(actual) == 6
     for one, other in zip(actual, expected, strict=True):
         assert torch.equal(one, other)
 
@@ -136,7 +136,7 @@ class TestStream:
         assert abs(dropped.double().mean() - share) <= 4 * (share * (1 - share) / 2000) ** 0.5
 
     def test_noise_is_standard_normal_and_all_draws_are_independent(self, data):
-        images, labels, uniform, noise, _ = read(TrainingStream(data, replace(BUSY, label_dropout=0.5)), 500)
+        images, labels, uniform, noise, *_ = read(TrainingStream(data, replace(BUSY, label_dropout=0.5)), 500)
         assert (uniform >= 0).all()
         assert (uniform < 1).all()
         mirrored, dropped = images[:, 0, 0, 0] >= 100, labels == 2

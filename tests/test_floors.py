@@ -13,10 +13,11 @@ FLOORS = (
     "errors",
     "config networks stamp tensors files folders pictures crops colab",
     "blocks noise recipe augment sources decoding published backup",
-    "models presets denoiser samplers data extractors metrics",
+    "models presets denoiser samplers data extractors metrics codec",
     "weights plots",
     "pipeline",
-    "training training_vae",
+    "training",
+    "training_diffusion training_vae",
     "tasks",
     "explorer cli notebook",
     "__main__",  # python -m diffit_lib

@@ -22,7 +22,7 @@ from diffit_lib.errors import DiffitError
 from diffit_lib.pipeline import load
 from diffit_lib.tasks import train as task
 from diffit_lib.tasks.train import train
-from diffit_lib.training import DiffusionModule
+from diffit_lib.training_diffusion import DiffusionModule
 
 FORKSERVER = multiprocessing.get_context("forkserver")  # imports torch once for all the runs that are to die
 FORKSERVER.set_forkserver_preload(["diffit_lib.tasks.train", "sklearn.datasets", "sklearn.model_selection"])

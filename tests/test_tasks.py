@@ -19,7 +19,7 @@ from diffit_lib.tasks.info import info
 from diffit_lib.tasks.publish import publish
 from diffit_lib.tasks.sample import sample
 from diffit_lib.tasks.train import train
-from diffit_lib.training import DiffusionModule
+from diffit_lib.training_diffusion import DiffusionModule
 
 
 @pytest.fixture(scope="module", autouse=True)

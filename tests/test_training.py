@@ -9,14 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from diffit_lib import training
+from diffit_lib import training, training_diffusion
 from diffit_lib.config import EDM, Training
 from diffit_lib.data import Images, TrainingStream
 from diffit_lib.denoiser import EDMDenoiser
 from diffit_lib.errors import DiffitError
 from diffit_lib.pipeline import Pipeline
 from diffit_lib.tasks.train import resolve, train
-from diffit_lib.training import DiffusionModule, HalfLife, append_row, loss_by_level
+from diffit_lib.training import HalfLife, append_row
+from diffit_lib.training_diffusion import DiffusionModule, loss_by_level
 from diffit_lib.weights import build_denoiser
 
 
@@ -56,7 +57,7 @@ def around_steps(monkeypatch):
 @pytest.fixture
 def spoil(monkeypatch):
     """A function: from now on, the losses of these micro-batches, counted from 0, are `value`."""
-    loss = training.denoising_loss
+    loss = training_diffusion.denoising_loss
 
     def spoil(micro_batches, value=math.nan):
         number = count()
@@ -64,7 +65,7 @@ def spoil(monkeypatch):
         def spoiled(*args):
             return loss(*args) * (value if next(number) in micro_batches else 1)
 
-        monkeypatch.setattr(training, "denoising_loss", spoiled)
+        monkeypatch.setattr(training_diffusion, "denoising_loss", spoiled)
 
     return spoil
 
@@ -297,13 +298,13 @@ class TestReport:
 
     def test_loss_in_a_row_is_the_mean_since_the_row_before(self, tiny, data, tmp_path, monkeypatch):
         losses = iter([1.0, 3.0, 5.0, 11.0])
-        denoising_loss = training.denoising_loss
+        denoising_loss = training_diffusion.denoising_loss
 
         def spied(denoiser, *args):
             loss = denoising_loss(denoiser, *args)
             return loss - loss.detach() + next(losses) if denoiser.training else loss
 
-        monkeypatch.setattr(training, "denoising_loss", spied)
+        monkeypatch.setattr(training_diffusion, "denoising_loss", spied)
         train(tiny.override(max_steps=2), tmp_path, data, progress=False)
         train(tiny, tmp_path, data, progress=False)
         rows = [line.split(",")[:3] for line in (tmp_path / "metrics.csv").read_text().splitlines()[1:]]

@@ -14,7 +14,8 @@ from diffit_lib.presets import PRESETS
 from diffit_lib.recipe import Recipe
 from diffit_lib.tasks.evaluate import in_turn
 from diffit_lib.tasks.watch import Watch
-from diffit_lib.training import DiffusionModule, append_row, loss_by_level, read_rows
+from diffit_lib.training import append_row, read_rows
+from diffit_lib.training_diffusion import DiffusionModule, loss_by_level
 from diffit_lib.weights import Card, save_weights
 
 GRID = 32  # images drawn at every report
@@ -44,7 +45,7 @@ def show(module: DiffusionModule, run: Path, recipe: Recipe, data: Split, watch:
     row = {
         "images": module.images_seen,
         "seconds": round(module.seconds, 1),
-        "loss": float(module.loss_sum) / module.loss_count if module.loss_count else float("nan"),
+        **module.mean_terms(),
         "test_loss": sum(levels.values()) / len(levels),
         "grad_norm": float(module.grad_norm),
         "skipped": module.skipped,
@@ -55,7 +56,6 @@ def show(module: DiffusionModule, run: Path, recipe: Recipe, data: Split, watch:
         save_weights(run / "best.safetensors", replace(card, chosen_by=watch.kind), module.average, module.denoiser)
     rows = append_row(run / "metrics.csv", row)
     write_figure(run / "loss.png", loss_curve(rows, expected_rows(recipe)))
-    module.loss_sum, module.loss_count = torch.zeros(()), 0
 
 
 def expected_rows(recipe: Recipe) -> list[dict[str, str]]:

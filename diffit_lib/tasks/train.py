@@ -18,7 +18,8 @@ from diffit_lib.recipe import Recipe
 from diffit_lib.tasks.report import show
 from diffit_lib.tasks.watch import Watch
 from diffit_lib.tensors import best_device, best_precision, cpu_threads
-from diffit_lib.training import Clock, DiffusionModule, Progress, Report
+from diffit_lib.training import Clock, Progress, Report
+from diffit_lib.training_diffusion import DiffusionModule
 from diffit_lib.weights import build_denoiser
 
 FREE = {"images", "max_steps", "minutes", "report_minutes", "workers", "threads", "memory_gb", "checkpointing"}
