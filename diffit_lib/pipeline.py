@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffit_lib.codec import PIXELS, Codec
 from diffit_lib.config import Sampling
 from diffit_lib.denoiser import Clipped, Denoiser, Guided, Preconditioned, guidance_scale
 from diffit_lib.errors import DiffitError, check
@@ -33,13 +34,19 @@ class Pipeline:
     """Draws images. Image k depends on its seed, its label and the settings, not on the batch it is drawn in."""
 
     def __init__(
-        self, denoiser: Preconditioned, card: Card, *, device: torch.device | None = None, precision: str = "auto"
+        self,
+        denoiser: Preconditioned,
+        card: Card,
+        codec: Codec = PIXELS,
+        *,
+        device: torch.device | None = None,
+        precision: str = "auto",
     ):
         self.device = device or best_device()
         self.precision = best_precision(self.device) if precision == "auto" else precision
         check(self.precision in PRECISIONS, f"precision is {precision!r}; give auto, {', '.join(PRECISIONS)}")
         self.denoiser = denoiser.to(self.device).to(memory_format=torch.channels_last).eval()
-        self.card = card
+        self.card, self.codec = card, codec.to(self.device)
 
     def __call__(
         self,
@@ -57,7 +64,7 @@ class Pipeline:
         is padded to it. At one batch size the k-th image of a batch is the same to the bit whatever its neighbours are.
         """
         batches = self.batches(seeds, labels, batch_size=batch_size, **settings)
-        return np.concatenate([self.decode(batch) for batch in batches])
+        return np.concatenate([to_pictures(batch) for batch in batches])
 
     def batches(
         self, seeds: Sequence[int], labels: Labels = None, *, batch_size: int | None = None, **settings: Any
@@ -72,12 +79,12 @@ class Pipeline:
             part = slice(first, first + size)
             for state in self.stream(seeds[part], labels and labels[part], pad_to=size, **settings):
                 last = state
-            yield last.x
+            yield self.codec.decode(last.x)
 
     def stream(
         self, seeds: Sequence[int], labels: Labels = None, *, pad_to: int = 0, **settings: Any
     ) -> Iterator[State]:
-        """Every intermediate state of one batch of these seeds: x and denoised are float (B, C, H, W)."""
+        """Every intermediate state of one batch of these seeds: x and denoised, float (B, C, H, W), pixels or latents."""
         sampling = self.sampling(**settings)
         seeds = [int(seed) for seed in seeds]  # tensor(3) names the image that 3 names
         class_label, count = self.class_label(seeds, labels), len(seeds)
@@ -101,8 +108,8 @@ class Pipeline:
             yield state._replace(x=state.x[:count], denoised=state.denoised[:count])
 
     def decode(self, x: Tensor) -> np.ndarray:
-        """A clean state in [-1, 1], (B, C, H, W) -> uint8 (B, H, W, C)."""
-        return to_uint8(x).permute(0, 2, 3, 1).cpu().numpy()
+        """A state without its noise, (B, C, H, W), pixels or latents -> uint8 (B, H, W, C)."""
+        return to_pictures(self.codec.decode(x))
 
     def sampling(self, **settings: Any) -> Sampling:
         """The weights' own sampling settings with these changed; None changes nothing."""
@@ -153,6 +160,11 @@ def per_seed(labels: Labels, count: int) -> list[int | str] | None:
     if len(each) != count:
         raise DiffitError(f"{len(each)} labels for {count} seeds; give one label, or one per seed")
     return each
+
+
+def to_pictures(images: Tensor) -> np.ndarray:
+    """float (B, C, H, W), about [-1, 1] -> uint8 (B, H, W, C)."""
+    return to_uint8(images).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def load(

@@ -14,7 +14,7 @@ FLOORS = (
     "config networks stamp tensors files folders pictures crops colab",
     "blocks noise recipe augment sources decoding published backup",
     "models presets denoiser samplers data extractors metrics codec",
-    "weights plots",
+    "weights plots latents",
     "pipeline",
     "training",
     "training_diffusion training_vae",
