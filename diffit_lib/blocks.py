@@ -1,4 +1,4 @@
-"""The bricks of DiffiT: time token, time-dependent self-attention (TMSA), DiffiT block, DiffiT ResBlock.
+"""The bricks of DiffiT: time token, time-dependent self-attention (TMSA), DiffiT block, DiffiT ResBlock; DiT's block.
 
 Legend: B batch, C channels, H and W map height and width, h heads, d head dimension, T width of the time token,
 N tokens of one window. Maps of tokens are channels-last, (B, H, W, C); images for convolutions are (B, C, H, W) in
@@ -183,10 +183,58 @@ class DiffiTBlock(nn.Module):
         self.norm2 = nn.LayerNorm(channels, eps=1e-6, elementwise_affine=affine)
         self.mlp = MLP(channels, mlp_ratio, dropout)
 
+    def table(self, time: Tensor) -> Table:
+        """What depends on the time token (B, T) alone."""
+        return self.attn.table(time)
+
     def forward(self, x: Tensor, time: Tensor, table: Table | None = None) -> Tensor:
         """(B, H, W, C), (B, T) -> (B, H, W, C)."""
         x = x + self.attn(self.norm1(x), time, table)
         return x + self.mlp(self.norm2(x))
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention among all tokens of a map, told nothing of time or place."""
+
+    def __init__(self, channels: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.proj = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C)."""
+        qkv = self.qkv(x).flatten(1, 2).unflatten(-1, (3, self.num_heads, -1))  # (B, N, 3, h, d)
+        out = F.scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4))  # (B, h, N, d)
+        return self.proj(out.transpose(1, 2).reshape(x.shape))
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x (1 + scale) + shift."""
+    return x * (1 + scale) + shift
+
+
+class AdaLNBlock(nn.Module):
+    """DiT's block (Peebles and Xie 2023, section 3.2): the time token shifts, scales and gates both branches."""
+
+    def __init__(self, channels: int, num_heads: int, time_dim: int, *, mlp_ratio: float = 4.0, dropout: float = 0.0):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(channels, eps=1e-6, elementwise_affine=False)
+        self.attn = SelfAttention(channels, num_heads)
+        self.norm2 = nn.LayerNorm(channels, eps=1e-6, elementwise_affine=False)
+        self.mlp = MLP(channels, mlp_ratio, dropout)
+        self.modulation = nn.Linear(time_dim, 6 * channels)
+
+    def table(self, time: Tensor) -> Tensor:
+        """What depends on the time token alone: (B, T) -> shift, scale and gate of attention, then of MLP, (B, 6C)."""
+        return self.modulation(F.silu(time))
+
+    def forward(self, x: Tensor, time: Tensor, table: Tensor | None = None) -> Tensor:
+        """(B, H, W, C), (B, T) -> (B, H, W, C)."""
+        table = self.table(time) if table is None else table
+        shift1, scale1, gate1, shift2, scale2, gate2 = table[:, None, None].chunk(6, dim=-1)
+        x = x + gate1 * self.attn(modulate(self.norm1(x), shift1, scale1))
+        return x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))
 
 
 def group_norm(channels: int) -> nn.GroupNorm:

@@ -1,6 +1,7 @@
 """What a network is: frozen dataclasses that check themselves, from which the networks are built."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from diffit_lib.errors import check, check_positive, check_types
 
@@ -28,9 +29,7 @@ class ImageNetwork:
         check_types(self)
         check_positive(self, "width", "num_blocks", "num_heads", "window_size", "mlp_ratio", "time_dim")
         check(self.in_channels in (1, 3), f"in_channels is {self.in_channels}; give 1 (grey) or 3 (RGB)")
-        check(0 <= self.dropout < 1, f"dropout is {self.dropout}; give a share from 0 up to, not including, 1")
-        check(self.num_classes >= 0, f"num_classes is {self.num_classes}; give 0 (unconditional) or more")
-        check(self.augment_dim in (0, 9), f"augment_dim is {self.augment_dim}; give 0 (off) or 9 (EDM's label)")
+        check_conditioning(self)
         check(
             len(self.channel_mult) > 0 and min(self.channel_mult) > 0,
             f"channel_mult is {self.channel_mult}; give one factor above 0 per level, e.g. 1,2,2",
@@ -76,3 +75,65 @@ class ImageNetwork:
     def windows(self) -> tuple[tuple[int, int], ...]:
         """Window height and width at each level, clamped to the map."""
         return tuple((min(self.window_size, h), min(self.window_size, w)) for h, w in self.map_sizes)
+
+
+@dataclass(frozen=True)
+class Transformer:
+    """A plain transformer over patches, of latents or of small images: latent DiffiT (appendix H.2) or DiT.
+
+    The two differ in their blocks and their last layer alone: DiffiT takes the time token into its attention, DiT
+    (Peebles and Xie 2023) into its norms.
+    """
+
+    image_size: tuple[int, int] = (32, 32)  # height, width of what it sees: pixels, or positions of a latent
+    in_channels: int = 4  # 4: latents of Stable Diffusion's VAE; 1 or 3: pixels
+    block: Literal["diffit", "dit"] = "diffit"
+    patch_size: int = 2  # side of the square that makes one token
+    width: int = 384  # channels of a token, and of the time token
+    depth: int = 12  # blocks
+    num_heads: int = 6
+    mlp_ratio: float = 4.0
+    dropout: float = 0.0  # in the MLP branch
+    num_classes: int = 0  # 0: unconditional
+    augment_dim: int = 0  # 9: conditioned on EDM's augmentation label
+    learned_variance: bool = False  # answers twice the channels: the second half is the reverse step's variance
+
+    kind = "transformer"
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_positive(self, "in_channels", "patch_size", "width", "depth", "num_heads", "mlp_ratio")
+        check_conditioning(self)
+        check(
+            self.width % self.num_heads == 0 and self.width % 4 == 0,
+            f"width is {self.width}, which 4 and num_heads {self.num_heads} do not divide; give another width",
+        )
+        for side in self.image_size:
+            check(
+                side > 0 and side % self.patch_size == 0,
+                f"image_size {self.image_size} is not made of whole patches of patch_size {self.patch_size}; "
+                f"give multiples of {self.patch_size}",
+            )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what goes in; with a learned variance 2C channels come out."""
+        return self.in_channels, *self.image_size
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the answer."""
+        return self.in_channels * (2 if self.learned_variance else 1)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens."""
+        height, width = self.image_size
+        return height // self.patch_size, width // self.patch_size
+
+
+def check_conditioning(network: ImageNetwork | Transformer) -> None:
+    """What every kind of network asks of its labels and its dropout."""
+    check(0 <= network.dropout < 1, f"dropout is {network.dropout}; give a share from 0 up to, not including, 1")
+    check(network.num_classes >= 0, f"num_classes is {network.num_classes}; give 0 (unconditional) or more")
+    check(network.augment_dim in (0, 9), f"augment_dim is {network.augment_dim}; give 0 (off) or 9 (EDM's label)")

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from diffit_lib.config import EDM, VP, Sampling, Training
 from diffit_lib.errors import DiffitError, check, check_types
-from diffit_lib.networks import ImageNetwork
+from diffit_lib.networks import ImageNetwork, Transformer
 
 
 @dataclass(frozen=True)
@@ -80,13 +80,13 @@ class AnyRecipe:
 class Recipe(AnyRecipe):
     """One training run of a diffusion network."""
 
-    network: ImageNetwork = field(default_factory=ImageNetwork)
+    network: ImageNetwork | Transformer = field(default_factory=ImageNetwork)
     denoiser: EDM | VP = field(default_factory=EDM)
     training: Training = field(default_factory=Training)
     sampling: Sampling = field(default_factory=Sampling)
 
     PARTS = {
-        "network": (ImageNetwork,),
+        "network": (ImageNetwork, Transformer),
         "denoiser": (EDM, VP),
         "training": (Training,),
         "sampling": (Sampling,),

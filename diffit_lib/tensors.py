@@ -26,6 +26,13 @@ def expand_like(values: Tensor, images: Tensor) -> Tensor:
     return values.view(-1, *[1] * (images.ndim - 1))
 
 
+def unpatchify(tokens: Tensor, patch_size: int) -> Tensor:
+    """(B, h, w, p p C), each token a patch in row-major order, its channel fastest -> images (B, C, h p, w p)."""
+    batch, rows, columns, _ = tokens.shape
+    patches = tokens.view(batch, rows, columns, patch_size, patch_size, -1).permute(0, 5, 1, 3, 2, 4)
+    return patches.reshape(batch, -1, rows * patch_size, columns * patch_size)
+
+
 def state_dtype(device: torch.device) -> torch.dtype:
     """The dtype of a sampler's state: float64 wherever the device has it."""
     return torch.float32 if device.type == "mps" else torch.float64

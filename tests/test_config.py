@@ -8,7 +8,7 @@ import pytest
 
 from diffit_lib.config import EDM, VP, Sampling, Training
 from diffit_lib.errors import DiffitError
-from diffit_lib.networks import ImageNetwork
+from diffit_lib.networks import ImageNetwork, Transformer
 from diffit_lib.presets import PRESETS, preset
 from diffit_lib.recipe import Recipe
 
@@ -118,6 +118,18 @@ REFUSED = [
     (ImageNetwork, {"image_size": (0, 32)}),
     (ImageNetwork, {"window_size": 0}),
     (ImageNetwork, {"window_size": 3}),
+    (Transformer, {"image_size": (32, 31)}),
+    (Transformer, {"in_channels": 0}),
+    (Transformer, {"block": "vit"}),
+    (Transformer, {"patch_size": 3}),
+    (Transformer, {"width": 18, "num_heads": 2}),
+    (Transformer, {"width": 20, "num_heads": 8}),
+    (Transformer, {"depth": 0}),
+    (Transformer, {"mlp_ratio": 0.0}),
+    (Transformer, {"dropout": 1.0}),
+    (Transformer, {"num_classes": -1}),
+    (Transformer, {"augment_dim": 3}),
+    (Transformer, {"learned_variance": 1}),
     (EDM, {"sigma_data": 0.0}),
     (EDM, {"p_std": -1.0}),
     (EDM, {"sigma_min": 0.0}),

@@ -6,7 +6,7 @@ from torch import nn
 
 from diffit_lib.files import READY_MADE
 from diffit_lib.models import build_network
-from diffit_lib.networks import ImageNetwork
+from diffit_lib.networks import ImageNetwork, Transformer
 from diffit_lib.presets import PRESETS
 from diffit_lib.recipe import Recipe
 from diffit_lib.weights import find_weights, load_weights
@@ -38,11 +38,27 @@ def describe(recipe: Recipe) -> str:
     network, training, sampling = recipe.network, recipe.training, recipe.sampling
     return "\n".join(
         [
-            f"{recipe.name}: image-space DiffiT for {recipe.data}, {parameters(build_network(network)):,} parameters",
-            levels_table(network),
+            f"{recipe.name}: {title(network)} for {recipe.data}, {parameters(build_network(network)):,} parameters",
+            levels_table(network) if isinstance(network, ImageNetwork) else one_level(network),
             f"  training: {training.total_images:,} images in batches of {training.batch_size}, lr {training.lr:g}",
             f"  sampling: {sampling.method}, {sampling.steps} steps, guidance {sampling.guidance:g}",
         ]
+    )
+
+
+def title(network: ImageNetwork | Transformer) -> str:
+    """What kind of network it is."""
+    if isinstance(network, ImageNetwork):
+        return "image-space DiffiT"
+    return "DiT" if network.block == "dit" else "DiffiT without levels"
+
+
+def one_level(network: Transformer) -> str:
+    """One line: blocks, tokens, channels, heads."""
+    (channels, height, width), (rows, columns), patch = network.shape, network.grid, network.patch_size
+    return (
+        f"  {network.depth} blocks on {rows}x{columns} tokens of {network.width} channels, {network.num_heads} heads; "
+        f"a token is {patch}x{patch} of {height}x{width}, {channels} channels"
     )
 
 

@@ -135,7 +135,7 @@ def shaping(recipe: Recipe) -> dict[str, Any]:
     """The fields that decide what a run becomes, and so may not change when it goes on."""
     parts = recipe.to_dict()
     return {
-        name: value
+        part if name == "kind" else name: value
         for part in ("network", "denoiser", "training")
         for name, value in parts[part].items()
         if name not in FREE
