@@ -198,7 +198,7 @@ def check_disk(folder: Path, size: int, name: str) -> None:
     free = shutil.disk_usage(place).free
     check(
         size < free,
-        f"the latents of {name} take {size / 1e9:,.1f} GB, and {place} has {free / 1e9:,.1f} GB free; give another folder",
+        f"the latents of {name} take {size / 1e9:,.1f} GB, but {place} has {free / 1e9:,.1f} GB; give another folder",
     )
     if size > 1_000_000:
         say(f"{name}: {size / 1e6:,.1f} MB of latents into {folder}")

@@ -84,7 +84,7 @@ class Pipeline:
     def stream(
         self, seeds: Sequence[int], labels: Labels = None, *, pad_to: int = 0, **settings: Any
     ) -> Iterator[State]:
-        """Every intermediate state of one batch of these seeds: x and denoised, float (B, C, H, W), pixels or latents."""
+        """Every intermediate state of one batch of these seeds: x and denoised, (B, C, H, W), pixels or latents."""
         sampling = self.sampling(**settings)
         seeds = [int(seed) for seed in seeds]  # tensor(3) names the image that 3 names
         class_label, count = self.class_label(seeds, labels), len(seeds)
