@@ -121,6 +121,28 @@ class Training:
         return min(10e6, 0.05 * self.total_images)
 
 
+@dataclass(frozen=True)
+class VAELoss:
+    """What a KL autoencoder minimises: the sum of these terms (Rombach et al. 2022, appendix G).
+
+    The reconstruction's difference is a mean over all values of an image, and the KL divergence from the standard
+    normal distribution a mean over all values of its latent: both mean the same at every size. Divergences summed over
+    a latent, as some have it, are these times its number of values.
+    """
+
+    reconstruction: Literal["l1", "l2"] = "l1"  # mean absolute or squared difference, pixels in [-1, 1]
+    kl_weight: float = 1e-4
+    perceptual_weight: float = 1.0  # of LPIPS; 0: without
+    disc_weight: float = 0.5  # of the discriminator's word, besides the adaptive weight; 0: no discriminator
+    disc_start: int = 50_000  # images after which the discriminator joins in
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        for name in ("kl_weight", "perceptual_weight", "disc_weight", "disc_start"):
+            value = getattr(self, name)
+            check(value >= 0, f"{name} is {value}; give 0 (off) or more")
+
+
 GUIDANCE_OPTIONS: dict[str, tuple[str, ...]] = {
     "constant": (),
     "power-cosine": ("guidance_power",),

@@ -137,3 +137,66 @@ def check_conditioning(network: ImageNetwork | Transformer) -> None:
     check(0 <= network.dropout < 1, f"dropout is {network.dropout}; give a share from 0 up to, not including, 1")
     check(network.num_classes >= 0, f"num_classes is {network.num_classes}; give 0 (unconditional) or more")
     check(network.augment_dim in (0, 9), f"augment_dim is {network.augment_dim}; give 0 (off) or 9 (EDM's label)")
+
+
+@dataclass(frozen=True)
+class Autoencoder:
+    """The KL autoencoder of latent diffusion (Rombach et al. 2022, appendix G); the defaults are Stable Diffusion's.
+
+    It halves an image between two levels where `down` says so, and works on any size that its factor divides:
+    `image_size` is the one it is trained on.
+    """
+
+    image_size: tuple[int, int] = (256, 256)  # height, width in pixels
+    in_channels: int = 3  # 1 (grey) or 3 (RGB)
+    z_channels: int = 4  # channels of a latent
+    patch: int = 1  # pixels per side that enter as channels of one place: 2 spares the costly full resolution
+    channels: tuple[int, ...] = (128, 256, 512, 512)  # of each level, full resolution first
+    down: tuple[bool, ...] = (True, True, True)  # whether the map is halved between a level and the next
+    attn: tuple[bool, ...] = (False, False, False, False)  # whether a level attends after each ResBlock
+    mid_attn: bool = True  # whether the middle does
+    num_layers: int = 2  # ResBlocks per level of the encoder; the decoder has one more
+
+    kind = "vae"
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_positive(self, "z_channels", "patch", "num_layers")
+        check(self.in_channels in (1, 3), f"in_channels is {self.in_channels}; give 1 (grey) or 3 (RGB)")
+        levels = len(self.channels)
+        check(
+            levels > 0 and min(self.channels) > 0 and all(channels % 4 == 0 for channels in self.channels),
+            f"channels is {self.channels}; give one multiple of 4 per level, e.g. 64,128,128",
+        )
+        for name, count in (("down", levels - 1), ("attn", levels)):
+            given = getattr(self, name)
+            check(
+                len(given) == count,
+                f"{name} has {len(given)} entries, but channels {self.channels} make {levels} levels; give {count} "
+                f"of True or False",
+            )
+        self.check_size(*self.image_size)
+
+    def check_size(self, height: int, width: int) -> None:
+        """Refuse a size that the factor does not divide."""
+        check(
+            height > 0 and width > 0 and height % self.factor == 0 and width % self.factor == 0,
+            f"an image of {height}x{width} does not go into an autoencoder of factor {self.factor}; "
+            f"give a height and a width that {self.factor} divides",
+        )
+
+    @property
+    def factor(self) -> int:
+        """Pixels per side of one place of a latent."""
+        return self.patch * 2 ** sum(self.down)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images it is trained on."""
+        return self.in_channels, *self.image_size
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(z, h, w) of their latents."""
+        height, width = self.image_size
+        return self.z_channels, height // self.factor, width // self.factor

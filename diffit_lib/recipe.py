@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from typing import Any, ClassVar, Literal, Self
 
-from diffit_lib.config import EDM, VP, Sampling, Training
+from diffit_lib.config import EDM, VP, Sampling, Training, VAELoss
 from diffit_lib.errors import DiffitError, check, check_types
-from diffit_lib.networks import ImageNetwork, Transformer
+from diffit_lib.networks import Autoencoder, ImageNetwork, Transformer
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,17 @@ class Recipe(AnyRecipe):
         "training": (Training,),
         "sampling": (Sampling,),
     }
+
+
+@dataclass(frozen=True)
+class VAERecipe(AnyRecipe):
+    """One training run of an autoencoder."""
+
+    network: Autoencoder = field(default_factory=Autoencoder)
+    loss: VAELoss = field(default_factory=VAELoss)
+    training: Training = field(default_factory=Training)
+
+    PARTS = {"network": (Autoencoder,), "loss": (VAELoss,), "training": (Training,)}
 
 
 def part_to_dict(part: Any) -> dict[str, Any]:

@@ -10,18 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from diffit_lib.config import EDM
 from diffit_lib.data import Images
 from diffit_lib.denoiser import DENOISERS, Preconditioned
 from diffit_lib.errors import DiffitError, check, check_types
-from diffit_lib.files import READY_MADE, replacing
+from diffit_lib.files import READY_MADE
 from diffit_lib.models import build_network
 from diffit_lib.published import PUBLISHED, published_weights
 from diffit_lib.recipe import Recipe
+from diffit_lib.tensor_files import load_tensors, read_card, read_tensors, write_tensors
 
 FORMAT = "diffit-1"
 
@@ -71,9 +70,8 @@ def save_weights(
     tensors = {}
     for prefix, denoiser in (("ema.", ema), ("raw.", raw)):
         for name, tensor in denoiser.state_dict().items() if denoiser is not None else ():
-            tensors[prefix + name] = tensor.detach().to("cpu", dtype).contiguous()
-    with replacing(path) as beside:
-        save_file(tensors, beside, metadata={"format": FORMAT, "card": card.to_json()})
+            tensors[prefix + name] = tensor.to(dtype)
+    write_tensors(path, tensors, FORMAT, card.to_json())
 
 
 def load_weights(path_or_name: str | Path, *, ema: bool = True) -> tuple[Preconditioned, Card]:
@@ -83,32 +81,13 @@ def load_weights(path_or_name: str | Path, *, ema: bool = True) -> tuple[Precond
     """
     path = find_weights(path_or_name)
     prefix = "ema." if ema else "raw."
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise DiffitError(
-                    f"{path} holds no diffit model (format {metadata.get('format')!r}, not {FORMAT!r}); "
-                    "give a weights file that `diffit train` wrote"
-                )
-            card = read_card(metadata.get("card", ""), path)
-            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118, not a dict
-            tensors = {name.removeprefix(prefix): file.get_tensor(name).float() for name in names}
-    except SafetensorError as error:
-        raise DiffitError(f"{path} is no whole safetensors file ({error}); {_remedy(path)}") from error
+    text, tensors = read_tensors(path, FORMAT, "give a weights file that `diffit train` wrote", prefix)
+    card = read_card(Card.from_json, text, path)
     if not tensors:
         raise DiffitError(f"{path} holds no {prefix[:-1]} tensors; load it with ema={not ema}")
     denoiser = build_denoiser(card.recipe)
     load_tensors(denoiser, tensors, str(path))
     return denoiser, card
-
-
-def read_card(text: str, path: Path) -> Card:
-    """A file's card; one that makes no sense is the file's fault, and is told so."""
-    try:
-        return Card.from_json(text)
-    except (AttributeError, KeyError, TypeError, ValueError, DiffitError) as error:
-        raise DiffitError(f"{path} has a card this version cannot read ({error}); update diffit") from error
 
 
 def check_fits(card: Card, images: Images, source: str) -> None:
@@ -133,22 +112,6 @@ def few(class_names: Sequence[str]) -> str:
     return f"{len(class_names)} classes ({', '.join(class_names[:3])}{', ...' if len(class_names) > 3 else ''})"
 
 
-def load_tensors(module: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
-    """Load tensors by name; the first missing, spare or misshapen one is named."""
-    expected = module.state_dict()
-    for problem, names in (
-        ("lacks", expected.keys() - tensors.keys()),
-        ("has a spare", tensors.keys() - expected.keys()),
-    ):
-        if names:
-            raise DiffitError(f"{source} {problem} tensor {min(names)!r} ({len(names)} in all); it fits another model")
-    for name, tensor in tensors.items():
-        if tensor.shape != expected[name].shape:
-            shapes = f"{tuple(tensor.shape)}, not {tuple(expected[name].shape)}"
-            raise DiffitError(f"{source} has tensor {name!r} of shape {shapes}; it fits another model")
-    module.load_state_dict(tensors)
-
-
 def find_weights(path_or_name: str | Path) -> Path:
     """A path as it stands, or the file of our own weights with this name: in the package, or published elsewhere."""
     path = Path(path_or_name)
@@ -162,12 +125,3 @@ def find_weights(path_or_name: str | Path) -> Path:
     uploaded = {name for name, (drive_id, _) in PUBLISHED.items() if drive_id}
     names = ", ".join(sorted({file.stem for file in READY_MADE.glob("*.safetensors")} | uploaded)) or "none"
     raise DiffitError(f"no weights file {str(path_or_name)!r}; give a path, or one of the ready-made ones: {names}")
-
-
-def _remedy(path: Path) -> str:
-    """What to do about a file that does not open."""
-    with open(path, "rb") as file:
-        start = file.read(2)
-    if start == b"PK" or start[:1] == b"\x80":
-        return "it is a pickle, which could run code and is never opened: give the run's weights.safetensors"
-    return "copy or download it again"

@@ -12,8 +12,9 @@ FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path i
 FLOORS = (
     "errors",
     "config networks stamp tensors files folders pictures crops colab",
-    "blocks noise recipe augment sources decoding published backup",
+    "blocks noise recipe augment sources decoding published backup tensor_files",
     "models presets denoiser samplers data extractors metrics codec",
+    "autoencoders",
     "weights plots latents",
     "pipeline",
     "training",

@@ -17,7 +17,7 @@ import pytorch_lightning as pl
 import torch
 from safetensors.torch import load_file
 
-from diffit_lib import training, weights
+from diffit_lib import tensor_files, training
 from diffit_lib.errors import DiffitError
 from diffit_lib.pipeline import load
 from diffit_lib.tasks import train as task
@@ -68,13 +68,13 @@ def after_checkpoint(step):
 def in_mid_weights(step):
     """Die with half of a weights file written."""
 
-    def half(tensors, path, metadata, save=weights.save_file):
+    def half(tensors, path, metadata, save=tensor_files.save_file):
         save(tensors, path, metadata)
         if json.loads(metadata["card"])["images_seen"] == step * 16:
             os.truncate(path, os.path.getsize(path) // 2)
             die()
 
-    weights.save_file = half
+    tensor_files.save_file = half
 
 
 def train_and_die(recipe, run, where: Callable[[int], None], step):

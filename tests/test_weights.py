@@ -100,7 +100,7 @@ class TestRoundTrip:
 
         denoiser, card = load_weights(weights)
         (tmp_path / "file.safetensors").write_bytes(b"old")
-        monkeypatch.setattr("diffit_lib.weights.save_file", fail)
+        monkeypatch.setattr("diffit_lib.tensor_files.save_file", fail)
         with pytest.raises(OSError, match="disk full"):
             save_weights(tmp_path / "file.safetensors", card, denoiser)
         assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]

@@ -1,0 +1,186 @@
+"""The KL autoencoder: images to moments of a normal distribution over latents, and latents back to images.
+
+Tensors bear the names and shapes of diffusers' AutoencoderKL, so that Stable Diffusion's autoencoder loads as it is.
+"""
+
+from collections.abc import Iterable
+from itertools import chain
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffit_lib.blocks import group_norm
+from diffit_lib.networks import Autoencoder
+
+
+class ResBlock(nn.Module):
+    """Twice GroupNorm, SiLU, 3x3 convolution, added to the input: through a 1x1 convolution where channels change."""
+
+    def __init__(self, in_channels: int, channels: int):
+        super().__init__()
+        self.norm1, self.norm2 = group_norm(in_channels), group_norm(channels)
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(in_channels, channels, 1) if in_channels != channels else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', H, W)."""
+        hidden = self.conv1(F.silu(self.norm1(x)))
+        return self.conv_shortcut(x) + self.conv2(F.silu(self.norm2(hidden)))
+
+
+class Attention(nn.Module):
+    """Every place attends to all, with a single head, added to the input."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.group_norm = group_norm(channels)
+        self.to_q, self.to_k, self.to_v = (nn.Linear(channels, channels) for _ in range(3))
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same."""
+        tokens = self.group_norm(x).flatten(2).transpose(1, 2)[:, None]  # (B, 1, H W, C)
+        attended = F.scaled_dot_product_attention(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens))
+        return x + self.to_out[0](attended).squeeze(1).transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+class Downsample(nn.Module):
+    """Halves the map: a row and a column of zeros below and to the right, then a strided 3x3 convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H/2, W/2)."""
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Doubles the map: each place four times, then a 3x3 convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, 2H, 2W)."""
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Level(nn.Module):
+    """ResBlocks, each followed by attention where there is any, then a change of size where there is one."""
+
+    def __init__(
+        self, in_channels: int, channels: int, layers: int, attn: bool, *, down: bool = False, up: bool = False
+    ):
+        super().__init__()
+        inputs = [in_channels, *[channels] * (layers - 1)]
+        self.resnets = nn.ModuleList(ResBlock(c, channels) for c in inputs)
+        self.attentions = nn.ModuleList(Attention(channels) for _ in inputs if attn)
+        self.downsamplers = nn.ModuleList(Downsample(channels) for _ in range(down))
+        self.upsamplers = nn.ModuleList(Upsample(channels) for _ in range(up))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', H', W')."""
+        blocks = zip(self.resnets, self.attentions, strict=True) if self.attentions else zip(self.resnets, strict=True)
+        return run([*chain.from_iterable(blocks), *self.downsamplers, *self.upsamplers], x)
+
+
+class Middle(nn.Module):
+    """ResBlock, attention where there is any, ResBlock."""
+
+    def __init__(self, channels: int, attn: bool):
+        super().__init__()
+        self.resnets = nn.ModuleList(ResBlock(channels, channels) for _ in range(2))
+        self.attentions = nn.ModuleList(Attention(channels) for _ in range(attn))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same."""
+        return run([self.resnets[0], *self.attentions, self.resnets[1]], x)
+
+
+class Encoder(nn.Module):
+    """Level by level down, then the middle."""
+
+    def __init__(self, config: Autoencoder):
+        super().__init__()
+        first, *_, last = (*config.channels, config.channels[-1])
+        self.conv_in = nn.Conv2d(config.in_channels * config.patch**2, first, 3, padding=1)
+        self.down_blocks = nn.ModuleList()
+        before = first
+        for channels, attn, halve in zip(config.channels, config.attn, (*config.down, False), strict=True):
+            self.down_blocks.append(Level(before, channels, config.num_layers, attn, down=halve))
+            before = channels
+        self.mid_block = Middle(last, config.mid_attn)
+        self.conv_norm_out = group_norm(last)
+        self.conv_out = nn.Conv2d(last, 2 * config.z_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C p^2, H/p, W/p) -> (B, 2z, h, w)."""
+        x = self.mid_block(run(self.down_blocks, self.conv_in(x)))
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+class Decoder(nn.Module):
+    """The middle, then level by level up: the encoder mirrored, with one ResBlock more per level."""
+
+    def __init__(self, config: Autoencoder):
+        super().__init__()
+        first, *_, last = (*config.channels, config.channels[-1])
+        self.conv_in = nn.Conv2d(config.z_channels, last, 3, padding=1)
+        self.mid_block = Middle(last, config.mid_attn)
+        self.up_blocks = nn.ModuleList()
+        before = last
+        levels = zip(config.channels, config.attn, (False, *config.down), strict=True)
+        for channels, attn, double in reversed(list(levels)):
+            self.up_blocks.append(Level(before, channels, config.num_layers + 1, attn, up=double))
+            before = channels
+        self.conv_norm_out = group_norm(first)
+        self.conv_out = nn.Conv2d(first, config.in_channels * config.patch**2, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, z, h, w) -> (B, C p^2, H/p, W/p)."""
+        x = run(self.up_blocks, self.mid_block(self.conv_in(x)))
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+class KLAutoencoder(nn.Module):
+    """Encoder and decoder, with a 1x1 convolution on either side of the latents."""
+
+    def __init__(self, config: Autoencoder):
+        super().__init__()
+        self.config = config
+        self.encoder, self.decoder = Encoder(config), Decoder(config)
+        self.quant_conv = nn.Conv2d(2 * config.z_channels, 2 * config.z_channels, 1)
+        self.post_quant_conv = nn.Conv2d(config.z_channels, config.z_channels, 1)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) in [-1, 1] -> moments (B, 2z, h, w): mean, and log-variance from -30 to 20.
+
+        Raises a DiffitError where the factor does not divide H and W.
+        """
+        self.config.check_size(*images.shape[2:])
+        x = F.pixel_unshuffle(images, self.config.patch).contiguous(memory_format=torch.channels_last)
+        mean, log_variance = self.quant_conv(self.encoder(x)).chunk(2, dim=1)
+        return torch.cat([mean, log_variance.clamp(-30, 20)], dim=1)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """(B, z, h, w) -> images (B, C, H, W), about [-1, 1]."""
+        x = self.post_quant_conv(latents.contiguous(memory_format=torch.channels_last))
+        return F.pixel_shuffle(self.decoder(x), self.config.patch)
+
+    def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B, C, H, W) and normal noise (B, z, h, w) -> reconstructions from drawn latents, and moments."""
+        moments = self.encode(images)
+        mean, log_variance = moments.chunk(2, dim=1)
+        return self.decode(mean + (0.5 * log_variance).exp() * noise), moments
+
+
+def run(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
+    """One after the other."""
+    for module in modules:
+        x = module(x)
+    return x
