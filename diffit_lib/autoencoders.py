@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffit_lib.codec import Latents
+from diffit_lib.codec import PIXELS, Codec, Latents
 from diffit_lib.errors import DiffitError, check, check_types
 from diffit_lib.files import READY_MADE
 from diffit_lib.models.vae import KLAutoencoder
@@ -93,6 +93,11 @@ def load_vae(path_or_name: str | Path, *, file: str | Path | None = None) -> tup
     text, tensors = read_tensors(path, FORMAT, "give an autoencoder that `diffit train-vae` wrote")
     card = read_card(VAECard.from_json, text, path)
     return build_latents(card, tensors, str(path)), card
+
+
+def load_codec(vae: str) -> tuple[Codec, VAECard | None]:
+    """What stands between pictures and diffusion on the latents of `vae`, and its card; "" is pixels."""
+    return load_vae(vae) if vae else (PIXELS, None)
 
 
 def load_stable_diffusion(name: str, file: str | Path | None = None) -> tuple[Latents, VAECard]:

@@ -24,7 +24,7 @@ from diffit_lib.crops import CROPS, to_pixels
 from diffit_lib.decoding import Decoder, first_shape
 from diffit_lib.errors import DiffitError
 from diffit_lib.pictures import Pictures, say
-from diffit_lib.recipe import Recipe
+from diffit_lib.recipe import AnyRecipe
 from diffit_lib.sources import find_pictures
 from diffit_lib.tensors import seeded_generator, to_float
 
@@ -127,12 +127,18 @@ def load_data(
     return Split(train, test)
 
 
-def recipe_data(recipe: Recipe, source: str | Path | Dataset | None = None) -> Split:
-    """The data a recipe trains on, or another source of images prepared in the same way."""
+def recipe_data(
+    recipe: AnyRecipe, source: str | Path | Dataset | None = None, image_shape: tuple[int, ...] | None = None
+) -> Split:
+    """The data a recipe trains on, or another source of images prepared in the same way.
+
+    `image_shape` is their (C, H, W), that of what the network sees unless given.
+    """
+    channels, *size = image_shape or recipe.network.shape
     return load_data(
         recipe.data if source is None else source,
-        recipe.network.image_size,
-        recipe.network.in_channels,
+        (size[0], size[1]),
+        channels,
         crop=recipe.crop,
         skip_bad=recipe.skip_bad,
         memory_gb=recipe.training.memory_gb,

@@ -16,13 +16,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from diffit_lib.codec import Latents
+from diffit_lib.codec import Codec, Latents
 from diffit_lib.data import Images
 from diffit_lib.errors import DiffitError, check
 from diffit_lib.files import replacing
 from diffit_lib.pictures import say
 
-FORMAT = "diffit-latents-1"
+FORMAT = "diffit-latents-1"  # the one key of a file's metadata: several would come in any order
 SHARD = 2048  # images in a file
 INDEX = "index.safetensors"
 
@@ -104,6 +104,8 @@ def write_latents(
     check_source(folder, source)
     numbers = range(ceil(count / SHARD))
     missing = [number for number in numbers[rank::world] if not whole(shard_path(folder, number), source, mirrored)]
+    if not missing and is_latents(folder):
+        return
     check_disk(folder, len(missing) * min(SHARD, count) * prod(shape) * 2 * (1 + mirrored), images.name)
     for number in missing:
         rows = torch.arange(number * SHARD, min((number + 1) * SHARD, count))
@@ -115,14 +117,12 @@ def write_latents(
                 parts["mirrored"].append(codec.moments(pixels.flip(-1)).half().cpu())
             progress(int(chunk[-1]) + 1)
         with replacing(shard_path(folder, number)) as beside:
-            tensors = {name: torch.cat(part) for name, part in parts.items() if part}
-            save_file(tensors, beside, {"format": FORMAT, "source": source})
+            tensors = {name: torch.cat(part).contiguous() for name, part in parts.items() if part}
+            save_file(tensors, beside, {FORMAT: json.dumps({"source": source})})
     if all(shard_path(folder, number).is_file() for number in numbers):
-        about = {"name": images.name, "class_names": images.class_names, "shape": (count, *shape), "mirrored": mirrored}
+        about = {"source": source, "name": images.name, "class_names": images.class_names, "shape": (count, *shape)}
         with replacing(folder / INDEX) as beside:
-            save_file(
-                {"labels": images.labels}, beside, {"format": FORMAT, "source": source, "about": json.dumps(about)}
-            )
+            save_file({"labels": images.labels}, beside, {FORMAT: json.dumps(about | {"mirrored": mirrored})})
 
 
 def open_latents(folder: str | Path, codec: Latents) -> CachedLatents:
@@ -130,26 +130,18 @@ def open_latents(folder: str | Path, codec: Latents) -> CachedLatents:
     path = Path(folder) / INDEX
     try:
         with safe_open(path, "pt") as file:
-            metadata, labels = file.metadata(), file.get_tensor("labels")
-            about, source = json.loads(metadata["about"]), metadata["source"]
+            about, labels = json.loads(file.metadata()[FORMAT]), file.get_tensor("labels")
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise DiffitError(f"{path} is no index of latents ({error!r}); encode the images again") from error
-    made_by = source.partition("-")[2]
+    made_by = about["source"].partition("-")[2]
     check(
         made_by == codec.checksum,
         f"{folder} holds latents of the autoencoder {made_by}, not of {codec.checksum}; encode the images again, "
         "into another folder",
     )
-    shape = tuple(about["shape"])
-    mirror_images = Shards(Path(folder), shape, "mirrored") if about["mirrored"] else None
-    return CachedLatents(
-        about["name"],
-        Shards(Path(folder), shape, "moments"),
-        labels,
-        tuple(about["class_names"]),
-        mirror_images,
-        source,
-    )
+    name, shape, classes = about["name"], tuple(about["shape"]), tuple(about["class_names"])
+    moments, mirror_images = (Shards(Path(folder), shape, tensor) for tensor in ("moments", "mirrored"))
+    return CachedLatents(name, moments, labels, classes, mirror_images if about["mirrored"] else None, about["source"])
 
 
 def is_latents(folder: str | Path) -> bool:
@@ -157,9 +149,9 @@ def is_latents(folder: str | Path) -> bool:
     return (Path(folder) / INDEX).is_file()
 
 
-def source_of(codec: Latents, images: Images) -> str:
+def source_of(codec: Codec, images: Images) -> str:
     """What latents are made of: images, then the autoencoder."""
-    return f"{images.fingerprint()}-{codec.checksum}"
+    return images.source if isinstance(images, CachedLatents) else f"{images.fingerprint()}-{codec.checksum}"
 
 
 def moments_shape(codec: Latents, images: Images) -> tuple[int, ...]:
@@ -174,22 +166,24 @@ def shard_path(folder: Path, number: int) -> Path:
 
 def whole(path: Path, source: str, mirrored: bool) -> bool:
     """Whether a shard is there, of the same images and autoencoder."""
-    if not path.is_file():
-        return False
+    found, names = contents(path)
+    return found == source and (not mirrored or "mirrored" in names)
+
+
+def contents(path: Path) -> tuple[str, set[str]]:
+    """What a file's latents are of, and the names of its tensors; nothing where it is not there or damaged."""
     try:
         with safe_open(path, "pt") as file:
-            found, names = (file.metadata() or {}).get("source"), set(file.keys())
-    except SafetensorError:
-        return False
-    return found == source and (not mirrored or "mirrored" in names)
+            return json.loads(file.metadata()[FORMAT])["source"], set(file.keys())
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return "", set()
 
 
 def check_source(folder: Path, source: str) -> None:
     """Refuse to write among latents of something else."""
-    for path in sorted(folder.glob("*.safetensors"))[:1]:
-        with safe_open(path, "pt") as file:
-            found = (file.metadata() or {}).get("source")
-        check(found == source, f"{folder} holds latents of {found}, not of {source}; give another folder")
+    for path in folder.glob("*.safetensors"):
+        found, _ = contents(path)
+        check(found in ("", source), f"{folder} holds latents of {found}, not of {source}; give another folder")
 
 
 def check_disk(folder: Path, size: int, name: str) -> None:

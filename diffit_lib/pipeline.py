@@ -24,7 +24,7 @@ from diffit_lib.tensors import (
     state_dtype,
     to_uint8,
 )
-from diffit_lib.weights import Card, load_weights
+from diffit_lib.weights import Card, load_own_codec, load_weights
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 Labels = None | int | str | Sequence[int | str]
@@ -176,7 +176,8 @@ def load(
     "32-true", "bf16-mixed" or "16-mixed".
     """
     denoiser, card = load_weights(path_or_name, ema=ema)
-    return Pipeline(denoiser, card, device=find_device(device), precision=precision)
+    codec = load_own_codec(path_or_name, card)
+    return Pipeline(denoiser, card, codec, device=find_device(device), precision=precision)
 
 
 def find_device(name: str | torch.device | None) -> torch.device:

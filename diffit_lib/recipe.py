@@ -21,6 +21,9 @@ class AnyRecipe:
     crop: Literal["center", "long-edge", "adm"] = "center"  # largest box; whole image on black; ImageNet's usual one
     skip_bad: bool = False  # leave out and count images that cannot be read, instead of stopping at the first
 
+    network: Any = None  # each kind of recipe has its own
+    training: Any = None
+
     PARTS: ClassVar[dict[str, tuple[Any, ...]]] = {}  # the kinds each part comes in
 
     def __post_init__(self) -> None:
@@ -78,8 +81,10 @@ class AnyRecipe:
 
 @dataclass(frozen=True)
 class Recipe(AnyRecipe):
-    """One training run of a diffusion network."""
+    """One training run of a diffusion network, on pixels or on latents."""
 
+    vae: str = ""  # the autoencoder whose latents are learned, its weights file or name; "": pixels are
+    cache_latents: bool = True  # encode the images once, not again at every step
     network: ImageNetwork | Transformer = field(default_factory=ImageNetwork)
     denoiser: EDM | VP = field(default_factory=EDM)
     training: Training = field(default_factory=Training)

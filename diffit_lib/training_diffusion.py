@@ -10,6 +10,7 @@ from diffit_lib.codec import PIXELS, Codec
 from diffit_lib.config import Training
 from diffit_lib.data import Batch, Images
 from diffit_lib.denoiser import Preconditioned, denoising_loss
+from diffit_lib.latents import source_of
 from diffit_lib.tensors import SeededNoise, autocast
 from diffit_lib.training import RunModule
 
@@ -21,6 +22,8 @@ class DiffusionModule(RunModule):
         network = cast(Any, denoiser.network)
         super().__init__(denoiser, training, data, network.config.shape)
         self.codec, self.latent = codec, codec.latent
+        if codec.latent:
+            self.fingerprint = source_of(codec, data)
 
     @property
     def denoiser(self) -> Preconditioned:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from diffit_lib.autoencoders import STABLE_DIFFUSION, VAECard, build_latents, load_vae
+from diffit_lib.codec import PIXELS, Codec, Latents
 from diffit_lib.config import EDM
 from diffit_lib.data import Images
 from diffit_lib.denoiser import DENOISERS, Preconditioned
@@ -37,11 +39,13 @@ class Card:
     device: str = ""
     licence: str = "MIT"
     numbers: dict[str, Any] = field(default_factory=dict)  # measured and stamped, if they were
+    vae: VAECard | None = None  # of the autoencoder whose latents they draw; None: they draw pixels
     chosen_by: str = ""  # the extractor whose Frechet distance made these the best of their run; "": not chosen
 
     def to_json(self) -> str:
         """One line of JSON."""
-        return json.dumps({**vars(self), "recipe": self.recipe.to_dict()})
+        vae = self.vae and json.loads(self.vae.to_json())
+        return json.dumps({**vars(self), "recipe": self.recipe.to_dict(), "vae": vae})
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -52,8 +56,28 @@ class Card:
     def from_json(cls, text: str) -> "Card":
         """The inverse of `to_json`."""
         values = json.loads(text)
-        recipe = Recipe.from_dict(values.pop("recipe"))
-        return cls(recipe=recipe, class_names=tuple(values.pop("class_names")), **values)
+        recipe, vae = Recipe.from_dict(values.pop("recipe")), values.pop("vae", None)
+        names = tuple(values.pop("class_names"))
+        return cls(recipe=recipe, vae=vae and VAECard.from_json(json.dumps(vae)), class_names=names, **values)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images they draw."""
+        return image_shape(self.recipe, self.vae)
+
+
+def image_shape(recipe: Recipe, vae: VAECard | None) -> tuple[int, int, int]:
+    """(C, H, W) of the images a recipe draws: what its network sees, or what the autoencoder makes of that."""
+    if vae is None:
+        return recipe.network.shape
+    channels, height, width = recipe.network.shape
+    network = vae.recipe.network
+    check(
+        channels == network.z_channels,
+        f"{recipe.name} has in_channels={channels}, but the latents of {vae.recipe.name} have {network.z_channels} "
+        f"channels; set in_channels to {network.z_channels}, or take another vae",
+    )
+    return network.in_channels, height * network.factor, width * network.factor
 
 
 def build_denoiser(recipe: Recipe) -> Preconditioned:
@@ -64,12 +88,21 @@ def build_denoiser(recipe: Recipe) -> Preconditioned:
 
 
 def save_weights(
-    path: str | Path, card: Card, ema: nn.Module, raw: nn.Module | None = None, dtype: torch.dtype = torch.float32
+    path: str | Path,
+    card: Card,
+    ema: nn.Module,
+    raw: nn.Module | None = None,
+    codec: Codec = PIXELS,
+    dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Write a denoiser's averaged tensors, and the raw ones if given, as `dtype`, with their card."""
+    """Write a denoiser's averaged tensors, and the raw ones if given, as `dtype`, with their card.
+
+    An autoencoder of one's own goes with them; a published one is named by the card alone.
+    """
     tensors = {}
-    for prefix, denoiser in (("ema.", ema), ("raw.", raw)):
-        for name, tensor in denoiser.state_dict().items() if denoiser is not None else ():
+    own = codec.network if isinstance(codec, Latents) and card.recipe.vae not in STABLE_DIFFUSION else None
+    for prefix, module in (("ema.", ema), ("raw.", raw), ("vae.", own)):
+        for name, tensor in module.state_dict().items() if module is not None else ():
             tensors[prefix + name] = tensor.to(dtype)
     write_tensors(path, tensors, FORMAT, card.to_json())
 
@@ -90,12 +123,23 @@ def load_weights(path_or_name: str | Path, *, ema: bool = True) -> tuple[Precond
     return denoiser, card
 
 
+def load_own_codec(path_or_name: str | Path, card: Card) -> Codec:
+    """What makes pictures of what these weights draw: an autoencoder from their own file, or a published one."""
+    if card.vae is None:
+        return PIXELS
+    path = find_weights(path_or_name)
+    _, tensors = read_tensors(path, FORMAT, "give a weights file that `diffit train` wrote", "vae.")
+    if tensors:
+        return build_latents(card.vae, tensors, str(path))
+    return load_vae(card.recipe.vae)[0]
+
+
 def check_fits(card: Card, images: Images, source: str) -> None:
     """Refuse images of another shape, or of other classes, than the weights draw."""
     network, shape = card.recipe.network, tuple(images.images.shape[1:])
     check(
-        shape == network.shape,
-        f"{source} draws images of (channels, height, width) {network.shape}, {images.name} has {shape}; "
+        shape == card.image_shape,
+        f"{source} draws images of (channels, height, width) {card.image_shape}, {images.name} has {shape}; "
         f"give data like the weights' own, {card.recipe.data}",
     )
     check(

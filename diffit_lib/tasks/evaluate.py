@@ -50,7 +50,7 @@ def evaluate(
     pipe = load(weights)
     card = pipe.card
     if not isinstance(data, tuple):
-        data = recipe_data(card.recipe, data)
+        data = recipe_data(card.recipe, data, card.image_shape)
     check_fits(card, data.train, str(weights))
     kind = extractor or ("classifier" if len(data.train.class_names) > 1 else "inception")
     check(
@@ -105,6 +105,7 @@ def make_stamp(pipe: Pipeline, reference: Images, kind: str, images: int, settin
         guidance=sampling.guided if pipe.card.recipe.network.num_classes else None,
         seeds=f"{FIRST_SEED}-{FIRST_SEED + images - 1}",
         precision=pipe.precision,
+        decoder=f"{pipe.card.vae.recipe.name} {pipe.codec.checksum}" if pipe.card.vae else None,
         weights_hash=digest(pipe.denoiser.state_dict()),
         best_by_this_metric=pipe.card.chosen_by == kind,
     )

@@ -15,7 +15,7 @@ from diffit_lib.tasks.evaluate import evaluate
 from diffit_lib.tasks.info import parameters
 from diffit_lib.tensors import cpu_threads
 from diffit_lib.training import read_rows
-from diffit_lib.weights import Card, load_weights, save_weights
+from diffit_lib.weights import Card, load_own_codec, load_weights, save_weights
 
 
 def publish(run: str | Path, name: str, command: str, folder: str | Path = READY_MADE) -> Path:
@@ -24,12 +24,13 @@ def publish(run: str | Path, name: str, command: str, folder: str | Path = READY
     `command` is what made the run, for the card. The run's curves go with them, as what to expect of such a run.
     """
     denoiser, card = load_weights(Path(run) / "weights.safetensors")
+    codec = load_own_codec(Path(run) / "weights.safetensors", card)
     path = Path(folder) / f"{name}.safetensors"
-    save_weights(path, card, denoiser, dtype=torch.float16)
+    save_weights(path, card, denoiser, codec=codec, dtype=torch.float16)
     with cpu_threads(card.recipe.training.threads):
         numbers = evaluate(path)
         write_png(path.with_suffix(".png"), draw_grid(load(path)))
-    save_weights(path, replace(card, numbers=numbers), denoiser, dtype=torch.float16)
+    save_weights(path, replace(card, numbers=numbers), denoiser, codec=codec, dtype=torch.float16)
     write_text(path.with_suffix(".csv"), (Path(run) / "metrics.csv").read_text())  # the curve to expect
     write_figure(path.with_name(f"{name}-loss.png"), loss_curve(read_rows(path.with_suffix(".csv"))))
     write_text(path.with_suffix(".md"), describe(name, command, replace(card, numbers=numbers), parameters(denoiser)))

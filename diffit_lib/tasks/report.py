@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from diffit_lib.data import Split
+from diffit_lib.autoencoders import VAECard
+from diffit_lib.data import Images
 from diffit_lib.files import READY_MADE
 from diffit_lib.pipeline import Pipeline
 from diffit_lib.plots import enlargement, loss_curve, tile, write_figure, write_png
@@ -21,19 +22,21 @@ from diffit_lib.weights import Card, save_weights
 GRID = 32  # images drawn at every report
 
 
-def show(module: DiffusionModule, run: Path, recipe: Recipe, data: Split, watch: Watch) -> None:
+def show(module: DiffusionModule, run: Path, recipe: Recipe, vae: VAECard | None, test: Images, watch: Watch) -> None:
     """Write the run's weights, a grid of samples, a row of numbers and its curves; the best weights where these are."""
     card = Card(
         recipe=recipe,
-        class_names=data.train.class_names,
-        trained_on=f"{data.train.name} {module.fingerprint}",
+        class_names=module.data.class_names,
+        vae=vae,
+        trained_on=f"{module.data.name} {module.fingerprint}",
         images_seen=module.images_seen,
         minutes=round(module.seconds / 60, 2),
         device=device_name(module.device),
     )
-    save_weights(run / "weights.safetensors", card, module.average, module.denoiser)
+    save_weights(run / "weights.safetensors", card, module.average, module.denoiser, module.codec)
 
-    pipe = Pipeline(module.average, card, device=module.device, precision=recipe.training.precision)
+    precision = recipe.training.precision
+    pipe = Pipeline(module.average, card, module.codec, device=module.device, precision=precision)
     start = time.monotonic()
     samples = pipe(seeds=range(GRID), labels=in_turn(card, GRID))
     each = (time.monotonic() - start) / GRID
@@ -41,7 +44,7 @@ def show(module: DiffusionModule, run: Path, recipe: Recipe, data: Split, watch:
     write_png(run / name, tile(samples, columns=8, scale=enlargement(samples)))
 
     rows = read_rows(run / "metrics.csv")
-    levels = loss_by_level(module.average, data.test, recipe.training.precision)
+    levels = loss_by_level(module.average, test, precision, module.codec)
     row = {
         "images": module.images_seen,
         "seconds": round(module.seconds, 1),
@@ -53,7 +56,8 @@ def show(module: DiffusionModule, run: Path, recipe: Recipe, data: Split, watch:
         **{f"test_loss_{sigma:.3g}": loss for sigma, loss in levels.items()},
     }
     if watch.is_best(row, rows):
-        save_weights(run / "best.safetensors", replace(card, chosen_by=watch.kind), module.average, module.denoiser)
+        best = replace(card, chosen_by=watch.kind)
+        save_weights(run / "best.safetensors", best, module.average, module.denoiser, module.codec)
     rows = append_row(run / "metrics.csv", row)
     write_figure(run / "loss.png", loss_curve(rows, expected_rows(recipe)))
 

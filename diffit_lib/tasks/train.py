@@ -10,17 +10,20 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
+from diffit_lib.autoencoders import VAECard, load_codec
 from diffit_lib.config import VP
-from diffit_lib.data import Images, Split, recipe_data
+from diffit_lib.data import Images, Split
 from diffit_lib.errors import DiffitError, check
 from diffit_lib.files import write_text
+from diffit_lib.latents import CachedLatents
 from diffit_lib.recipe import Recipe
+from diffit_lib.tasks.encode import load_states, to_states
 from diffit_lib.tasks.report import show
 from diffit_lib.tasks.watch import Watch
 from diffit_lib.tensors import best_device, best_precision, cpu_threads
 from diffit_lib.training import Clock, Progress, Report
 from diffit_lib.training_diffusion import DiffusionModule
-from diffit_lib.weights import build_denoiser
+from diffit_lib.weights import build_denoiser, image_shape
 
 FREE = {"images", "max_steps", "minutes", "report_minutes", "workers", "threads", "memory_gb", "checkpointing"}
 FREE |= {"sigma_min", "sigma_max"}  # these only matter in sampling; a run may change them as it goes on
@@ -40,13 +43,15 @@ def train(
     called whenever a checkpoint and all that belongs to it lie in the folder.
     """
     run = Path(run)
-    data = data or recipe_data(recipe)
+    codec, vae = load_codec(recipe.vae)
+    codec.to(best_device())
+    data = data or load_states(recipe, codec, vae)
     checkpoint = run / "last.ckpt"
     if checkpoint.is_file():
-        recipe = resumed(recipe, data.train, run)
+        recipe = resumed(recipe, data.train, vae, run)
         check_readable(checkpoint)
     else:
-        recipe = resolve(recipe, data.train)
+        recipe = resolve(recipe, data.train, vae)
         for name in ("metrics.csv", "best.safetensors"):  # of an earlier run, whose checkpoint was deleted
             (run / name).unlink(missing_ok=True)
     write_text(run / "options.json", json.dumps(recipe.to_dict(), indent=2))
@@ -55,13 +60,14 @@ def train(
         stale.unlink()
     torch.manual_seed(recipe.training.seed)
     denoiser = build_denoiser(recipe).to(memory_format=torch.channels_last)
-    module = DiffusionModule(denoiser, recipe.training, data.train)
+    states = to_states(recipe, codec, data)
+    module = DiffusionModule(denoiser, recipe.training, states.train, codec)
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # what it says at the start helps nobody here
     precision: Any = recipe.training.precision
     watch = Watch(data.train, best_device())
 
     def tell(module: DiffusionModule) -> None:
-        show(module, run=run, recipe=recipe, data=data, watch=watch)
+        show(module, run=run, recipe=recipe, vae=vae, test=states.test, watch=watch)
         after_report()
 
     trainer = pl.Trainer(
@@ -83,12 +89,16 @@ def train(
     return run / "weights.safetensors"
 
 
-def resolve(recipe: Recipe, train: Images) -> Recipe:
+def resolve(recipe: Recipe, train: Images, vae: VAECard | None = None) -> Recipe:
     """Settle what depends on the data and the device; a network that does not fit the data is refused."""
-    network, shape = recipe.network, tuple(train.images.shape[1:])
-    if shape != network.shape:
+    network, shape, wanted = recipe.network, tuple(train.images.shape[1:]), image_shape(recipe, vae)
+    if isinstance(train, CachedLatents):
+        channels, height, width = network.shape
+        wanted = 2 * channels, height, width
+    if shape != wanted:
+        what = "moments of latents" if isinstance(train, CachedLatents) else "images"
         raise DiffitError(
-            f"{recipe.name} is built for images of (channels, height, width) {network.shape}, but {train.name} has "
+            f"{recipe.name} is built for {what} of (channels, height, width) {wanted}, but {train.name} has "
             f"{shape}; set in_channels and image_size, or take other data"
         )
     classes = len(train.class_names)
@@ -106,13 +116,13 @@ def resolve(recipe: Recipe, train: Images) -> Recipe:
         raise DiffitError("precision is '16-mixed', which a CPU does not have; give bf16-mixed or 32-true")
     changes: dict[str, Any] = {}
     if recipe.denoiser.sigma_data is None:
-        changes["sigma_data"] = round(train.standard_deviation(), 4)
+        changes["sigma_data"] = 1.0 if vae else round(train.standard_deviation(), 4)
     if recipe.training.precision == "auto":
         changes["precision"] = best_precision(best_device())
     return recipe.override(**changes)
 
 
-def resumed(recipe: Recipe, train: Images, run: Path) -> Recipe:
+def resumed(recipe: Recipe, train: Images, vae: VAECard | None, run: Path) -> Recipe:
     """The recipe to go on with: "auto" precision stays what it was; what shapes the run must not have changed."""
     try:
         options = Recipe.from_dict(json.loads((run / "options.json").read_text()))
@@ -120,7 +130,7 @@ def resumed(recipe: Recipe, train: Images, run: Path) -> Recipe:
         raise DiffitError(f"{run}/options.json cannot be read ({error!r}); train into another folder") from error
     if recipe.training.precision == "auto":
         recipe = recipe.override(precision=options.training.precision)
-    recipe = resolve(recipe, train)
+    recipe = resolve(recipe, train, vae)
     before, now = shaping(options), shaping(recipe)
     for name in before:
         if before[name] != now[name]:

@@ -10,6 +10,7 @@ import torch
 from diffit_lib.data import Images
 from diffit_lib.errors import DiffitError, check
 from diffit_lib.extractors import inception_path, load_inception, train_classifier
+from diffit_lib.latents import CachedLatents
 from diffit_lib.metrics import Extractor, Reference, frechet_from_moments, moments
 from diffit_lib.pictures import say
 from diffit_lib.pipeline import Pipeline
@@ -28,6 +29,10 @@ class Watch:
 
     def __init__(self, train: Images, device: torch.device):
         self.train, self.device = train, device
+        if isinstance(train, CachedLatents):
+            say(f"{train.name} is latents alone; no Frechet distance is taken in training, for want of the images")
+            self.kind = self.column = ""
+            return
         self.kind = "classifier" if len(train.class_names) > 1 else "inception"
         self.column = "fid" if self.kind == "inception" else "frechet"
         if self.kind == "inception":
@@ -60,6 +65,8 @@ class Watch:
 
         `rows` are the run's so far, `seconds` its training time, and `each` what drawing one image takes.
         """
+        if not self.column:
+            return {}
         row: dict[str, Any] = {self.column: "", "metric_seconds": ""}
         spent = sum(float(earlier.get("metric_seconds") or 0) for earlier in rows)
         if not self.kind or spent + WATCHED * each > SHARE * seconds:
@@ -74,4 +81,4 @@ class Watch:
     def is_best(self, row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> bool:
         """Whether a new row's distance is below all of the run's so far."""
         earlier = [float(old[self.column]) for old in rows if old.get(self.column)]
-        return row[self.column] != "" and row[self.column] < min(earlier, default=float("inf"))
+        return row.get(self.column, "") != "" and row[self.column] < min(earlier, default=float("inf"))

@@ -1,0 +1,78 @@
+"""`encode`: a data set's latents, written once; training reads them instead of encoding its images at every step."""
+
+import os
+from pathlib import Path
+
+from torch.utils.data import Dataset
+from tqdm.auto import tqdm
+
+from diffit_lib.autoencoders import VAECard, load_vae
+from diffit_lib.codec import Codec, Latents
+from diffit_lib.data import Images, Split, recipe_data
+from diffit_lib.files import cache_folder
+from diffit_lib.latents import CachedLatents, is_latents, open_latents, source_of, write_latents
+from diffit_lib.recipe import Recipe
+from diffit_lib.tensors import best_device
+from diffit_lib.weights import image_shape
+
+
+def encode(vae: str | Path, data: str | Path | Dataset | Split | None = None, out: str | Path | None = None) -> Path:
+    """Write the moments of both parts of a data set, the autoencoder's own unless given; return the folder `out`.
+
+    Started again, it goes on where it stopped. As one of several processes (torchrun) it writes its share of the files.
+    """
+    codec, card = load_vae(vae)
+    codec.to(best_device())
+    if not isinstance(data, tuple):
+        data = recipe_data(card.recipe, data)
+    out = Path(out) if out is not None else latents_folder(codec, data.train)
+    for part, images in (("train", data.train), ("test", data.test)):
+        write(codec, images, out / part, mirrored=part == "train")
+    return out
+
+
+def cached_latents(codec: Latents, data: Split, *, mirrored: bool) -> Split:
+    """Both parts as latents in the cache folder, encoded first where they are not there yet."""
+    parts: list[Images] = []
+    for images, flips in ((data.train, mirrored), (data.test, False)):
+        folder = latents_folder(codec, images)
+        write(codec, images, folder, mirrored=flips)
+        parts.append(open_latents(folder, codec))
+    return Split(*parts)
+
+
+def open_split(folder: str | Path, codec: Latents) -> Split:
+    """Both parts of a folder that `encode` wrote."""
+    return Split(*(open_latents(Path(folder) / part, codec) for part in ("train", "test")))
+
+
+def load_states(recipe: Recipe, codec: Codec, vae: VAECard | None) -> Split:
+    """The images that a recipe names, or the latents, where `encode` wrote its data."""
+    if isinstance(codec, Latents) and is_latents(Path(recipe.data) / "train"):
+        return open_split(recipe.data, codec)
+    return recipe_data(recipe, image_shape=image_shape(recipe, vae))
+
+
+def to_states(recipe: Recipe, codec: Codec, data: Split) -> Split:
+    """What training reads at every step: images, or their cached latents."""
+    if isinstance(codec, Latents) and recipe.cache_latents:
+        return cached_latents(codec, data, mirrored=recipe.training.flip)
+    return data
+
+
+def latents_folder(codec: Latents, images: Images) -> Path:
+    """Where the cache keeps the latents of these images."""
+    return cache_folder() / "latents" / source_of(codec, images)
+
+
+def write(codec: Latents, images: Images, folder: Path, *, mirrored: bool) -> None:
+    """`write_latents` under a bar; a part that is latents already stays what it is."""
+    if isinstance(images, CachedLatents):
+        return
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    with tqdm(total=len(images), desc=f"encoding {images.name}", unit=" images", leave=False) as bar:
+
+        def follow(done: int) -> None:
+            bar.update(done - bar.n)
+
+        write_latents(codec, images, folder, mirrored=mirrored, rank=rank, world=world, progress=follow)

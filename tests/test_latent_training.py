@@ -1,0 +1,143 @@
+"""Training, sampling and measuring in latent space: the same verbs, with an autoencoder between."""
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from diffit_lib import load
+from diffit_lib.autoencoders import VAECard, load_vae, save_vae
+from diffit_lib.data import load_data
+from diffit_lib.errors import DiffitError
+from diffit_lib.models.vae import KLAutoencoder
+from diffit_lib.networks import Autoencoder
+from diffit_lib.recipe import Recipe, VAERecipe
+from diffit_lib.tasks.encode import encode
+from diffit_lib.tasks.evaluate import evaluate
+from diffit_lib.tasks.train import train
+from diffit_lib.weights import load_weights
+
+NETWORK = Autoencoder(
+    image_size=(8, 8), in_channels=1, z_channels=2, channels=(8, 16), down=(True,), attn=(False, False), num_layers=1
+)
+
+
+def write_vae(path, seed=0):
+    torch.manual_seed(seed)
+    card = VAECard(VAERecipe("small", "digits", network=NETWORK), mean=(0.1, -0.1), std=(0.5, 2.0))
+    save_vae(path, card, KLAutoencoder(NETWORK))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory):
+    return write_vae(tmp_path_factory.mktemp("vae") / "vae.safetensors")
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_data("digits")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIFFIT_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def recipe(vae):
+    return Recipe("latent", "digits", vae=vae).override(
+        network="transformer", image_size=(4, 4), in_channels=2, patch_size=2, width=32, depth=2, num_heads=2,
+        num_classes=10, batch_size=8, max_steps=4, steps=3, precision="32-true",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def trained(recipe, digits, tmp_path):
+    return train(recipe, tmp_path / "run", digits, progress=False)
+
+
+def test_weights_draw_pictures_and_bring_their_autoencoder(trained, vae, tmp_path):
+    pipe = load(trained)
+    pictures = pipe([0, 1, 2], batch_size=2)
+    assert pictures.shape == (3, 8, 8, 1)
+    states = list(pipe.stream([0, 1], [3, 4]))
+    assert states[-1].x.shape == (2, 2, 4, 4)
+    assert (pipe.decode(states[-1].x) == pipe([0, 1], [3, 4])).all()
+    one, other = pipe.codec.network.state_dict(), load_vae(vae)[0].network.state_dict()
+    assert all(torch.equal(one[name], other[name]) for name in other)
+    assert pipe.card.image_shape == (1, 8, 8)
+    assert (tmp_path / "run" / "samples" / "000000032.png").is_file()
+
+
+def test_an_image_does_not_depend_on_its_batch(trained):
+    pipe = load(trained)
+    among = pipe(range(8), [1] * 8, batch_size=4)
+    assert (pipe([9, 5], [2, 1], batch_size=4)[1] == among[5]).all()
+
+
+def test_sigma_data_of_normalised_latents_is_one(trained):
+    assert load_weights(trained)[1].recipe.denoiser.sigma_data == 1.0
+
+
+def test_straight_from_images_the_run_is_the_same_up_to_float16(recipe, trained, digits, tmp_path):
+    straight = train(recipe.override(cache_latents=False), tmp_path / "straight", digits, progress=False)
+    one, other = (load_weights(path)[0].state_dict() for path in (trained, straight))
+    assert all(torch.allclose(one[name], other[name], atol=1e-3) for name in one)
+    assert load_weights(trained)[1].trained_on == load_weights(straight)[1].trained_on
+
+
+def test_a_resumed_run_is_bit_equal(recipe, trained, digits, tmp_path):
+    train(recipe.override(max_steps=2), tmp_path / "broken", digits, progress=False)
+    resumed = train(recipe.override(lr_decay=0.0), tmp_path / "broken", digits, progress=False)
+    one, other = (load_weights(path, ema=False)[0].state_dict() for path in (trained, resumed))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_latents_alone_are_enough_to_train_on(recipe, trained, vae, tmp_path):
+    folder = encode(vae, out=tmp_path / "latents")
+    alone = train(recipe.override(data=str(folder)), tmp_path / "alone", progress=False)
+    one, other = (load_weights(path, ema=False)[0].state_dict() for path in (trained, alone))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_latents_of_another_autoencoder_are_refused(recipe, vae, tmp_path):
+    folder = encode(vae, out=tmp_path / "latents")
+    other = write_vae(tmp_path / "other.safetensors", seed=1)
+    with pytest.raises(DiffitError, match="latents of the autoencoder"):
+        train(recipe.override(data=str(folder), vae=other), tmp_path / "run2", progress=False)
+    with pytest.raises(DiffitError, match="give another folder"):
+        encode(other, out=folder)
+
+
+def test_a_run_does_not_go_on_with_another_autoencoder(recipe, trained, digits, tmp_path):
+    other = write_vae(tmp_path / "other.safetensors", seed=1)
+    with pytest.raises(DiffitError, match="another folder"):
+        train(recipe.override(vae=other, max_steps=6), tmp_path / "run", digits, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [({"in_channels": 4}, "set in_channels to 2"), ({"image_size": (2, 2)}, r"\(1, 4, 4\)")],
+)
+def test_a_network_that_does_not_fit_the_latents_is_refused(recipe, digits, tmp_path, change, word):
+    with pytest.raises(DiffitError, match=word):
+        train(recipe.override(**change), tmp_path / "run2", digits, progress=False)
+
+
+def test_a_label_outside_the_classes_is_refused(trained):
+    with pytest.raises(DiffitError, match="no class 10; give a number from 0 to 9"):
+        load(trained)([0], [10])
+
+
+def test_numbers_are_of_pictures(trained, digits):
+    numbers = evaluate(trained, digits, images=20)
+    assert 0 <= numbers["class_accuracy"] <= 1
+    assert numbers["stamp"]["decoder"] == f"small {load(trained).codec.checksum}"
+
+
+def test_the_file_holds_one_card(trained):
+    with safe_open(trained, "pt") as file:
+        card = json.loads(file.metadata()["card"])
+    assert card["vae"]["mean"] == [0.1, -0.1]

@@ -1,0 +1,179 @@
+"""Codecs, and latents written once and read at every step."""
+
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch.utils.data import DataLoader
+
+from diffit_lib import latents
+from diffit_lib.codec import PIXELS, Latents, in_slices
+from diffit_lib.config import Training
+from diffit_lib.data import Images, TrainingStream
+from diffit_lib.errors import DiffitError
+from diffit_lib.latents import open_latents, write_latents
+from diffit_lib.tensors import to_float
+
+
+class Halving(nn.Module):
+    """An autoencoder one sees through: the mean of each 2x2 square; log-variance -2; decoding doubles."""
+
+    def __init__(self, shift=0.0):
+        super().__init__()
+        self.shift = nn.Parameter(torch.tensor(shift))
+
+    def encode(self, x):
+        mean = nn.functional.avg_pool2d(x, 2) + self.shift
+        return torch.cat([mean, torch.full_like(mean, -2.0)], dim=1)
+
+    def decode(self, z):
+        return nn.functional.interpolate(z - self.shift, scale_factor=2)
+
+
+def codec(shift=0.0):
+    return Latents(Halving(shift), torch.tensor([0.5]), torch.tensor([2.0]))
+
+
+@pytest.fixture
+def images(monkeypatch):
+    monkeypatch.setattr(latents, "SHARD", 8)
+    pixels = torch.randint(0, 256, (20, 1, 4, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return Images("noise/train", pixels, torch.arange(20) % 3, ("a", "b", "c"))
+
+
+class TestCodec:
+    def test_pixels_are_only_made_float(self):
+        pixels = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
+        assert torch.equal(PIXELS.clean(pixels), to_float(pixels))
+        assert torch.equal(PIXELS.decode(to_float(pixels)), to_float(pixels))
+
+    def test_latents_are_normalised_and_decoding_undoes_it(self, images):
+        clean = codec().clean(images.images)
+        assert torch.allclose(clean, (nn.functional.avg_pool2d(to_float(images.images), 2) - 0.5) / 2)
+        flat = torch.full((2, 1, 4, 4), 200, dtype=torch.uint8)
+        assert torch.allclose(codec().decode(codec().clean(flat)), to_float(flat), atol=1e-6)
+
+    def test_noise_draws_from_the_posterior(self):
+        flat, noise = torch.full((1, 1, 4, 4), 200, dtype=torch.uint8), torch.randn(1, 1, 2, 2)
+        drawn = codec().clean(flat, noise) - codec().clean(flat)
+        assert torch.allclose(drawn, torch.exp(torch.tensor(-1.0)) * noise / 2)
+
+    def test_cached_moments_and_images_make_the_same_state(self, images):
+        moments = codec().moments(images.images)
+        assert torch.equal(codec().clean(moments), codec().clean(images.images))
+
+    def test_checksum_names_weights_and_statistics(self):
+        assert codec().checksum == codec().checksum != codec(0.1).checksum
+        assert codec().checksum != Latents(Halving(), torch.tensor([0.4]), torch.tensor([2.0])).checksum
+
+    def test_out_of_memory_goes_on_with_smaller_slices(self, capsys):
+        sizes = []
+
+        def greedy(part):
+            sizes.append(len(part))
+            if len(part) > 3:
+                raise torch.OutOfMemoryError
+            return part + 1
+
+        assert torch.equal(in_slices(greedy, torch.arange(8), 64), torch.arange(8) + 1)
+        assert sizes == [8, 4, 2, 2, 2, 2]
+        assert "2 images at once" in capsys.readouterr().err
+
+    def test_one_image_that_exceeds_the_memory_is_told(self):
+        def hungry(part):
+            raise torch.OutOfMemoryError
+
+        with pytest.raises(DiffitError, match="one image alone"):
+            in_slices(hungry, torch.arange(8), 64)
+
+
+class TestWriting:
+    def test_written_moments_are_those_of_the_encoder(self, images, tmp_path):
+        write_latents(codec(), images, tmp_path)
+        cached = open_latents(tmp_path, codec())
+        assert sorted(path.name for path in tmp_path.iterdir()) == [
+            *(f"{number:05d}.safetensors" for number in range(3)),
+            "index.safetensors",
+        ]
+        assert len(cached) == 20
+        assert cached.images.shape == (20, 2, 2, 3)
+        assert cached.class_names == images.class_names
+        assert torch.equal(cached.labels, images.labels)
+        expected = codec().moments(images.images).half()
+        assert torch.equal(cached.images[torch.arange(20)], expected)
+        mirrored = codec().moments(images.images.flip(-1)).half()
+        got = cached.fetch([0, 9, 19], [True, False, True])
+        assert torch.equal(got, torch.stack([mirrored[0], expected[9], mirrored[19]]))
+
+    def test_started_again_it_writes_only_what_is_missing(self, images, tmp_path, monkeypatch):
+        write_latents(codec(), images, tmp_path)
+        before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        (tmp_path / "00001.safetensors").unlink()
+        (tmp_path / "index.safetensors").unlink()
+        (tmp_path / "00002.safetensors").write_bytes(before["00002.safetensors"][:100])  # damaged
+        counted = codec()
+        moments, seen = counted.moments, []
+        monkeypatch.setattr(counted, "moments", lambda pixels: seen.append(len(pixels)) or moments(pixels))
+        write_latents(counted, images, tmp_path)
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+        assert sum(seen) == 1 + 2 * (8 + 4)  # one image tells the shape
+
+    def test_two_processes_write_what_one_does(self, images, tmp_path):
+        write_latents(codec(), images, tmp_path / "one")
+        for rank in (1, 0):
+            write_latents(codec(), images, tmp_path / "two", rank=rank, world=2)
+        for path in (tmp_path / "one").iterdir():
+            assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
+
+    def test_half_a_set_has_no_index(self, images, tmp_path):
+        write_latents(codec(), images, tmp_path, rank=0, world=2)
+        with pytest.raises(DiffitError, match="encode the images again"):
+            open_latents(tmp_path, codec())
+
+    def test_mirrored_ones_are_added_where_they_were_left_out(self, images, tmp_path):
+        write_latents(codec(), images, tmp_path, mirrored=False)
+        assert set(load_file(tmp_path / "00000.safetensors")) == {"moments"}
+        write_latents(codec(), images, tmp_path)
+        assert open_latents(tmp_path, codec()).fetch([0], [True]).shape == (1, 2, 2, 3)
+
+    def test_latents_of_another_autoencoder_are_refused(self, images, tmp_path):
+        write_latents(codec(), images, tmp_path)
+        with pytest.raises(DiffitError, match="latents of the autoencoder") as error:
+            open_latents(tmp_path, codec(0.5))
+        assert codec(0.5).checksum in str(error.value)
+        with pytest.raises(DiffitError, match="give another folder"):
+            write_latents(codec(0.5), images, tmp_path)
+
+    def test_a_full_disk_is_told_before_anything_is_written(self, images, tmp_path, monkeypatch):
+        monkeypatch.setattr(latents.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10}))
+        with pytest.raises(DiffitError, match="GB"):
+            write_latents(codec(), images, tmp_path / "new")
+        assert not (tmp_path / "new").exists()
+
+
+class TestReading:
+    def test_the_stream_reads_latents_and_noise_of_their_shape(self, images, tmp_path):
+        write_latents(codec(), images, tmp_path)
+        cached = open_latents(tmp_path, codec())
+        options = Training(batch_size=8, flip=True)
+        batch = TrainingStream(cached, options, (1, 2, 3), latent=True).batch(0)
+        assert batch.images.dtype == torch.float16
+        assert batch.noise.shape == batch.posterior.shape == (8, 1, 2, 3)
+        assert not torch.equal(batch.noise, batch.posterior)
+        straight = TrainingStream(images, options, (1, 2, 3), latent=True).batch(0)
+        assert torch.equal(straight.noise, batch.noise)
+        assert torch.equal(straight.labels, batch.labels)
+        one, other = (codec().clean(part.images, part.posterior) for part in (batch, straight))
+        assert torch.allclose(one, other, atol=2e-3)  # float16
+
+    def test_workers_map_the_files_themselves(self, images, tmp_path):
+        write_latents(codec(), images, tmp_path)
+        cached = open_latents(tmp_path, codec())
+        cached.fetch([0], [False])
+        assert not pickle.loads(pickle.dumps(cached)).images.opened
+        stream = TrainingStream(cached, Training(batch_size=4), (1, 2, 3), latent=True)
+        loader = iter(DataLoader(stream, batch_size=None, num_workers=2))
+        for number in range(3):
+            assert torch.equal(next(loader).images, stream.batch(number).images)
