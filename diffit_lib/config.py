@@ -35,7 +35,7 @@ class EDM:
 
 @dataclass(frozen=True)
 class VP:
-    """A denoiser trained on the noise levels of a variance-preserving process (Ho et al. 2020), its variance fixed."""
+    """A denoiser trained on the noise levels of a variance-preserving process (Ho et al. 2020)."""
 
     prediction: Literal["eps", "v", "x0"] = "eps"  # what the network answers: noise, velocity or clean image
     noise_schedule: Literal["linear", "cosine"] = "linear"
@@ -148,6 +148,7 @@ GUIDANCE_OPTIONS: dict[str, tuple[str, ...]] = {
     "power-cosine": ("guidance_power",),
     "interval": ("guidance_low", "guidance_high"),
 }
+GUIDANCE_COMMON = ("guidance_channels", "guidance_tolerance")
 SAMPLER_OPTIONS: dict[str, tuple[str, ...]] = {
     "heun": ("churn",),
     "euler": ("churn",),
@@ -168,16 +169,19 @@ class Sampling:
     guidance_power: float = 4.0  # power-cosine: how late guidance sets in
     guidance_low: float = 0.0  # interval: guided at noise levels above low and up to high
     guidance_high: float | None = None  # None: without end
+    guidance_channels: int | None = None  # how many channels are guided, from the first on; None: all
+    guidance_tolerance: float = 0.01  # where guidance is this near to 1 it is not run; 0: always but at 1
     churn: float = 0.0  # heun, euler: EDM's S_churn; 0 is deterministic
     eta: float = 1.0  # ddpm: share of fresh noise; 0 is ddim
-    variance: Literal["small", "large"] = "small"  # ddpm: of the fresh noise, beta~ or beta
+    variance: Literal["small", "large", "learned"] = "small"  # ddpm: of the fresh noise: beta~, beta, the network's
 
     def __post_init__(self) -> None:
         check_types(self)
         check(self.steps >= 2, f"steps is {self.steps}; give an integer of 2 or more")
         check(self.churn >= 0, f"churn is {self.churn}; give 0 (deterministic) or more")
         check(0 <= self.eta <= 1, f"eta is {self.eta}; give a share from 0 (ddim) to 1")
-        check_positive(self, "guidance_power")
+        check_positive(self, "guidance_power", "guidance_channels")
+        check(self.guidance_tolerance >= 0, f"guidance_tolerance is {self.guidance_tolerance}; give 0 or more")
         check(
             0 <= self.guidance_low < (math.inf if self.guidance_high is None else self.guidance_high),
             f"guidance_low {self.guidance_low} is not below guidance_high {self.guidance_high}; give rising bounds",
@@ -202,12 +206,12 @@ class Sampling:
 
     @property
     def guided(self) -> str:
-        """Guidance in one word or a few, for stamps: "1", "4.4 power-cosine power=4"."""
-        if self.guidance_schedule == "constant":
-            return f"{self.guidance:g}"
+        """Guidance in one word or a few, for stamps: "1", "4.4 power-cosine power=4", "4 channels=3"."""
+        schedule = [] if self.guidance_schedule == "constant" else [self.guidance_schedule]
         options = GUIDANCE_OPTIONS[self.guidance_schedule]
-        values = [f"{name.removeprefix('guidance_')}={getattr(self, name)}" for name in options]
-        return " ".join([f"{self.guidance:g}", self.guidance_schedule, *values])
+        changed = (name for name in GUIDANCE_COMMON if getattr(self, name) != getattr(Sampling, name))
+        values = [f"{name.removeprefix('guidance_')}={getattr(self, name)}" for name in (*options, *changed)]
+        return " ".join([f"{self.guidance:g}", *schedule, *values])
 
     @property
     def options(self) -> dict[str, Any]:

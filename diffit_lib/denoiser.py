@@ -1,17 +1,17 @@
 """The denoiser contract: a noisy image and its sigma in, the clean image out, whatever the network was trained on.
 
-`denoiser(x, sigma, class_label) -> x0` with x = x0 + sigma * noise. Guidance and clipping wrap a denoiser and are one.
+`denoiser(x, sigma, class_label) -> x0` with x = x0 + sigma * noise.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from diffit_lib.config import EDM, VP, Sampling
+from diffit_lib.bound import ReverseSteps, variational_bound
+from diffit_lib.config import EDM, VP
 from diffit_lib.errors import check
 from diffit_lib.noise import karras, respaced, sigma_table, sigma_to_alpha_bar, sigma_to_t, t_to_sigma
 from diffit_lib.tensors import expand_like
@@ -28,6 +28,12 @@ class Denoiser(Protocol):
 
     def __call__(self, x: Tensor, sigma: Tensor, class_label: Tensor | None = None) -> Tensor:
         """(B, C, H, W) in any float dtype, (B,), (B,) int64 -> clean image, (B, C, H, W) in x's dtype."""
+        ...
+
+    def with_variance(
+        self, x: Tensor, sigma: Tensor, class_label: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The clean image, and where the network has learned it the reverse step's variance as v (`bound.py`)."""
         ...
 
     def initial(self, noise: Tensor) -> Tensor:
@@ -56,6 +62,7 @@ class Preconditioned(nn.Module):
     levels: Callable[[int], Tensor]
     t: Callable[[Tensor], Tensor]
     draw_sigma: Callable[[Tensor], Tensor]
+    bound: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # where a variance can be learned
 
     def __init__(self, network: nn.Module):
         super().__init__()
@@ -65,11 +72,18 @@ class Preconditioned(nn.Module):
         self, x: Tensor, sigma: Tensor, class_label: Tensor | None = None, augment_label: Tensor | None = None
     ) -> Tensor:
         """(B, C, H, W), sigma (B,) -> the clean image, (B, C, H, W) in x's dtype."""
+        return self.with_variance(x, sigma, class_label, augment_label)[0]
+
+    def with_variance(
+        self, x: Tensor, sigma: Tensor, class_label: Tensor | None = None, augment_label: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The clean image, and the second half of what a network with a learned variance answers: v, of x's shape."""
         noise_label = self.noise_label(sigma).to(x.device, torch.float32, non_blocking=True)
         sigma = expand_like(sigma.to(x.device, x.dtype, non_blocking=True), x)
         c_skip, c_out, c_in = self.coefficients(sigma)
-        raw = self.network((c_in * x).float(), noise_label, class_label, augment_label)
-        return c_skip * x + c_out * raw.to(x.dtype)
+        raw = self.network((c_in * x).float(), noise_label, class_label, augment_label).to(x.dtype)
+        raw, v = raw.chunk(2, dim=1) if raw.shape[1] == 2 * x.shape[1] else (raw, None)
+        return c_skip * x + c_out * raw, v
 
     def coefficients(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """c_skip, c_out and c_in, each of sigma's shape."""
@@ -124,7 +138,7 @@ class EDMDenoiser(Preconditioned):
 
 
 class VPDenoiser(Preconditioned):
-    """A network trained on the table of a variance-preserving process, predicting eps, v or x0 with fixed variance.
+    """A network trained on the table of a variance-preserving process, predicting eps, v or x0.
 
     Ho et al. 2020 (eps), Salimans and Ho 2022 (v). That process's own state is x / sqrt(1 + sigma^2): it lives in here
     and nowhere else. The noise label is the original t, fractional between two levels of the table.
@@ -134,6 +148,7 @@ class VPDenoiser(Preconditioned):
         super().__init__(network)
         self.config, self.clip = config, config.clip
         self.table = sigma_table(config.noise_schedule, config.timesteps)  # (T,) float64, stays on the CPU
+        self.steps = ReverseSteps.of(self.table)
         first, last = self.table[[0, -1]].tolist()
         self.sigma_min, self.sigma_max = config.sigma_min or first, config.sigma_max or last
         check(
@@ -174,6 +189,10 @@ class VPDenoiser(Preconditioned):
         t = (uniform * self.config.timesteps).floor()
         return t_to_sigma(t, self.table).float()
 
+    def bound(self, images: Tensor, error: Tensor, v: Tensor, sigma: Tensor) -> Tensor:
+        """What a learned variance v costs at noise levels of the table: bits per number of an image, (B,)."""
+        return variational_bound(images, error, v, self.noise_label(sigma).round().long(), self.steps)
+
     def weight(self, sigma: Tensor) -> Tensor:
         """The configured loss as a weight on the clean image's error; min-SNR is that of Hang et al. 2023."""
         if self.config.loss == "min-snr":
@@ -195,93 +214,13 @@ def denoising_loss(
     class_label: Tensor | None = None,
     augment_label: Tensor | None = None,
 ) -> Tensor:
-    """lambda(sigma) || D(x0 + sigma noise; sigma) - x0 ||^2 for each image, mean over its pixels: (B,)."""
-    noisy = images + expand_like(sigma, images) * noise
-    error = denoiser(noisy, sigma, class_label, augment_label) - images
-    return denoiser.weight(sigma) * error.square().flatten(1).mean(1)
+    """lambda(sigma) || D(x0 + sigma noise; sigma) - x0 ||^2 for each image, mean over its pixels: (B,).
 
-
-@dataclass(frozen=True)
-class PowerCosine:
-    """Guidance that is 1 far from the image and rises to `scale` near it (Gao et al. 2023; DiffiT's ImageNet-256)."""
-
-    scale: float
-    power: float = 4.0
-
-    def __call__(self, sigma: Tensor, t: Tensor) -> Tensor:
-        """1 + (scale - 1) (1 - cos(pi (1 - t / 1000)^power)) / 2."""
-        return 1 + (self.scale - 1) * (1 - torch.cos(math.pi * (1 - t / 1000) ** self.power)) / 2
-
-
-@dataclass(frozen=True)
-class Interval:
-    """Guidance at noise levels in (low, high] only (Kynkäänniemi et al. 2024)."""
-
-    scale: float
-    low: float = 0.0
-    high: float = math.inf
-
-    def __call__(self, sigma: Tensor, t: Tensor) -> Tensor:
-        """`scale` inside the interval, 1 outside."""
-        return torch.where((self.low < sigma) & (sigma <= self.high), self.scale, 1.0)
-
-
-def guidance_scale(sampling: Sampling) -> float | Callable[[Tensor, Tensor], Tensor]:
-    """What `Guided` takes for a scale: a number, or the schedule that the settings name."""
-    if sampling.guidance_schedule == "power-cosine":
-        return PowerCosine(sampling.guidance, sampling.guidance_power)
-    if sampling.guidance_schedule == "interval":
-        high = math.inf if sampling.guidance_high is None else sampling.guidance_high
-        return Interval(sampling.guidance, sampling.guidance_low, high)
-    return sampling.guidance
-
-
-class Wrapper:
-    """A denoiser around a denoiser: the same noise levels, another answer."""
-
-    def __init__(self, denoiser: Denoiser):
-        self.denoiser = denoiser
-        self.sigma_min, self.sigma_max = denoiser.sigma_min, denoiser.sigma_max
-        self.initial, self.levels, self.t = denoiser.initial, denoiser.levels, denoiser.t
-
-
-class Guided(Wrapper):
-    """Classifier-free guidance (Ho and Salimans 2022): D(no class) + scale (D(class) - D(no class)).
-
-    `scale` is a number or a schedule, (sigma, t) -> scale, each (B,). Both halves are run as one doubled batch. Where
-    the scale is within `tolerance` of 1 for every image the second half would change next to nothing and is not run.
-    `channels` guides the first of them alone, as the published latent weights want it (3); None guides all.
+    A learned variance adds its bound, in bits and unscaled, whose gradient reaches the variance alone (Nichol and
+    Dhariwal 2021, section 3.1).
     """
-
-    def __init__(
-        self,
-        denoiser: Denoiser,
-        scale: float | Callable[[Tensor, Tensor], Tensor],
-        no_class: int,
-        tolerance: float = 0.01,
-        channels: int | None = None,
-    ):
-        super().__init__(denoiser)
-        self.scale, self.no_class, self.tolerance, self.channels = scale, no_class, tolerance, channels
-
-    def __call__(self, x: Tensor, sigma: Tensor, class_label: Tensor | None = None) -> Tensor:
-        """Guided clean image, (B, C, H, W); labels (B,) int64."""
-        assert class_label is not None, "guidance needs class labels"
-        scale = self.scale(sigma, self.t(sigma)) if callable(self.scale) else torch.full_like(sigma, self.scale)
-        if ((scale - 1).abs() <= self.tolerance).all():
-            return self.denoiser(x, sigma, class_label)
-        labels = torch.cat([class_label, torch.full_like(class_label, self.no_class)])
-        conditional, unconditional = self.denoiser(x.repeat(2, 1, 1, 1), sigma.repeat(2), labels).chunk(2)
-        scale = expand_like(scale.to(x.device, x.dtype, non_blocking=True), x)
-        guided = unconditional + scale * (conditional - unconditional)
-        if self.channels is None:
-            return guided
-        return torch.cat([guided[:, : self.channels], conditional[:, self.channels :]], dim=1)
-
-
-class Clipped(Wrapper):
-    """The clean image kept within [-1, 1]: for pixels, around guidance, while sampling (never in the loss)."""
-
-    def __call__(self, x: Tensor, sigma: Tensor, class_label: Tensor | None = None) -> Tensor:
-        """The wrapped answer, clamped."""
-        return self.denoiser(x, sigma, class_label).clamp(-1, 1)
+    noisy = images + expand_like(sigma, images) * noise
+    denoised, v = denoiser.with_variance(noisy, sigma, class_label, augment_label)
+    error = denoised - images
+    loss = denoiser.weight(sigma) * error.square().flatten(1).mean(1)
+    return loss if v is None else loss + denoiser.bound(images, error.detach(), v, sigma)

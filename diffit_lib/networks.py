@@ -24,6 +24,7 @@ class ImageNetwork:
     augment_dim: int = 0  # 9: conditioned on EDM's augmentation label
 
     kind = "image"
+    learned_variance = False  # it answers with what goes in, nothing more
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -1,7 +1,7 @@
 """From a weights file to pictures: `pipe = load("digits"); pipe(seeds=range(64))`."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from operator import index
 from pathlib import Path
 from typing import Any, cast
@@ -12,8 +12,9 @@ from torch import Tensor
 
 from diffit_lib.codec import PIXELS, Codec
 from diffit_lib.config import Sampling
-from diffit_lib.denoiser import Clipped, Denoiser, Guided, Preconditioned, guidance_scale
+from diffit_lib.denoiser import Denoiser, Preconditioned
 from diffit_lib.errors import DiffitError, check
+from diffit_lib.guidance import Clipped, guided
 from diffit_lib.samplers import SAMPLERS, State
 from diffit_lib.tensors import (
     SeededNoise,
@@ -94,7 +95,7 @@ class Pipeline:
             class_label = torch.cat([class_label, class_label.new_zeros(padding)]).to(self.device)
         denoiser: Denoiser = self.denoiser
         if class_label is not None:
-            denoiser = Guided(self.denoiser, guidance_scale(sampling), no_class=self.card.recipe.network.num_classes)
+            denoiser = guided(self.denoiser, sampling, no_class=self.card.recipe.network.num_classes)
         if self.denoiser.clip:
             denoiser = Clipped(denoiser)
         x = denoiser.initial(noise().to(self.device, state_dtype(self.device)))
@@ -121,7 +122,8 @@ class Pipeline:
             given.get("guidance", 1) == 1 or self.card.recipe.network.num_classes > 0,
             f"guidance is {given.get('guidance')}, but these weights are unconditional; leave guidance out",
         )
-        return self.card.recipe.sampling.change(**given)
+        recipe = self.card.recipe
+        return replace(recipe, sampling=recipe.sampling.change(**given)).sampling  # what the network has not is refused
 
     def class_label(self, seeds: Sequence[int], labels: Labels) -> Tensor | None:
         """(B,) int64 on the CPU, or None for an unconditional network."""

@@ -97,6 +97,18 @@ class Recipe(AnyRecipe):
         "sampling": (Sampling,),
     }
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        learned = self.network.learned_variance
+        check(
+            not learned or isinstance(self.denoiser, VP),
+            "learned_variance is that of a VP denoiser's reverse step; give denoiser=vp too, or learned_variance=False",
+        )
+        check(
+            learned or self.sampling.variance != "learned",
+            "variance is 'learned', which this network has not learned; give small or large",
+        )
+
 
 @dataclass(frozen=True)
 class VAERecipe(AnyRecipe):

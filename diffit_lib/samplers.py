@@ -7,13 +7,28 @@ standard normal noise of x's shape and is asked only where it is used. Symbols a
 import math
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-Denoise = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (x, sigma (B,) on the CPU, class_label) -> clean image
+from diffit_lib.bound import reverse_variances
+
 Noise = Callable[[], Tensor]
+
+
+class Denoise(Protocol):
+    """What a sampler asks of a denoiser; sigma (B,) lies on the CPU."""
+
+    def __call__(self, x: Tensor, sigma: Tensor, class_label: Tensor | None = None) -> Tensor:
+        """The clean image."""
+        ...
+
+    def with_variance(
+        self, x: Tensor, sigma: Tensor, class_label: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The clean image and the learned variance; only `ancestral` asks for it."""
+        ...
 
 
 class State(NamedTuple):
@@ -96,21 +111,25 @@ def ancestral(
     class_label: Tensor | None = None,
     noise: Noise | None = None,
     eta: float = 1.0,
-    variance: Literal["small", "large"] = "small",
+    variance: Literal["small", "large", "learned"] = "small",
 ) -> Iterator[State]:
     """Ancestral sampling: DDPM at eta 1 (Ho et al. 2020), DDIM at eta 0, and between (Song et al. 2021, equation 16).
 
     Fresh noise has the variance of the reverse step given the clean image ("small", beta~) or of the forward step
-    ("large", beta), both divided by alpha_bar to be in this coordinate. The last step draws none.
+    ("large", beta), both divided by alpha_bar to be in this coordinate, or lies between the two where the network has
+    learned it (`bound.py`). The last step draws none.
     """
     for step, (sigma, sigma_next) in enumerate(pairwise(sigmas.tolist()), start=1):
-        denoised = denoiser(x, _batch(sigma, x), class_label)
-        small = (sigma_next / sigma) ** 2 * (sigma**2 - sigma_next**2)
-        large = (1 + sigma_next**2) / (1 + sigma**2) * (sigma**2 - sigma_next**2)
+        denoised, v = denoiser.with_variance(x, _batch(sigma, x), class_label)
+        small, large = reverse_variances(sigma, sigma_next)
         x = denoised + math.sqrt(sigma_next**2 - eta**2 * small) / sigma * (x - denoised)
         if sigma_next > 0 and eta > 0:
             assert noise is not None, "ancestral sampling needs a source of noise"
-            x = x + eta * math.sqrt(small if variance == "small" else large) * noise().to(x)
+            share: float | Tensor = float(variance == "large")  # of the way from small to large, in logarithms
+            if variance == "learned":
+                assert v is not None, "this network has not learned its variance"
+                share = (v + 1) / 2
+            x = x + eta * math.sqrt(small) * (large / small) ** (share / 2) * noise().to(x)
         yield State(step, sigma_next, x, denoised)
 
 

@@ -22,6 +22,10 @@ class Gaussian:
         sigma = sigma.view(-1, 1, 1, 1)
         return (self.std**2 * x + sigma**2 * self.mean) / (self.std**2 + sigma**2)
 
+    def with_variance(self, x, sigma, class_label=None):
+        """The same, and no learned variance."""
+        return self(x, sigma, class_label), None
+
     def initial(self, noise):
         return self.sigma_max * noise
 

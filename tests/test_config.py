@@ -173,6 +173,8 @@ REFUSED = [
     (Sampling, {"variance": "huge"}),
     (Sampling, {"guidance_schedule": "late"}),
     (Sampling, {"guidance_power": 0.0}),
+    (Sampling, {"guidance_channels": 0}),
+    (Sampling, {"guidance_tolerance": -0.1}),
     (Sampling, {"guidance_low": -1.0}),
     (Sampling, {"guidance_low": 2.0, "guidance_high": 1.0}),
 ]

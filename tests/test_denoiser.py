@@ -1,20 +1,15 @@
-"""Denoisers, the loss and guidance, against closed forms."""
+"""Denoisers and the loss, against closed forms."""
 
 import math
 
 import pytest
 import torch
-from analytic import Gaussian
 from torch import nn
 
 from diffit_lib.config import EDM, VP
 from diffit_lib.denoiser import (
     DENOISERS,
-    Clipped,
     EDMDenoiser,
-    Guided,
-    Interval,
-    PowerCosine,
     VPDenoiser,
     denoising_loss,
 )
@@ -229,9 +224,9 @@ class Perfect(EDMDenoiser):
         super().__init__(Constant(), EDM(sigma_data=0.5))
         self.images, self.miss = images, miss
 
-    def forward(self, x, sigma, class_label=None, augment_label=None):
+    def with_variance(self, x, sigma, class_label=None, augment_label=None):
         self.noisy = x
-        return self.images + self.miss
+        return self.images + self.miss, None
 
 
 class TestLoss:
@@ -249,106 +244,7 @@ class TestLoss:
         denoising_loss(denoiser, images, SIGMAS, noise)
         torch.testing.assert_close(denoiser.noisy, images + SIGMAS.view(-1, 1, 1, 1) * noise)
 
-
-class Labelled(Gaussian):
-    """Shifts its answer by the class label, and notes the size of every batch."""
-
-    def __call__(self, x, sigma, class_label=None, augment_label=None):
-        self.batch = len(x)
-        shift = torch.arange(1.0, 1 + x.shape[1]).view(1, -1, 1, 1)
-        return super().__call__(x, sigma) + class_label.view(-1, 1, 1, 1) * shift
-
-
-class TestGuidance:
-    classes, no_class = torch.tensor([0, 1, 2]), 5
-
-    def halves(self, images):
-        denoiser = Labelled()
-        return denoiser(images, SIGMAS, self.classes), denoiser(images, SIGMAS, torch.full((3,), self.no_class))
-
-    @pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
-    def test_extrapolates_from_no_class_to_class_on_all_channels(self, images, scale):
-        conditional, unconditional = self.halves(images)
-        guided = Guided(Labelled(), scale, self.no_class, tolerance=0.0)(images, SIGMAS, self.classes)
-        torch.testing.assert_close(guided, (1 - scale) * unconditional + scale * conditional)
-
-    def test_scale_one_is_the_conditional_denoiser_bit_for_bit(self, images):
-        guided = Guided(Labelled(), 1.0, self.no_class)(images, SIGMAS, self.classes)
-        assert torch.equal(guided, self.halves(images)[0])
-
-    def test_only_the_first_channels_are_guided_where_asked(self, images):
-        conditional, unconditional = self.halves(images)
-        guided = Guided(Labelled(), 3.0, self.no_class, channels=1)(images, SIGMAS, self.classes)
-        torch.testing.assert_close(guided[:, :1], (3 * conditional - 2 * unconditional)[:, :1])
-        assert torch.equal(guided[:, 1:], conditional[:, 1:])
-
-    def test_schedule_sets_each_images_scale(self, images):
-        conditional, unconditional = self.halves(images)
-        guided = Guided(Labelled(), lambda sigma, t: sigma, self.no_class)(images, SIGMAS, self.classes)
-        scale = SIGMAS.view(-1, 1, 1, 1)
-        torch.testing.assert_close(guided, (1 - scale) * unconditional + scale * conditional)
-
-    def test_one_image_beyond_tolerance_is_enough_to_run_both_halves(self, images):
-        denoiser = Labelled()
-        Guided(denoiser, Interval(3.0, high=0.01), self.no_class)(images, SIGMAS, self.classes)
-        assert denoiser.batch == 6
-
-    @pytest.mark.parametrize(
-        ("t", "scale"),
-        [
-            (999, 1.000),
-            (500, 1.033),
-            (400, 1.14),
-            (300, 1.46),
-            (250, 1.77),
-            (200, 2.22),
-            (100, 3.50),
-            (50, 4.12),
-            (0, 4.4),
-        ],
-    )
-    def test_power_cosine_is_the_published_schedule(self, t, scale):
-        assert PowerCosine(4.4)(None, torch.tensor(float(t))).item() == pytest.approx(scale, abs=0.006)
-
-    def test_power_cosine_runs_one_half_only_in_108_of_250_steps(self):
-        sizes = []
-
-        class Counting(Labelled):
-            def __call__(self, x, sigma, class_label=None, augment_label=None):
-                sizes.append(len(x))
-                return x
-
-        guided = Guided(Counting(), PowerCosine(4.4), self.no_class, tolerance=0.01)
-        for sigma in respaced(sigma_table("linear", 1000), 250)[:-1]:
-            guided(torch.zeros(1, 1, 2, 2), sigma[None], torch.zeros(1, dtype=torch.int64))
-        assert sizes == [1] * 108 + [2] * 142
-
-    def test_interval_guides_inside_alone(self):
-        sigma = torch.tensor([0.1, 0.2, 1.0, 1.6, 1.7], dtype=torch.float64)
-        assert Interval(4.0, 0.1, 1.6)(sigma, None).tolist() == [1, 4, 4, 4, 1]
-
-    def test_guided_denoiser_has_the_noise_levels_of_the_one_inside(self):
-        inside = VPDenoiser(Constant(), VP())
-        guided = Clipped(Guided(inside, 2.0, self.no_class))
-        assert (guided.sigma_min, guided.sigma_max) == (inside.sigma_min, inside.sigma_max)
-        assert (guided.initial, guided.levels, guided.t) == (inside.initial, inside.levels, inside.t)
-
-    @pytest.mark.parametrize(("scale", "batch"), [(0.995, 3), (1.0, 3), (1.005, 3), (1.02, 6), (0.98, 6)])
-    def test_runs_one_half_only_within_tolerance_of_one(self, images, scale, batch):
-        denoiser = Labelled()
-        Guided(denoiser, scale, self.no_class, tolerance=0.01)(images, SIGMAS, self.classes)
-        assert denoiser.batch == batch
-
-
-class TestClipping:
-    def test_keeps_the_guided_image_in_range_and_leaves_the_rest_alone(self, images):
-        guided = Guided(Labelled(), 3.0, 5)
-        classes = torch.tensor([0, 1, 2])
-        clipped = Clipped(guided)(images, SIGMAS, classes)
-        assert guided(images, SIGMAS, classes).abs().max() > 1
-        assert torch.equal(clipped, guided(images, SIGMAS, classes).clamp(-1, 1))
-
-    def test_the_loss_knows_nothing_of_it(self, images):
+    def test_knows_nothing_of_clipping(self, images):
         answer = torch.full_like(images, 9.0)
         losses = [
             denoising_loss(VPDenoiser(Answers(answer), VP(prediction="x0", clip=clip)), images, SIGMAS, images)

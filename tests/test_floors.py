@@ -12,10 +12,10 @@ FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path i
 FLOORS = (
     "errors",
     "config networks stamp tensors files folders pictures crops colab",
-    "blocks noise recipe augment sources decoding published backup tensor_files",
+    "blocks noise bound recipe augment sources decoding published backup tensor_files",
     "models presets denoiser samplers data extractors metrics codec",
     "autoencoders",
-    "weights plots latents",
+    "guidance weights plots latents",
     "pipeline",
     "training",
     "training_diffusion training_vae",

@@ -268,9 +268,7 @@ class TestSettings:
         files = {path: path.read_bytes() for path in begun.iterdir() if path.is_file()}
         with pytest.raises(DiffitError) as error:
             train(tiny.override(**{field: now}), begun, data, progress=False)
-        assert str(error.value).startswith(
-            f"{begun} was trained with {field.replace('denoiser', 'kind')}={before}, not {now}; "
-        )
+        assert str(error.value).startswith(f"{begun} was trained with {field}={before}, not {now}; ")
         assert "\n" not in str(error.value)
         assert {path: path.read_bytes() for path in begun.iterdir() if path.is_file()} == files
 

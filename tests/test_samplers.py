@@ -8,7 +8,8 @@ import torch
 from analytic import Gaussian, final, moments
 
 from diffit_lib.config import SAMPLER_OPTIONS, VP, Sampling
-from diffit_lib.denoiser import Guided, PowerCosine, VPDenoiser
+from diffit_lib.denoiser import VPDenoiser
+from diffit_lib.guidance import Guided, PowerCosine
 from diffit_lib.noise import karras, linear_betas, respaced, sigma_table, sigma_to_t
 from diffit_lib.samplers import SAMPLERS, ancestral, dpm_solver_pp_2m, euler, heun
 
