@@ -100,7 +100,8 @@ def open_run(recipe: Recipe, copies: Path | None, *, runs: str | Path = "runs") 
     name = f"{recipe.name}-{derive_seed(recipe.data, str(shaping(recipe))) % 16**6:06x}"
     backup = Backup(Path(runs) / name, copies)
     brought = backup.restore()
-    print(f"run: {backup.run}{', brought back from ' + str(copies) if brought else ''}; copies: {copies or 'none'}")
+    came = f", brought back from {copies}" if brought else ""
+    print(f"run: {backup.run}{came}; copies: {backup.folder or 'none'}")
     return backup
 
 
