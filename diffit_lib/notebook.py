@@ -19,7 +19,6 @@ from diffit_lib.blocks import TMSA
 from diffit_lib.colab import offer_download, warn
 from diffit_lib.data import Images, Split
 from diffit_lib.errors import DiffitError
-from diffit_lib.extractors import load_inception
 from diffit_lib.files import READY_MADE, cache_folder
 from diffit_lib.pipeline import Pipeline
 from diffit_lib.plots import enlargement, tile, to_image
@@ -160,23 +159,37 @@ def untrained(pipe: Pipeline) -> Pipeline:
         return Pipeline(build_denoiser(pipe.card.recipe), pipe.card, device=pipe.device, precision=pipe.precision)
 
 
-def measure(weights: Path, data: Split, backup: Backup, images: int = 0, **settings: Any) -> dict[str, Any]:
-    """The numbers of `evaluate`; what is drawn for them is kept, so that a broken-off measurement goes on.
+def how_to_draw(pipe: Pipeline, sampler: str, steps: int, guidance: float) -> dict[str, Any]:
+    """The form's sampling settings for these weights, which "auto" and 0 leave the choice to.
 
-    Photographs are seen by Inception, which the field compares by, where its weights can be had. 0 images: 500 on a
-    CPU, 2,000 on a GPU.
+    Guidance that weights without classes cannot have is told and left out.
     """
-    extractor: Any = "classifier"
-    if data.train.images.shape[1] == 3:
-        try:
-            load_inception()
-            extractor = "inception"
-        except DiffitError as error:
-            warn(f"no FID: {error}")
+    if guidance not in (0, 1) and pipe.card.recipe.network.num_classes == 0:
+        warn(f"GUIDANCE is {guidance:g}, but these weights know no classes to guide to: this goes on without")
+        guidance = 0
+    return {"sampler": sampler if sampler != "auto" else None, "steps": steps or None, "guidance": guidance or None}
+
+
+def measure(weights: Path, data: Split, backup: Backup, images: int = 0, **settings: Any) -> dict[str, Any] | None:
+    """The numbers of `evaluate`, or a red line and None; what is drawn is kept, so that a broken-off one goes on.
+
+    Photographs are seen by Inception, which the field compares by, where its weights can be had; so are images among
+    which a classifier has nothing to tell apart or to be tested on. 0 images: 500 on a CPU, 2,000 on a GPU.
+    """
+    if images == 1 or images < 0:
+        warn(f"not measured: METRIC_SAMPLES is {images}; give 2 or more, or 0 to leave the choice to the machine")
+        return None
     images = images or (500 if best_device().type == "cpu" else 2000)
     drawn = Drawn(backup.run / "drawn", backup)
+    classes = len(data.train.class_names) > 1 and data.train is not data.test
+    seers: list[Any] = ["inception"] * (data.train.images.shape[1] == 3 or not classes) + ["classifier"] * classes
     try:
-        return evaluate(weights, data, images=images, extractor=extractor, drawn=drawn, **settings)
+        for extractor in seers:
+            try:
+                return evaluate(weights, data, images=images, extractor=extractor, drawn=drawn, **settings)
+            except DiffitError as error:
+                warn(f"no numbers by the {extractor} network: {error}")
+        return None
     finally:
         backup.save()
 
@@ -196,7 +209,7 @@ def closing_card(
     """What there is in the end: before and after, the numbers, where the weights lie, a download, the next step."""
     card, own = pipe.card, weights.parent == backup.run
     where = backup.hand_over(weights) if own else weights
-    measured = table(numbers).data if numbers else "<p>IS_METRIC measures it.</p>"
+    measured = table(numbers).data if numbers else "<p>Not measured: IS_METRIC is off, or a red line says why.</p>"
     pictures = "".join(
         f"<figure style='margin:0 1em 0 0'>{img(draw_grid(each, **settings), 'image-rendering:pixelated;width:20em')}"
         f"<figcaption>{name}</figcaption></figure>"

@@ -15,12 +15,14 @@ from pathlib import Path
 import nbformat
 import pytest
 import torch
+from image_files import fill, noise
 from nbclient.exceptions import DeadKernelError
 from notebooks import ROOT, SMALL, client, printed, read, red, shown
 from pack_colab import pack
 from safetensors.torch import load_file
 
 from diffit_lib.backup import number_of
+from diffit_lib.extractors import inception_path
 
 IMAGE = ROOT / "DiffiT_Image_Space_Architecture.ipynb"
 SETTINGS = {"DATASET": "digits", "TRAIN_MINUTES": 60, "METRIC_SAMPLES": 40, "OVERRIDES": SMALL}
@@ -149,7 +151,25 @@ class TestAllOff:
         ]
         assert (tmp_path / "run" / "asked").read_text() == "asked\n"
         assert "weights/digits.safetensors: " in printed(notebook)
-        assert any("IS_METRIC measures it" in html for html in shown(notebook, "text/html"))
+        assert any("Not measured: IS_METRIC is off" in html for html in shown(notebook, "text/html"))
+
+
+class TestFewPhotographsWithoutClasses:
+    """Of which there is no test part; Inception cannot be had, and the form asks for guidance."""
+
+    def test_two_red_lines_and_the_card(self, tmp_path):
+        fill(tmp_path / "photographs", {f"{k}.png": noise(k) for k in range(40)})
+        wrong = tmp_path / "cache" / inception_path().name
+        wrong.parent.mkdir()
+        wrong.write_text("not the published one, so that nothing is downloaded")
+        settings = SETTINGS | {"DATASET": str(tmp_path / "photographs"), "GUIDANCE": 2.0}
+        run = client(read(IMAGE, tmp_path / "drive", **settings), tmp_path / "run", tmp_path / "cache")
+        notebook = run.execute()
+        guidance, numbers = red(notebook)
+        assert guidance.startswith("GUIDANCE is 2, but these weights know no classes")
+        assert numbers.startswith("no numbers by the inception network: ")
+        (card,) = (html for html in shown(notebook, "text/html") if "before: an untrained network" in html)
+        assert "Not measured" in card
 
 
 class TestMetricOnly:
