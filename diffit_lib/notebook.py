@@ -5,6 +5,7 @@ import io
 import re
 from collections.abc import Sequence
 from html import escape
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from IPython.display import HTML, Image, display
 from matplotlib.figure import Figure
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from diffit_lib.backup import Backup
@@ -34,6 +36,8 @@ from diffit_lib.tensors import SeededNoise, best_device, derive_seed, to_float, 
 from diffit_lib.weights import build_denoiser, find_weights
 
 FIGURES = READY_MADE.parent / "images"
+ID = r"(?:1|0B)[\w-]{24,}"  # of a file in Google Drive; other long words are names
+LINK = r"https://(?:drive|docs|drive\.usercontent)\.google\.com/\S*?(?:/d/|[?&]id=)"
 PAPER = {"CIFAR-10": 1.95, "FFHQ-64": 2.22}  # FID, table 2
 
 
@@ -126,7 +130,7 @@ def choose_weights(recipe: Recipe, run: Path, given: str = "") -> Path:
     those published for the preset; else ready-made ones of the same data.
     """
     if given:
-        return from_drive_link(given) or find_weights(given)
+        return from_drive_link(given) or find_weights(expanduser(given))
     own, ours = run / "weights.safetensors", ready_made(recipe.data)
     if own.is_file():
         return own
@@ -142,12 +146,20 @@ def choose_weights(recipe: Recipe, run: Path, given: str = "") -> Path:
 
 def from_drive_link(given: str) -> Path | None:
     """The file of a Google Drive id or link, downloaded once; None where this is neither, but a path or a name."""
-    match = re.fullmatch(r"(?:https://drive\.google\.com/\S*?(?:/d/|id=))?([\w-]{25,})(?:[/?&]\S*)?", given)
+    match = re.fullmatch(rf"(?:{LINK})([\w-]{{25,}})(?:[/?&#]\S*)?|({ID})", given)
     if Path(given).exists() or not match:
         return None
-    path = cache_folder() / "weights" / f"{match[1]}.safetensors"
+    drive_id = match[1] or match[2]
+    path = cache_folder() / "weights" / f"{drive_id}.safetensors"
     try:
-        return path if path.is_file() else from_drive(match[1], path)
+        with safe_open(path if path.is_file() else from_drive(drive_id, path), "pt"):
+            return path
+    except SafetensorError as error:
+        path.unlink()
+        raise DiffitError(
+            f"PATH_WEIGHTS: https://drive.google.com/file/d/{drive_id} is no whole safetensors file ({error}); "
+            "give the link of a weights file that diffit wrote"
+        ) from error
     except DiffitError as error:
         raise DiffitError(f"PATH_WEIGHTS: {error}") from error
 

@@ -147,7 +147,8 @@ class TestAllOff:
         off = SETTINGS | {"IS_TRAIN": False, "IS_TEST": False, "IS_METRIC": False}
         notebook = client(read(IMAGE, tmp_path / "drive", **off), tmp_path / "run", cache, colab="refused").execute()
         assert [line for line in red(notebook) if "GPU" not in line] == [
-            "Drive is not connected: the run lies in ./runs alone, download its weights at the end"
+            f"Drive is not connected, {tmp_path}/drive/MyDrive/diffit_weights takes no copies: "
+            "this run lies in ./runs alone, download its weights"
         ]
         assert (tmp_path / "run" / "asked").read_text() == "asked\n"
         assert "weights/digits.safetensors: " in printed(notebook)
