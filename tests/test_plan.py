@@ -68,6 +68,19 @@ class TestPlan:
         assert told.endswith("this goes on with the digits\033[0m\n")
         assert told.count("\n") == 1
 
+    @pytest.mark.parametrize(
+        ("preset_name", "overrides", "without"),
+        [
+            ("cifar10", "", "without PRESET"),
+            ("auto", "width=96", "without OVERRIDES"),
+            ("cifar10", "width=96", "without PRESET and OVERRIDES"),
+        ],
+    )
+    def test_what_the_digits_do_without_is_named(self, offline, capsys, preset_name, overrides, without):
+        recipe, _ = plan("cifar10", preset_name, minutes=7, overrides=overrides)
+        assert recipe == preset("digits").override(minutes=7.0)
+        assert capsys.readouterr().out.endswith(f": this goes on with the digits, {without}\033[0m\n")
+
     def test_path_takes_the_preset_for_small_photographs_and_its_own_classes(self, folder):
         recipe, data = plan(str(folder))
         assert (recipe.name, recipe.data) == ("cifar10-t4", str(folder))
