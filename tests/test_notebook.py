@@ -225,7 +225,15 @@ class TestSetUp:
         assert self.found(tmp_path, cache, "", picked)[0] == "picked"
         home, told = self.found(tmp_path, cache)
         assert home == "0"
-        assert "diffit is not here: put diffit_colab.zip in MyDrive" in told
+        assert "no library: put diffit_colab.zip in MyDrive" in told
+        assert "ERROR" not in told
+
+    def test_what_pip_could_not_install_is_told_by_pip_alone(self, tmp_path, cache, make):
+        (make(tmp_path / "drive" / "MyDrive" / "diffit") / "requirements.txt").write_text("-r gone.txt\n")
+        home, told = self.found(tmp_path, cache)
+        assert home == "diffit"
+        assert "gone.txt" in told
+        assert "no library" not in told
 
 
 @pytest.mark.slow  # a second environment is made first: minutes

@@ -1,12 +1,15 @@
 """What the cells call: where something cannot be had, one red line says so, and the notebook goes on."""
 
+import re
+from dataclasses import replace
+
 import pytest
 import torch
 
 from diffit_lib.backup import Backup
 from diffit_lib.data import Images, Split
 from diffit_lib.errors import DiffitError
-from diffit_lib.notebook import how_to_draw, measure
+from diffit_lib.notebook import closing_card, how_to_draw, measure
 from diffit_lib.pipeline import load
 from diffit_lib.tasks import evaluate as task
 
@@ -89,3 +92,19 @@ class TestHowToDraw:
         pipe = load(unconditional)
         assert pipe.sampling(**how_to_draw(pipe, "auto", 0, 2.0)) == pipe.card.recipe.sampling
         assert told(capsys) == ["GUIDANCE is 2, but these weights know no classes to guide to: this goes on without"]
+
+
+class TestClosingCard:
+    @pytest.mark.parametrize(("source", "digits"), [("digits", True), ("mnist", False)])
+    def test_next_step_on_a_cpu_speaks_of_digits_only_where_they_are_the_data(
+        self, weights, run, monkeypatch, source, digits
+    ):
+        shown = []
+        monkeypatch.setattr("diffit_lib.notebook.display", lambda html: shown.append(html.data))
+        pipe = load(weights, device="cpu")
+        pipe.card = replace(pipe.card, recipe=pipe.card.recipe.override(data=source))
+        (run.run / "weights.safetensors").parent.mkdir()
+        closing_card(pipe, run.run / "weights.safetensors", run, None, steps=2)
+        step = re.search("Next:</b> (.*?)</p>", shown[0])[1]
+        assert step.startswith("a GPU")
+        assert ("digits" in step) == digits
