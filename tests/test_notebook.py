@@ -19,9 +19,9 @@ from image_files import fill, noise
 from nbclient.exceptions import DeadKernelError
 from notebooks import ROOT, SMALL, client, printed, read, red, shown
 from pack_colab import pack
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from diffit_lib.backup import number_of
+from diffit_lib.backup import Backup, number_of
 from diffit_lib.extractors import inception_path
 
 IMAGE = ROOT / "DiffiT_Image_Space_Architecture.ipynb"
@@ -55,6 +55,25 @@ def weights(folder):
     """The tensors of the only run below a folder."""
     (path,) = folder.glob("runs/*/weights.safetensors")
     return load_file(path)
+
+
+def copies(drive):
+    """The copies of runs in Drive that are whole, oldest first."""
+    numbers = {path: number_of(path) or 0 for path in drive.glob("MyDrive/diffit_weights/[!.]*.zip")}
+    return sorted((path for path in numbers if numbers[path]), key=lambda path: numbers[path])
+
+
+def run_until(moment, running):
+    """Run a notebook until `moment()`, when its machine is lost."""
+
+    def kill():
+        while not moment():
+            time.sleep(0.02)
+        os.kill(running.km.provisioner.pid, signal.SIGKILL)
+
+    threading.Thread(target=kill, daemon=True).start()
+    with pytest.raises(DeadKernelError):
+        running.execute()
 
 
 class TestAllOn:
@@ -102,17 +121,9 @@ class TestDisconnect:
         pack(mine / "diffit_colab.zip")
         first = client(read(IMAGE, drive, **SETTINGS), base / "first", cache, colab="granted", library="absent")
 
-        def kill():
-            while max((number_of(path) or 0 for path in mine.glob("diffit_weights/[!.]*.zip")), default=0) < 3:
-                time.sleep(0.02)
-            os.kill(first.km.provisioner.pid, signal.SIGKILL)
-
-        threading.Thread(target=kill, daemon=True).start()
-        with pytest.raises(DeadKernelError):
-            first.execute()
+        run_until(lambda: [number_of(path) for path in copies(drive)[-1:]] >= [3], first)
         assert "weights.safetensors" in {path.name for path in base.glob("first/runs/*/*")}
-        copy = max(mine.glob("diffit_weights/[!.]*.zip"), key=lambda path: number_of(path) or 0)
-        kept = zipfile.ZipFile(copy).read("metrics.csv").decode()
+        kept = zipfile.ZipFile(copies(drive)[-1]).read("metrics.csv").decode()
         last = read(IMAGE, drive, **SETTINGS)
         client(last, base / "second", cache, colab="granted", library="absent").execute()
         return last, base / "second", drive, kept
@@ -140,6 +151,55 @@ class TestDisconnect:
         assert (resumed[1] / "asked").read_text() == "asked\n"
         assert any("Button" in view for view in shown(resumed[0], "text/plain"))
         assert red(resumed[0]) == [line for line in red(resumed[0]) if line.startswith("no GPU")]
+
+
+class TestDisconnectWhileMeasuring:
+    def test_what_was_drawn_is_not_drawn_again(self, tmp_path, cache):
+        """The second machine finds the first batch, which is marked here, and draws the two that were missing."""
+        settings = SETTINGS | {"IS_TRAIN": False, "IS_TEST": False, "METRIC_SAMPLES": 250, "STEPS": 4}
+        drive = tmp_path / "drive"
+
+        def drawn(folder):
+            return sorted(folder.glob("**/drawn/*.safetensors"))
+
+        def one_is_copied():
+            return any("drawn/" in name for path in copies(drive) for name in zipfile.ZipFile(path).namelist())
+
+        run_until(one_is_copied, client(read(IMAGE, drive, **settings), tmp_path / "first", cache, colab="granted"))
+        (first,) = (tmp_path / "first" / "runs").iterdir()
+        kept = Backup(tmp_path / "marked" / first.name, drive / "MyDrive" / "diffit_weights")
+        assert kept.restore()
+        marked = drawn(kept.run)
+        assert len(marked) < 3
+        for path in marked:
+            save_file({"images": torch.zeros_like(load_file(path)["images"])}, path)
+        kept.save()
+        notebook = client(read(IMAGE, drive, **settings), tmp_path / "second", cache, colab="granted").execute()
+        assert "brought back from" in printed(notebook)
+        batches = {path.name: load_file(path)["images"] for path in drawn(tmp_path / "second")}
+        assert [len(batch) for batch in batches.values()].count(100) == 2
+        assert len(batches) == 3
+        assert {name for name in batches if not batches[name].any()} == {path.name for path in marked}
+        assert any("class accuracy" in html for html in shown(notebook, "text/html"))
+
+
+@pytest.mark.parametrize("drive", ["refused", "full"])
+class TestTrainingWithoutDrive:
+    def test_the_weights_are_the_same_and_lie_here_in_one_red_line(self, unbroken, tmp_path, cache, drive):
+        settings = SETTINGS | {"IS_TEST": False, "IS_METRIC": False}
+        notebook = client(read(IMAGE, tmp_path / "drive", **settings), tmp_path / "run", cache, colab=drive).execute()
+        told = [line for line in red(notebook) if "GPU" not in line]
+        assert len(told) == 1
+        assert {"refused": "Drive is not connected", "full": "takes no copy (No space left on device)"}[drive] in told[
+            0
+        ]
+        one, other = weights(tmp_path / "run"), weights(unbroken[1])
+        assert [name for name in one if not (one[name] == other[name]).all()] == []
+        card = next(html for html in shown(notebook, "text/html") if "before: an untrained network" in html)
+        (run,) = (tmp_path / "run" / "runs").iterdir()
+        assert f"<code>runs/{run.name}/weights.safetensors</code>" in card
+        assert any("Button" in view for view in shown(notebook, "text/plain"))
+        assert not [path for path in (tmp_path / "drive").rglob("*") if path.is_file()]
 
 
 class TestAllOff:
