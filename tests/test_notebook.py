@@ -51,6 +51,35 @@ def unbroken(tmp_path_factory, cache):
     return notebook, folder
 
 
+@pytest.fixture(scope="module")
+def colab_kernel(tmp_path_factory):
+    """The name of a kernel with IPython 7.34, ipywidgets 7.7.1 and gdown 5.2.2, as Colab has them.
+
+    Torch and the rest are this machine's. DIFFIT_COLAB_ENV is a folder to keep that environment in.
+    """
+    folder = Path(os.environ.get("DIFFIT_COLAB_ENV") or tmp_path_factory.mktemp("environment"))
+    python, outer = folder / "bin" / "python", Path(torch.__file__).parents[1]
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+        pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet"]
+        wanted = ["ipython==7.34.0", "ipywidgets==7.7.1", "gdown==5.2.2", "ipykernel"]
+        subprocess.run([*pip, *wanted], check=True)
+    (path,) = folder.glob("lib/python*/site-packages")
+    (path / "zz_outer.pth").write_text(f"{outer}\n")
+    kernels = tmp_path_factory.mktemp("jupyter")
+    spec = {"argv": [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"], "display_name": "Colab"}
+    (kernels / "kernels" / "colab").mkdir(parents=True)
+    (kernels / "kernels" / "colab" / "kernel.json").write_text(json.dumps(spec))
+    os.environ["JUPYTER_PATH"] = str(kernels)
+    return "colab"
+
+
+@pytest.fixture(scope="module", params=["here", pytest.param("colab", marks=pytest.mark.slow)])  # minutes
+def kernel(request):
+    """The name of a kernel with this machine's versions, and of one with Colab's."""
+    return "python3" if request.param == "here" else request.getfixturevalue("colab_kernel")
+
+
 def weights(folder):
     """The tensors of the only run below a folder."""
     (path,) = folder.glob("runs/*/weights.safetensors")
@@ -112,20 +141,21 @@ class TestDisconnect:
 
     @pytest.fixture(scope="class")
     @classmethod
-    def resumed(cls, tmp_path_factory, cache):
+    def resumed(cls, tmp_path_factory, cache, kernel):
         """The second run, its folder, Drive, and the numbers that lay there when the first run was killed."""
         base = tmp_path_factory.mktemp("colab")
         drive = base / "drive"
         mine = drive / "MyDrive"
         mine.mkdir(parents=True)
         pack(mine / "diffit_colab.zip")
-        first = client(read(IMAGE, drive, **SETTINGS), base / "first", cache, colab="granted", library="absent")
+        colab = {"colab": "granted", "library": "absent", "kernel": kernel}
+        first = client(read(IMAGE, drive, **SETTINGS), base / "first", cache, **colab)
 
         run_until(lambda: [number_of(path) for path in copies(drive)[-1:]] >= [3], first)
         assert "weights.safetensors" in {path.name for path in base.glob("first/runs/*/*")}
         kept = zipfile.ZipFile(copies(drive)[-1]).read("metrics.csv").decode()
         last = read(IMAGE, drive, **SETTINGS)
-        client(last, base / "second", cache, colab="granted", library="absent").execute()
+        client(last, base / "second", cache, **colab).execute()
         return last, base / "second", drive, kept
 
     def test_final_weights_are_bit_equal_to_those_of_an_unbroken_run(self, resumed, unbroken):
@@ -185,9 +215,9 @@ class TestDisconnectWhileMeasuring:
 
 @pytest.mark.parametrize("drive", ["refused", "full"])
 class TestTrainingWithoutDrive:
-    def test_the_weights_are_the_same_and_lie_here_in_one_red_line(self, unbroken, tmp_path, cache, drive):
-        settings = SETTINGS | {"IS_TEST": False, "IS_METRIC": False}
-        notebook = client(read(IMAGE, tmp_path / "drive", **settings), tmp_path / "run", cache, colab=drive).execute()
+    def test_the_weights_are_the_same_and_lie_here_in_one_red_line(self, unbroken, tmp_path, cache, drive, kernel):
+        notebook = read(IMAGE, tmp_path / "drive", **SETTINGS | {"IS_TEST": False, "IS_METRIC": False})
+        client(notebook, tmp_path / "run", cache, colab=drive, kernel=kernel).execute()
         told = [line for line in red(notebook) if "GPU" not in line]
         assert len(told) == 1
         assert {"refused": "Drive is not connected", "full": "takes no copy (No space left on device)"}[drive] in told[
@@ -296,38 +326,13 @@ class TestSetUp:
         assert "no library" not in told
 
 
-@pytest.mark.slow  # a second environment is made first: minutes
+@pytest.mark.slow
 class TestColabsVersions:
-    """With IPython 7.34, ipywidgets 7.7.1 and gdown 5.2.2, as Colab has them; torch and the rest are this machine's.
-
-    DIFFIT_COLAB_ENV is a folder to keep that environment in.
-    """
-
-    @pytest.fixture(scope="class")
-    @classmethod
-    def kernel(cls, tmp_path_factory):
-        """The name of a kernel with these versions."""
-        folder = Path(os.environ.get("DIFFIT_COLAB_ENV") or tmp_path_factory.mktemp("environment"))
-        python, outer = folder / "bin" / "python", Path(torch.__file__).parents[1]
-        if not python.exists():
-            subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
-            pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet"]
-            wanted = ["ipython==7.34.0", "ipywidgets==7.7.1", "gdown==5.2.2", "ipykernel"]
-            subprocess.run([*pip, *wanted], check=True)
-        (path,) = folder.glob("lib/python*/site-packages")
-        (path / "zz_outer.pth").write_text(f"{outer}\n")
-        kernels = tmp_path_factory.mktemp("jupyter")
-        spec = {"argv": [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"], "display_name": "Colab"}
-        (kernels / "kernels" / "colab").mkdir(parents=True)
-        (kernels / "kernels" / "colab" / "kernel.json").write_text(json.dumps(spec))
-        os.environ["JUPYTER_PATH"] = str(kernels)
-        return "colab"
-
-    def test_all_on_runs_with_the_same_weights(self, kernel, unbroken, tmp_path, cache):
+    def test_all_on_runs_with_the_same_weights(self, colab_kernel, unbroken, tmp_path, cache):
         notebook = read(IMAGE, tmp_path / "drive", **SETTINGS)
         ask = "import gdown, IPython, ipywidgets\nprint(IPython.__version__, ipywidgets.__version__, gdown.__version__)"
         notebook.cells.append(nbformat.v4.new_code_cell(ask))
-        client(notebook, tmp_path / "run", cache, colab="granted", kernel=kernel).execute()
+        client(notebook, tmp_path / "run", cache, colab="granted", kernel=colab_kernel).execute()
         assert "7.34.0 7.7.1 5.2.2" in printed(notebook)
         one, other = weights(tmp_path / "run"), weights(unbroken[1])
         assert [name for name in one if not (one[name] == other[name]).all()] == []
