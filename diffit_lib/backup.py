@@ -4,7 +4,8 @@ import os
 import shutil
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from diffit_lib.colab import warn
@@ -50,7 +51,19 @@ class Backup:
         return weights if self.problem else target
 
     def restore(self) -> bool:
-        """Bring the newest whole copy back, if it is newer than the run folder; whether it was."""
+        """Bring the newest whole copy back, if it is newer than the run folder; whether it was.
+
+        Copies that cannot be read just now may well be whole: they are told, and nothing is written over them.
+        """
+        try:
+            return self._restore()
+        except OSError as error:
+            remedy = f"this run lies in {self.run} alone; run this cell again to go on from them"
+            warn(f"the copies in {self.folder} are left as they are ({error.strerror or error}): {remedy}")
+            self.folder = None
+            return False
+
+    def _restore(self) -> bool:
         whole = self.copies()
         newest = max(whole, key=lambda path: whole[path], default=None)
         if newest is None or whole[newest] <= self.number():
@@ -95,43 +108,53 @@ class Backup:
         number = max([self.number(), *whole.values()]) + 1
         write_text(self.run / NUMBER, str(number))
         path = min(self.names(), key=lambda path: whole.get(path, -1))
-        for half in path.parent.glob(f".{self.run.name}-?.*.part.zip"):  # what a kill left of a half-written copy
-            half.unlink()
         files = [file for file in self.run.rglob("*") if file.is_file() and ".part" not in file.suffixes]
         order = ["last.ckpt", NUMBER]
         files.sort(key=lambda file: (order.index(file.name) if file.name in order else -1, file))
-        with replacing(path) as beside:
-            with zipfile.ZipFile(beside, "w") as archive:
-                for file in files:
-                    archive.write(file, file.relative_to(self.run))
-                archive.comment = str(number).encode()
-            finish(beside, path)
+        with placing(path) as beside, zipfile.ZipFile(beside, "w") as archive:
+            for file in files:
+                archive.write(file, file.relative_to(self.run))
+            archive.comment = str(number).encode()
 
 
 def copy(source: Path, target: Path) -> None:
     """Copy a file, whole or not at all."""
-    with replacing(target) as beside:
+    with placing(target) as beside:
         shutil.copyfile(source, beside)
-        finish(beside, target)
 
 
-def finish(beside: Path, path: Path) -> None:
-    """Bring `beside` to the disk, and what it will replace out of the way.
+@contextmanager
+def placing(path: Path) -> Iterator[Path]:
+    """`replacing` for Drive, which keeps all that is deleted in its bin, where it goes on filling the quota.
 
-    Drive keeps what is replaced in its bin, where it goes on filling the quota: so it is emptied first.
+    So whatever goes is emptied first: what is replaced, what could not be finished, what a kill left of either.
     """
-    with open(beside, "rb") as written:
-        os.fsync(written.fileno())
-    if path.exists():
-        old = path.replace(path.with_suffix(".old"))
-        os.truncate(old, 0)
-        old.unlink()
+    old = path.with_suffix(".old")
+    for left in [old, *path.parent.glob(f".{path.stem}.*.part{path.suffix}")]:
+        discard(left)
+    with replacing(path) as beside:
+        try:
+            yield beside
+            with open(beside, "rb") as written:
+                os.fsync(written.fileno())
+        except BaseException:
+            discard(beside)
+            raise
+        if path.exists():
+            discard(path.replace(old))
+
+
+def discard(path: Path) -> None:
+    """Empty a file and delete it, if it is there."""
+    with suppress(FileNotFoundError):
+        os.truncate(path, 0)
+        path.unlink()
 
 
 def number_of(path: Path) -> int | None:
-    """The number of a copy; None where there is none, or not a whole one."""
+    """The number of a copy; None where there is none, or not a whole one. An OSError says that nobody knows."""
     try:
         with zipfile.ZipFile(path) as archive:
             return int(archive.comment) if archive.testzip() is None else None
-    except (OSError, ValueError, zipfile.BadZipFile):
+    except (FileNotFoundError, ValueError, zipfile.BadZipFile):
         return None

@@ -17,14 +17,15 @@ def warn(text: str) -> None:
 def copies_folder(given: str, my_drive: str | Path, use_drive: bool) -> Path | None:
     """Where copies of a run go: the folder that is given, else one in the mounted Drive, else nowhere.
 
-    A Drive that was asked for and refused is told in one red line.
+    A Drive that was asked for and refused, or is to hold the folder that is given, is told in one red line: what is
+    written where Drive is not mounted lies on this machine alone, and stands in the way of mounting it.
     """
-    if given:
-        return Path(given)
-    if Path(my_drive).is_dir() and use_drive:
-        return Path(my_drive) / "diffit_weights"
-    if in_colab() and use_drive:
-        warn("Drive is not connected: the run lies in ./runs alone, download its weights at the end")
+    drive = Path(my_drive)
+    folder = Path(given).expanduser().absolute() if given else drive / "diffit_weights"
+    if drive.is_dir() or not folder.is_relative_to(drive.parent):
+        return folder if given or use_drive else None
+    if given or (use_drive and in_colab()):
+        warn(f"Drive is not connected, {folder} takes no copies: this run lies in ./runs alone, download its weights")
     return None
 
 

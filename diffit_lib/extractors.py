@@ -213,6 +213,6 @@ def _cached_inception() -> Path:
             reason = error.reason if isinstance(error, urllib.error.URLError) else error
             raise DiffitError(
                 f"the Inception weights could not be downloaded ({reason}); put {INCEPTION_URL} at {path}, "
-                "or use the classifier extractor"
+                "or, for data with classes, use the classifier extractor"
             ) from None
     return path

@@ -5,6 +5,7 @@ import io
 import re
 from collections.abc import Sequence
 from html import escape
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from IPython.display import HTML, Image, display
 from matplotlib.figure import Figure
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from diffit_lib.backup import Backup
@@ -19,7 +21,6 @@ from diffit_lib.blocks import TMSA
 from diffit_lib.colab import offer_download, warn
 from diffit_lib.data import Images, Split
 from diffit_lib.errors import DiffitError
-from diffit_lib.extractors import load_inception
 from diffit_lib.files import READY_MADE, cache_folder
 from diffit_lib.pipeline import Pipeline
 from diffit_lib.plots import enlargement, tile, to_image
@@ -35,6 +36,8 @@ from diffit_lib.tensors import SeededNoise, best_device, derive_seed, to_float, 
 from diffit_lib.weights import build_denoiser, find_weights
 
 FIGURES = READY_MADE.parent / "images"
+ID = r"(?:1|0B)[\w-]{24,}"  # of a file in Google Drive; other long words are names
+LINK = r"https://(?:drive|docs|drive\.usercontent)\.google\.com/\S*?(?:/d/|[?&]id=)"
 PAPER = {"CIFAR-10": 1.95, "FFHQ-64": 2.22}  # FID, table 2
 
 
@@ -100,7 +103,8 @@ def open_run(recipe: Recipe, copies: Path | None, *, runs: str | Path = "runs") 
     name = f"{recipe.name}-{derive_seed(recipe.data, str(shaping(recipe))) % 16**6:06x}"
     backup = Backup(Path(runs) / name, copies)
     brought = backup.restore()
-    print(f"run: {backup.run}{', brought back from ' + str(copies) if brought else ''}; copies: {copies or 'none'}")
+    came = f", brought back from {copies}" if brought else ""
+    print(f"run: {backup.run}{came}; copies: {backup.folder or 'none'}")
     return backup
 
 
@@ -126,7 +130,7 @@ def choose_weights(recipe: Recipe, run: Path, given: str = "") -> Path:
     those published for the preset; else ready-made ones of the same data.
     """
     if given:
-        return from_drive_link(given) or find_weights(given)
+        return from_drive_link(given) or find_weights(expanduser(given))
     own, ours = run / "weights.safetensors", ready_made(recipe.data)
     if own.is_file():
         return own
@@ -142,12 +146,20 @@ def choose_weights(recipe: Recipe, run: Path, given: str = "") -> Path:
 
 def from_drive_link(given: str) -> Path | None:
     """The file of a Google Drive id or link, downloaded once; None where this is neither, but a path or a name."""
-    match = re.fullmatch(r"(?:https://drive\.google\.com/\S*?(?:/d/|id=))?([\w-]{25,})(?:[/?&]\S*)?", given)
+    match = re.fullmatch(rf"(?:{LINK})([\w-]{{25,}})(?:[/?&#]\S*)?|({ID})", given)
     if Path(given).exists() or not match:
         return None
-    path = cache_folder() / "weights" / f"{match[1]}.safetensors"
+    drive_id = match[1] or match[2]
+    path = cache_folder() / "weights" / f"{drive_id}.safetensors"
     try:
-        return path if path.is_file() else from_drive(match[1], path)
+        with safe_open(path if path.is_file() else from_drive(drive_id, path), "pt"):
+            return path
+    except SafetensorError as error:
+        path.unlink()
+        raise DiffitError(
+            f"PATH_WEIGHTS: https://drive.google.com/file/d/{drive_id} is no whole safetensors file ({error}); "
+            "give the link of a weights file that diffit wrote"
+        ) from error
     except DiffitError as error:
         raise DiffitError(f"PATH_WEIGHTS: {error}") from error
 
@@ -159,23 +171,37 @@ def untrained(pipe: Pipeline) -> Pipeline:
         return Pipeline(build_denoiser(pipe.card.recipe), pipe.card, device=pipe.device, precision=pipe.precision)
 
 
-def measure(weights: Path, data: Split, backup: Backup, images: int = 0, **settings: Any) -> dict[str, Any]:
-    """The numbers of `evaluate`; what is drawn for them is kept, so that a broken-off measurement goes on.
+def how_to_draw(pipe: Pipeline, sampler: str, steps: int, guidance: float) -> dict[str, Any]:
+    """The form's sampling settings for these weights, which "auto" and 0 leave the choice to.
 
-    Photographs are seen by Inception, which the field compares by, where its weights can be had. 0 images: 500 on a
-    CPU, 2,000 on a GPU.
+    Guidance that weights without classes cannot have is told and left out.
     """
-    extractor: Any = "classifier"
-    if data.train.images.shape[1] == 3:
-        try:
-            load_inception()
-            extractor = "inception"
-        except DiffitError as error:
-            warn(f"no FID: {error}")
+    if guidance not in (0, 1) and pipe.card.recipe.network.num_classes == 0:
+        warn(f"GUIDANCE is {guidance:g}, but these weights know no classes to guide to: this goes on without")
+        guidance = 0
+    return {"sampler": sampler if sampler != "auto" else None, "steps": steps or None, "guidance": guidance or None}
+
+
+def measure(weights: Path, data: Split, backup: Backup, images: int = 0, **settings: Any) -> dict[str, Any] | None:
+    """The numbers of `evaluate`, or a red line and None; what is drawn is kept, so that a broken-off one goes on.
+
+    Photographs are seen by Inception, which the field compares by, where its weights can be had; so are images among
+    which a classifier has nothing to tell apart or to be tested on. 0 images: 500 on a CPU, 2,000 on a GPU.
+    """
+    if images == 1 or images < 0:
+        warn(f"not measured: METRIC_SAMPLES is {images}; give 2 or more, or 0 to leave the choice to the machine")
+        return None
     images = images or (500 if best_device().type == "cpu" else 2000)
     drawn = Drawn(backup.run / "drawn", backup)
+    classes = len(data.train.class_names) > 1 and data.train is not data.test
+    seers: list[Any] = ["inception"] * (data.train.images.shape[1] == 3 or not classes) + ["classifier"] * classes
     try:
-        return evaluate(weights, data, images=images, extractor=extractor, drawn=drawn, **settings)
+        for extractor in seers:
+            try:
+                return evaluate(weights, data, images=images, extractor=extractor, drawn=drawn, **settings)
+            except DiffitError as error:
+                warn(f"no numbers by the {extractor} network: {error}")
+        return None
     finally:
         backup.save()
 
@@ -195,7 +221,7 @@ def closing_card(
     """What there is in the end: before and after, the numbers, where the weights lie, a download, the next step."""
     card, own = pipe.card, weights.parent == backup.run
     where = backup.hand_over(weights) if own else weights
-    measured = table(numbers).data if numbers else "<p>IS_METRIC measures it.</p>"
+    measured = table(numbers).data if numbers else "<p>Not measured: IS_METRIC is off, or a red line says why.</p>"
     pictures = "".join(
         f"<figure style='margin:0 1em 0 0'>{img(draw_grid(each, **settings), 'image-rendering:pixelated;width:20em')}"
         f"<figcaption>{name}</figcaption></figure>"
@@ -203,7 +229,9 @@ def closing_card(
     )
     step = "more images in OVERRIDES (and more TRAIN_MINUTES): the run goes on from where it stands"
     if pipe.device.type == "cpu":
-        step = "a GPU: CIFAR-10 takes the digits' place"
+        step = "a GPU: it trains many times faster"
+        if card.recipe.data == "digits":
+            step += ", and CIFAR-10 takes the digits' place where DATASET is auto"
     if not own:
         step = "IS_TRAIN: weights of your own"
     facts = f"{card.images_seen:,} images in {card.minutes:.1f} minutes on {escape(card.device)}"

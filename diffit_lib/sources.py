@@ -52,7 +52,9 @@ def from_name(name: str, image_size: tuple[int, int] | None) -> Parts:
         return NAMED[name](cache_folder() / "data", image_size)
     except Exception as error:  # torchvision, gdown and the network have no failure in common
         reason = shorten(str(error), 200)
-        raise DiffitError(f"{name} cannot be had ({reason}); give --data PATH, or go on with digits") from error
+        raise DiffitError(
+            f"{name} cannot be had ({reason}); give the path of a folder or zip, or take digits"
+        ) from error
     finally:
         socket.setdefaulttimeout(before)
 

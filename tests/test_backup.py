@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+from contextlib import contextmanager
 
 import pytest
 
@@ -51,12 +52,37 @@ def saved(run, drive):
     return Backup(run, drive)
 
 
+@pytest.fixture
+def unreadable(monkeypatch):
+    """A function: the context in which reading the copy of this name fails."""
+
+    @contextmanager
+    def unreadable(name):
+        whole = module.zipfile.ZipFile
+
+        def opened(path, *mode):
+            if path.name == name and not mode:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return whole(path, *mode)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module.zipfile, "ZipFile", opened)
+            yield
+
+    return unreadable
+
+
 class TestSaving:
-    def test_sweeps_up_what_a_kill_left_half_written(self, run, drive):
+    def test_sweeps_up_what_a_kill_left_emptied_first(self, run, drive):
         drive.mkdir()
-        (drive / ".run-a.1234abcd.part.zip").write_bytes(b"half")
+        left = [".run-a.1234abcd.part.zip", "run-a.old", ".run.1234abcd.part.ckpt", "run.old"]
+        for number, name in enumerate(left):
+            (drive / name).write_bytes(b"left")
+            os.link(drive / name, drive.parent / f"bin{number}")
         Backup(run, drive).save()
-        assert [path.name for path in drive.iterdir()] == ["run-a.zip"]
+        Backup(run, drive).hand_over(run / "last.ckpt")
+        assert {path.name for path in drive.iterdir()} == {"run-a.zip", "run.ckpt"}
+        assert [(drive.parent / f"bin{number}").stat().st_size for number in range(4)] == [0] * 4
 
     def test_takes_two_names_by_turns(self, run, drive):
         backup = Backup(run, drive)
@@ -150,6 +176,20 @@ class TestRestoring:
         assert not saved.restore()
         assert not saved.run.exists()
 
+    @pytest.mark.parametrize("which", ["run-a.zip", "run-b.zip"])
+    def test_copies_that_cannot_be_read_just_now_are_told_and_kept(self, saved, drive, unreadable, capsys, which):
+        before = {path: path.read_bytes() for path in drive.iterdir()}
+        with unreadable(which):
+            assert not saved.restore()
+        told = capsys.readouterr().out
+        assert told.startswith("\033[31mthe copies in ")
+        assert told.count("are left as they are (Input/output error)") == told.count("\n") == 1
+        write(saved.run, "anew")
+        for _ in range(2):
+            saved.save()
+            assert saved.hand_over(saved.run / "last.ckpt") == saved.run / "last.ckpt"
+        assert {path: path.read_bytes() for path in drive.iterdir()} == before
+
     def test_run_that_went_on_after_its_copy_is_left_alone(self, run, drive):
         Backup(run, drive).save()
         write(run, "later")
@@ -188,6 +228,25 @@ class TestTrouble:
         shutil.rmtree(saved.run)
         Backup(saved.run, saved.folder).restore()
         assert content(saved.run) == of("three", 3)
+
+    def test_copy_that_cannot_be_read_just_now_is_not_written_over(self, saved, unreadable, capsys):
+        saved.restore()
+        before = {path: path.read_bytes() for path in saved.folder.iterdir()}
+        with unreadable("run-a.zip"):
+            saved.save()
+        assert {path: path.read_bytes() for path in saved.folder.iterdir()} == before
+        assert "takes no copy (Input/output error)" in capsys.readouterr().out
+
+    def test_copy_that_finds_no_room_is_emptied_before_it_goes_to_the_bin(self, run, drive, monkeypatch):
+        def full(fd):
+            (half,) = drive.iterdir()
+            os.link(half, drive.parent / "bin")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(module.os, "fsync", full)
+        Backup(run, drive).save()
+        assert list(drive.iterdir()) == []
+        assert (drive.parent / "bin").stat().st_size == 0
 
     def test_full_folder_is_told_once_in_red_and_stops_nothing(self, saved, monkeypatch, capsys):
         saved.restore()

@@ -79,3 +79,10 @@ def test_after_is_called_once_for_each_new_batch(weights, tmp_path):
     images(drawn, load(weights), range(10))
     images(drawn, load(weights), range(12))
     assert calls == [1, 2, 3, 4]
+
+
+def test_what_other_weights_drew_is_swept_out_and_nothing_else(weights, tmp_path):
+    images(Drawn(tmp_path), load(weights, ema=False), range(4))
+    for steps in (4, 5):
+        images(Drawn(tmp_path), load(weights), range(8), steps=steps)
+    assert len(list(tmp_path.iterdir())) == 2 * 2

@@ -32,7 +32,7 @@ def cache(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["mnist", "cifar10", "imagenette", "celeba"])
 def test_a_failed_download_ends_in_one_line_with_the_remedies(cache, name):
     timeout = socket.getdefaulttimeout()
-    refused(name, f"^{name} cannot be had .*; give --data PATH, or go on with digits$")
+    refused(name, f"^{name} cannot be had .*; give the path of a folder or zip, or take digits$")
     assert socket.getdefaulttimeout() == timeout
 
 

@@ -96,6 +96,22 @@ def test_no_address_is_invented(code):
     ]
 
 
+def test_exercise_on_the_key_shows_its_point(capsys):
+    """Without the key's share of the time token the first token stays the same; without the query's it does not."""
+    cells = nbformat.read(ROOT / "DiffiT_Image_Space_Architecture.ipynb", 4).cells
+    text = next(cell.source for cell in cells if "Your turn" in cell.source)
+    (line,) = re.findall(r"`(layer\.qkv_temb.*?)`", text)
+    cell = next(cell.source for cell in cells if "by_hand = " in cell.source)
+    after = cell.index("\n", cell.index("layer = "))
+
+    def shown(*added):
+        exec("\n".join(["import torch", cell[:after], *added, cell[after:]]), {})
+        return re.search("first token becomes: (.*)", capsys.readouterr().out)[1]
+
+    assert shown() == shown(line)
+    assert shown() != shown(line.replace("[16:32]", "[:16]"))
+
+
 def test_running_a_cell_again_is_harmless(code):
     """No global state, no change of folder, no variable changed in place: every cell builds anew what it names."""
     for source in code:

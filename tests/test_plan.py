@@ -2,6 +2,7 @@
 
 import hashlib
 import sys
+from pathlib import Path
 
 import gdown
 import pytest
@@ -67,6 +68,19 @@ class TestPlan:
         assert told.endswith("this goes on with the digits\033[0m\n")
         assert told.count("\n") == 1
 
+    @pytest.mark.parametrize(
+        ("preset_name", "overrides", "without"),
+        [
+            ("cifar10", "", "without PRESET"),
+            ("auto", "width=96", "without OVERRIDES"),
+            ("cifar10", "width=96", "without PRESET and OVERRIDES"),
+        ],
+    )
+    def test_what_the_digits_do_without_is_named(self, offline, capsys, preset_name, overrides, without):
+        recipe, _ = plan("cifar10", preset_name, minutes=7, overrides=overrides)
+        assert recipe == preset("digits").override(minutes=7.0)
+        assert capsys.readouterr().out.endswith(f": this goes on with the digits, {without}\033[0m\n")
+
     def test_path_takes_the_preset_for_small_photographs_and_its_own_classes(self, folder):
         recipe, data = plan(str(folder))
         assert (recipe.name, recipe.data) == ("cifar10-t4", str(folder))
@@ -120,13 +134,15 @@ class TestParse:
 
 
 class TestWeights:
-    def test_given_ones_come_first_then_the_runs_own_then_ready_made_ones(self, tmp_path):
+    def test_given_ones_come_first_then_the_runs_own_then_ready_made_ones(self, tmp_path, monkeypatch):
         recipe, own = preset("digits"), tmp_path / "weights.safetensors"
         ours = READY_MADE / "digits.safetensors"
         assert ready_made("auto") == ready_made("digits") == choose_weights(recipe, tmp_path) == ours
         own.touch()
         assert choose_weights(recipe, tmp_path) == own
         assert choose_weights(recipe, tmp_path, "digits") == ours
+        monkeypatch.setenv("HOME", str(tmp_path))
+        assert choose_weights(recipe, tmp_path / "run", "~/weights.safetensors") == own
         with pytest.raises(DiffitError, match="no weights file 'gone'"):
             choose_weights(recipe, tmp_path, "gone")
 
@@ -135,7 +151,8 @@ class TestWeights:
             choose_weights(preset("ffhq64"), tmp_path)
 
 
-ID = "1AbCdEfGhIjKlMnOpQrStUvWxYz_0123"
+WEIGHTS = (READY_MADE / "digits.safetensors").read_bytes()
+ID = "1AbCdEfGhIjKlMnOpQrStUvWxYz_01234"
 
 
 class TestDrive:
@@ -146,7 +163,7 @@ class TestDrive:
 
         def download(id, output, **options):
             ids.append(id)
-            output.write(b"weights")
+            output.write(WEIGHTS)
 
         monkeypatch.setenv("DIFFIT_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr("gdown.download", download)
@@ -159,12 +176,29 @@ class TestDrive:
             f"https://drive.google.com/file/d/{ID}/view?usp=drive_link",
             f"https://drive.google.com/uc?id={ID}",
             f"https://drive.google.com/open?id={ID}&usp=sharing",
+            f"https://drive.google.com/file/u/0/d/{ID}/view",
+            f"https://drive.usercontent.google.com/download?id={ID}&export=download&confirm=t",
+            f"https://drive.usercontent.google.com/download?export=download&id={ID}",
+            f"https://docs.google.com/uc?export=download&id={ID}",
         ],
     )
     def test_id_or_link_is_downloaded_once(self, given, asked, tmp_path):
         for _ in range(2):
-            assert choose_weights(preset("digits"), tmp_path, given).read_bytes() == b"weights"
+            assert choose_weights(preset("digits"), tmp_path, given).read_bytes() == WEIGHTS
         assert asked == [ID]
+
+    @pytest.mark.parametrize("name", ["weights_of_last_tuesday_evening", "digits-long-2026-11-20-evening-run"])
+    def test_long_name_that_is_not_there_is_no_id(self, name, asked, tmp_path):
+        with pytest.raises(DiffitError, match=f"no weights file '{name}'"):
+            choose_weights(preset("digits"), tmp_path, name)
+        assert asked == []
+
+    def test_file_that_is_none_of_weights_is_told_and_not_kept(self, asked, monkeypatch, tmp_path):
+        monkeypatch.setattr("gdown.download", lambda id, output, **options: output.write(b"<html>another file</html>"))
+        for _ in range(2):
+            with pytest.raises(DiffitError, match=rf"^PATH_WEIGHTS: .*/{ID} is no .*; give the link of .*$"):
+                choose_weights(preset("digits"), tmp_path, ID)
+            assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
 
     def test_refusal_is_one_line_with_the_remedy(self, asked, monkeypatch, tmp_path):
         def refuse(**options):
@@ -178,9 +212,9 @@ class TestDrive:
     def test_published_weights_come_before_ready_made_ones_if_they_can_be_had(
         self, asked, monkeypatch, tmp_path, capsys
     ):
-        checksum = hashlib.sha256(b"weights").hexdigest()
+        checksum = hashlib.sha256(WEIGHTS).hexdigest()
         monkeypatch.setitem(PUBLISHED, "digits", (ID, checksum))
-        assert choose_weights(preset("digits"), tmp_path).read_bytes() == b"weights"
+        assert choose_weights(preset("digits"), tmp_path).read_bytes() == WEIGHTS
         monkeypatch.setitem(PUBLISHED, "digits", (ID, "0" * 64))
         assert choose_weights(preset("digits"), tmp_path) == READY_MADE / "digits.safetensors"
         assert capsys.readouterr().out.startswith("\033[31mhttps://drive.google.com")
@@ -195,7 +229,9 @@ class TestRun:
         assert len({name(), name(width=16), name(seed=1), name(lr=1e-4), name(data="mnist")}) == 5
 
     def test_copies_go_where_they_should_or_into_drive_or_nowhere(self, tmp_path, monkeypatch, capsys):
-        assert copies_folder("mine", tmp_path, True).name == "mine"
+        assert copies_folder("mine", tmp_path, True) == Path.cwd() / "mine"
+        assert copies_folder("~/mine", tmp_path / "gone", False) == Path.home() / "mine"
+        assert copies_folder(f"{tmp_path}/mine", tmp_path, False) == tmp_path / "mine"
         assert copies_folder("", tmp_path, True) == tmp_path / "diffit_weights"
         assert copies_folder("", tmp_path, False) is None
         assert copies_folder("", tmp_path / "gone", True) is None
@@ -203,6 +239,13 @@ class TestRun:
         monkeypatch.setitem(sys.modules, "google.colab", None)
         assert copies_folder("", tmp_path / "gone", True) is None
         assert "Drive is not connected" in capsys.readouterr().out
+
+    @pytest.mark.parametrize("use_drive", [True, False])
+    def test_a_given_folder_in_a_drive_that_is_not_mounted_is_told_and_not_made(self, tmp_path, capsys, use_drive):
+        my_drive = tmp_path / "drive" / "MyDrive"
+        for given in (my_drive, my_drive / "runs", tmp_path / "drive" / "Shareddrives" / "lab"):
+            assert copies_folder(str(given), my_drive, use_drive) is None
+            assert f"Drive is not connected, {given} takes no copies" in capsys.readouterr().out
 
 
 def test_examples_of_classes_of_unequal_size_are_rows_of_one_length():

@@ -101,6 +101,19 @@ def images(run):
     return [int(row["images"]) for row in rows(run)]
 
 
+def as_on_a_gpu(run):
+    """Make a run look as if it had been trained in half precision, its loss scaled."""
+    options = json.loads((run / "options.json").read_text())
+    options["training"]["precision"] = "16-mixed"
+    (run / "options.json").write_text(json.dumps(options))
+    checkpoint = torch.load(run / "last.ckpt", weights_only=True)
+    scaler = {"scale": 65536.0, "growth_factor": 2.0, "backoff_factor": 0.5, "growth_interval": 2000}
+    checkpoint["MixedPrecision"] = scaler | {"_growth_tracker": 4}
+    for group in checkpoint["optimizer_states"][0]["param_groups"]:
+        group["fused"] = False
+    torch.save(checkpoint, run / "last.ckpt")
+
+
 def assert_same_weights(run, unbroken):
     one, other = load_file(run / "weights.safetensors"), load_file(unbroken / "weights.safetensors")
     assert one.keys() == other.keys()
@@ -280,6 +293,23 @@ class TestSettings:
     def test_precision_of_another_device_is_kept(self, fit, tiny, monkeypatch):
         fit(tiny.override(precision="bf16-mixed"))
         assert fit(tiny.override(max_steps=5)).trainer.precision == "bf16-mixed"
+
+    def test_precision_that_a_cpu_does_not_have_is_left_and_told_once(self, fit, tiny, tmp_path, capsys):
+        fit(tiny)
+        as_on_a_gpu(tmp_path / "run")
+        module = fit(tiny.override(max_steps=5))
+        assert (module.global_step, module.trainer.precision) == (5, "32-true")
+        assert capsys.readouterr().err == (
+            f"{tmp_path / 'run'} was trained with precision 16-mixed and goes on, on a CPU, with 32-true\n"
+        )
+        fit(tiny.override(max_steps=6))
+        assert capsys.readouterr().err == ""
+
+    def test_precision_that_a_cpu_does_not_have_is_refused_where_it_is_asked_for(self, fit, tiny, tmp_path):
+        fit(tiny)
+        as_on_a_gpu(tmp_path / "run")
+        with pytest.raises(DiffitError, match="precision is '16-mixed', which a CPU does not have"):
+            fit(tiny.override(max_steps=5, precision="16-mixed"))
 
     def test_another_data_set_is_refused(self, tiny, data, begun):
         mirrored = replace(data.train, name="mirrored", images=data.train.images.flip(3))

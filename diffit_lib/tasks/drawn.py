@@ -23,13 +23,18 @@ class Drawn:
     def batches(
         self, pipe: Pipeline, seeds: Sequence[int], labels: Labels, *, batch_size: int, **settings: Any
     ) -> Iterator[Tensor]:
-        """The images of `Pipeline.batches`, uint8 (B, C, H, W): those in the folder are not drawn again."""
+        """The images of `Pipeline.batches`, uint8 (B, C, H, W): those in the folder are not drawn again.
+
+        What other weights drew goes out of the folder.
+        """
         each = per_seed(labels, len(seeds))
         sampling, weights = json.dumps(vars(pipe.sampling(**settings))), digest(pipe.denoiser.state_dict())
+        for stale in set(self.folder.glob("*.safetensors")) - set(self.folder.glob(f"{weights}-*")):
+            stale.unlink()
         for first in range(0, len(seeds), batch_size):
             part = slice(first, first + batch_size)
-            key = derive_seed(weights, sampling, pipe.precision, batch_size, str(seeds[part]), str(each and each[part]))
-            path = self.folder / f"{key:016x}.safetensors"
+            key = derive_seed(sampling, pipe.precision, batch_size, str(seeds[part]), str(each and each[part]))
+            path = self.folder / f"{weights}-{key:016x}.safetensors"
             if not path.is_file():
                 drawn = pipe.batches(seeds[part], each and each[part], batch_size=batch_size, **settings)
                 with replacing(path) as beside:

@@ -23,8 +23,8 @@ def plan(
     """A recipe and its data. "auto" and 0 leave the choice to the machine.
 
     The data set is the named preset's own, else CIFAR-10 on a GPU and the digits on a CPU. One that cannot be
-    downloaded is told, and the digits take its place. Raises a DiffitError for a path, preset or field that does not
-    exist.
+    downloaded is told, and the digits and their own preset take its place. Raises a DiffitError for a path, preset or
+    field that does not exist.
     """
     if in_colab() and best_device().type == "cpu":
         warn("no GPU: Runtime > Change runtime type > T4 GPU switches one on; until then this goes on with the CPU")
@@ -38,7 +38,9 @@ def plan(
     except DiffitError as error:
         if recipe.data == "digits" or recipe.data not in NAMED:
             raise
-        warn(f"{error}: this goes on with the digits")
+        given = {"PRESET": preset_name != "auto", "OVERRIDES": overrides.strip() != ""}
+        dropped = " and ".join(name for name in given if given[name])
+        warn(f"{error}: this goes on with the digits{', without ' + dropped if dropped else ''}")
         recipe = preset("digits").override(seed=seed)
         data = recipe_data(recipe)
     settled: dict[str, Any] = {"report_minutes": min(recipe.training.report_minutes, BETWEEN)}

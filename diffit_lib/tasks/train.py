@@ -16,6 +16,7 @@ from diffit_lib.data import Images, Split
 from diffit_lib.errors import DiffitError, check
 from diffit_lib.files import write_text
 from diffit_lib.latents import CachedLatents
+from diffit_lib.pictures import say
 from diffit_lib.recipe import Recipe
 from diffit_lib.tasks.encode import load_states, to_states
 from diffit_lib.tasks.report import show
@@ -123,12 +124,18 @@ def resolve(recipe: Recipe, train: Images, vae: VAECard | None = None) -> Recipe
 
 
 def resumed(recipe: Recipe, train: Images, vae: VAECard | None, run: Path) -> Recipe:
-    """The recipe to go on with: "auto" precision stays what it was; what shapes the run must not have changed."""
+    """The recipe to go on with: what shapes the run must not have changed.
+
+    "auto" precision stays what it was, unless the run is on a CPU now and was trained in one that a CPU does not have.
+    """
     try:
         options = Recipe.from_dict(json.loads((run / "options.json").read_text()))
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise DiffitError(f"{run}/options.json cannot be read ({error!r}); train into another folder") from error
     if recipe.training.precision == "auto":
+        if options.training.precision == "16-mixed" and best_device().type == "cpu":
+            options = options.override(precision=best_precision(best_device()))
+            say(f"{run} was trained with precision 16-mixed and goes on, on a CPU, with {options.training.precision}")
         recipe = recipe.override(precision=options.training.precision)
     recipe = resolve(recipe, train, vae)
     before, now = shaping(options), shaping(recipe)
