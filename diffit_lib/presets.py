@@ -1,10 +1,11 @@
 """The presets: recipes as values, the paper's and ours for small machines."""
 
 from dataclasses import replace
+from typing import Literal
 
-from diffit_lib.config import EDM, Sampling, Training
+from diffit_lib.config import EDM, VP, Sampling, Training
 from diffit_lib.errors import DiffitError
-from diffit_lib.networks import ImageNetwork
+from diffit_lib.networks import ImageNetwork, Transformer
 from diffit_lib.recipe import Recipe
 
 _EDM_TRAINING = Training(images=200_000_000, loss_reduction="sum", grad_clip=0.0, workers=4)
@@ -72,6 +73,49 @@ PRESETS: dict[str, Recipe] = {
         sampling=Sampling(steps=40),
     ),
 }
+
+
+_SIZES = {"s": (12, 384, 6), "b": (12, 768, 12), "l": (24, 1024, 16), "xl": (28, 1152, 16)}  # depth, width, heads
+
+
+def latent(block: Literal["diffit", "dit"], size: str) -> Recipe:
+    """Class-conditional ImageNet at 256x256 in the latents of Stable Diffusion's autoencoder (appendix H.2 and I.2).
+
+    DiT-XL/2 and its smaller sisters have DiT's own learning rate, and DiffiT's schedule of guidance too; to compare
+    the two blocks at equal settings, train one of these presets with either block.
+    """
+    depth, width, heads = _SIZES[size]
+    return Recipe(
+        name=f"{block}-{size}-2",
+        data="imagenet",  # no data set by this name: give the path of a folder
+        crop="adm",
+        vae="stabilityai/sd-vae-ft-ema",
+        network=Transformer(
+            block=block, depth=depth, width=width, num_heads=heads, num_classes=1000, learned_variance=True
+        ),
+        denoiser=VP(),
+        training=Training(
+            images=256_000_000,  # the paper's one mention of a length: a million steps
+            batch_size=256,
+            lr=3e-4 if block == "diffit" else 1e-4,
+            ema_halflife=1_774_357,  # decay 0.9999 a step
+            ema_rampup=None,
+            grad_clip=0.0,
+            flip=True,
+            workers=4,
+        ),
+        sampling=Sampling(
+            sampler="ddpm",
+            steps=250,
+            variance="learned",
+            guidance=4.4,
+            guidance_schedule="power-cosine",
+            guidance_channels=3,
+        ),
+    )
+
+
+PRESETS |= {recipe.name: recipe for block in ("diffit", "dit") for recipe in (latent(block, size) for size in _SIZES)}
 
 
 def preset(name: str) -> Recipe:

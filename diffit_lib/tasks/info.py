@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
+import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from diffit_lib.files import READY_MADE
 from diffit_lib.models import build_network
@@ -36,9 +39,10 @@ def describe_weights(name: str | Path) -> str:
 def describe(recipe: Recipe) -> str:
     """The network level by level, and how it is trained and sampled."""
     network, training, sampling = recipe.network, recipe.training, recipe.sampling
+    count, products = cost(network)
     return "\n".join(
         [
-            f"{recipe.name}: {title(network)} for {recipe.data}, {parameters(build_network(network)):,} parameters",
+            f"{recipe.name}: {title(network)} for {recipe.data}, {count:,} parameters, {products:.3g} GMAC an image",
             levels_table(network) if isinstance(network, ImageNetwork) else one_level(network),
             f"  training: {training.total_images:,} images in batches of {training.batch_size}, lr {training.lr:g}",
             f"  sampling: {sampling.method}, {sampling.steps} steps, guidance {sampling.guidance:g}",
@@ -73,6 +77,19 @@ def levels_table(network: ImageNetwork) -> str:
         size, tile = f"{height}x{width}", f"{window[0]}x{window[1]}"
         lines.append(f"  {level:<5}  {size:<7}  {channels:<8}  {blocks:<9}  {tile:<6}  {network.num_heads}")
     return "\n".join(lines)
+
+
+def cost(config: ImageNetwork | Transformer) -> tuple[int, float]:
+    """Trainable parameters, and the 10^9 products that one answer for one image takes, attention's among them.
+
+    Counted on tensors that hold nothing: the largest network takes no memory.
+    """
+    with torch.device("meta"):
+        network = build_network(config)
+    with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter, torch.no_grad():
+        network.to_empty(device="cpu")  # autocast and attention know no meta device
+        network(torch.zeros(1, *config.shape), torch.zeros(1))
+    return parameters(network), counter.get_total_flops() / 2e9
 
 
 def parameters(network: nn.Module) -> int:
