@@ -16,6 +16,7 @@ from diffit_lib.codec import PIXELS, Codec, Latents
 from diffit_lib.errors import DiffitError, check, check_types
 from diffit_lib.files import READY_MADE
 from diffit_lib.models.vae import KLAutoencoder
+from diffit_lib.published import from_hub
 from diffit_lib.recipe import VAERecipe
 from diffit_lib.tensor_files import load_tensors, read_card, read_tensors, write_tensors
 
@@ -102,36 +103,21 @@ def load_codec(vae: str) -> tuple[Codec, VAECard | None]:
 
 def load_stable_diffusion(name: str, file: str | Path | None = None) -> tuple[Latents, VAECard]:
     """Stable Diffusion's autoencoder at the scale it was published with, from a file or from the hub."""
-    path = Path(file) if file is not None else from_hub(name)
+    remedy = f"download {SD_FILE} from https://huggingface.co/{name} and give it as file="
+    path = Path(file) if file is not None else from_hub(name, SD_FILE, remedy)
     check(path.is_file(), f"there is no file {path}; give that of {name}, {SD_FILE}")
     _, tensors = read_tensors(path, None, "")
+    card = stable_diffusion_card(name)
+    return build_latents(card, {present_name(key): tensor for key, tensor in tensors.items()}, str(path)), card
+
+
+def stable_diffusion_card(name: str) -> VAECard:
+    """The card of Stable Diffusion's autoencoder of this name, for its own file has none."""
     recipe = VAERecipe(name=name, data="")
     z = recipe.network.z_channels
-    card = VAECard(recipe, mean=(0.0,) * z, std=(1 / SD_SCALE,) * z, trained_on="LAION (Stability AI)")
-    return build_latents(card, {present_name(key): tensor for key, tensor in tensors.items()}, str(path)), card
+    return VAECard(recipe, mean=(0.0,) * z, std=(1 / SD_SCALE,) * z, trained_on="LAION (Stability AI)")
 
 
 def present_name(name: str) -> str:
     """A tensor's name in diffusers, where an older version wrote it."""
     return ".".join(OLD_NAMES.get(part, part) for part in name.split(".")) if ".attentions." in name else name
-
-
-def from_hub(name: str) -> Path:
-    """The file of an autoencoder on the Hugging Face hub: from its cache, else downloaded (335 MB)."""
-    remedy = f"download {SD_FILE} from https://huggingface.co/{name} and give it as file="
-    try:
-        from huggingface_hub import hf_hub_download
-    except ImportError:
-        raise DiffitError(f"{name} needs huggingface_hub; pip install it, or {remedy}") from None
-    reason: Exception
-    for local in (True, False):
-        try:
-            return Path(hf_hub_download(name, SD_FILE, local_files_only=local))
-        except Exception as error:  # of many kinds: offline, refused, timed out, not in the cache
-            reason = error
-    raise DiffitError(f"{name} cannot be downloaded ({first_line(reason)}); {remedy}")
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
-    return (str(error).splitlines() or [type(error).__name__])[0]

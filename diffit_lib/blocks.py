@@ -90,9 +90,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
 
 
 def relative_position_index(window: tuple[int, int]) -> Tensor:
-    """(N, N) row of the bias table for each pair of tokens in a window, tokens in row-major order."""
+    """(N, N) row of the bias table for each pair of tokens in a window, row by row; on the CPU, even under "meta"."""
     height, width = window
-    row, column = torch.arange(height * width) // width, torch.arange(height * width) % width
+    place = torch.arange(height * width, device="cpu")
+    row, column = place // width, place % width
     down = row[:, None] - row[None, :] + height - 1
     right = column[:, None] - column[None, :] + width - 1
     return down * (2 * width - 1) + right

@@ -6,6 +6,7 @@ Latents are drawn from it and normalised by the mean and standard deviation of e
 """
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, Protocol, Self
 
 import torch
@@ -20,7 +21,11 @@ class Codec(Protocol):
     """Between uint8 pictures and the clean state of diffusion."""
 
     latent: bool  # whether a picture is a distribution of states, from which noise draws one
-    checksum: str  # names these very weights; "" for pixels
+
+    @property
+    def checksum(self) -> str:
+        """Names these very weights; "" for pixels."""
+        ...
 
     def clean(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         """uint8 (B, C, H, W), or cached moments -> the state diffusion learns, float32; its mean without `noise`."""
@@ -95,6 +100,40 @@ class Latents:
         """The same, on this device."""
         self.network.to(device)
         self.mean, self.std = self.mean.to(device), self.std.to(device)
+        return self
+
+
+class Deferred:
+    """Latents whose autoencoder is fetched once it is needed: what is not decoded can be had without it."""
+
+    latent = True
+
+    def __init__(self, fetch: Callable[[], Latents]):
+        self.fetch, self.device = fetch, torch.device("cpu")
+
+    @cached_property
+    def codec(self) -> Latents:
+        """The autoencoder's own codec."""
+        return self.fetch().to(self.device)
+
+    @property
+    def checksum(self) -> str:
+        """The autoencoder's."""
+        return self.codec.checksum
+
+    def clean(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        """As the autoencoder's own codec."""
+        return self.codec.clean(images, noise)
+
+    def decode(self, x: Tensor) -> Tensor:
+        """As the autoencoder's own codec."""
+        return self.codec.decode(x)
+
+    def to(self, device: torch.device) -> Self:
+        """The same, on this device."""
+        self.device = device
+        if "codec" in vars(self):
+            self.codec.to(device)
         return self
 
 

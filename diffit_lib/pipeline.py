@@ -170,14 +170,19 @@ def to_pictures(images: Tensor) -> np.ndarray:
 
 
 def load(
-    path_or_name: str | Path, *, ema: bool = True, device: str | torch.device | None = None, precision: str = "auto"
+    path_or_name: str | Path,
+    *,
+    ema: bool = True,
+    file: str | Path | None = None,
+    device: str | torch.device | None = None,
+    precision: str = "auto",
 ) -> Pipeline:
-    """A pipeline from a weights file, or from ready-made weights by name.
+    """A pipeline from a weights file, or from ready-made weights by name: ours, or those of `foreign.FOREIGN`.
 
-    `ema=False` takes the raw tensors instead of the averaged ones; `precision` is "auto" (the device's best),
-    "32-true", "bf16-mixed" or "16-mixed".
+    `ema=False` takes the raw tensors instead of the averaged ones; `file` holds the tensors of weights that others
+    published; `precision` is "auto" (the device's best), "32-true", "bf16-mixed" or "16-mixed".
     """
-    denoiser, card = load_weights(path_or_name, ema=ema)
+    denoiser, card = load_weights(path_or_name, ema=ema, file=file)
     codec = load_own_codec(path_or_name, card)
     return Pipeline(denoiser, card, codec, device=find_device(device), precision=precision)
 

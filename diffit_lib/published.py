@@ -1,10 +1,11 @@
-"""Weights too large to come with the package: by name from Google Drive, checked, kept in the cache folder."""
+"""What is too large to come with the package: from Google Drive, checked, into the cache folder, or from the hub."""
 
 from pathlib import Path
 from textwrap import shorten
 
 from diffit_lib.errors import DiffitError
 from diffit_lib.files import cache_folder, replacing, sha256
+from diffit_lib.pictures import say
 
 # Name: Google Drive id and SHA-256 of the safetensors file; an empty id says that it is not uploaded yet.
 PUBLISHED: dict[str, tuple[str, str]] = {
@@ -56,3 +57,21 @@ def from_drive(drive_id: str, target: str | Path, checksum: str | None = None) -
             f"{page} cannot be downloaded ({reason}); try again with the network up, or give a path"
         ) from error
     return target
+
+
+def from_hub(repository: str, file: str, remedy: str) -> Path:
+    """A file of a repository on the Hugging Face hub: from its cache here, else downloaded, which is said first."""
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError:
+        raise DiffitError(f"{repository} needs huggingface_hub; pip install it, or {remedy}") from None
+    reason: Exception
+    for local in (True, False):
+        if not local:
+            say(f"downloading {file} of {repository} from the Hugging Face hub")
+        try:
+            return Path(hf_hub_download(repository, file, local_files_only=local))
+        except Exception as error:  # of many kinds: offline, refused, timed out, not in the cache
+            reason = error
+    first_line = (str(reason).splitlines() or [type(reason).__name__])[0]
+    raise DiffitError(f"{repository} cannot be downloaded ({shorten(first_line, 200)}); {remedy}")

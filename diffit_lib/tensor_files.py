@@ -49,20 +49,32 @@ def read_card(from_json: Callable[[str], Card], text: str, path: Path) -> Card:
         raise DiffitError(f"{path} has a card this version cannot read ({error}); update diffit") from error
 
 
-def load_tensors(module: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
-    """Load tensors by name; the first missing, spare or misshapen one is named."""
-    expected = module.state_dict()
-    for problem, names in (
+def load_tensors(
+    module: nn.Module,
+    tensors: dict[str, Tensor],
+    source: str,
+    *,
+    known_as: Callable[[str], str] = str,
+    assign: bool = False,
+) -> None:
+    """Load tensors by name; the first missing, spare or misshapen one is named.
+
+    `known_as` turns a name in the module into the one in the file. `assign` makes the tensors the module's own instead
+    of copying them: it may then have been built on the meta device.
+    """
+    names = {known_as(name): name for name in module.state_dict()}
+    expected = {known_as(name): tensor.shape for name, tensor in module.state_dict().items()}
+    for problem, wrong in (
         ("lacks", expected.keys() - tensors.keys()),
         ("has a spare", tensors.keys() - expected.keys()),
     ):
-        if names:
-            raise DiffitError(f"{source} {problem} tensor {min(names)!r} ({len(names)} in all); it fits another model")
+        if wrong:
+            raise DiffitError(f"{source} {problem} tensor {min(wrong)!r} ({len(wrong)} in all); it fits another model")
     for name, tensor in tensors.items():
-        if tensor.shape != expected[name].shape:
-            shapes = f"{tuple(tensor.shape)}, not {tuple(expected[name].shape)}"
+        if tensor.shape != expected[name]:
+            shapes = f"{tuple(tensor.shape)}, not {tuple(expected[name])}"
             raise DiffitError(f"{source} has tensor {name!r} of shape {shapes}; it fits another model")
-    module.load_state_dict(tensors)
+    module.load_state_dict({names[theirs]: tensor for theirs, tensor in tensors.items()}, assign=assign)
 
 
 def _remedy(path: Path) -> str:

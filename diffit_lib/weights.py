@@ -12,19 +12,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from diffit_lib.autoencoders import STABLE_DIFFUSION, VAECard, build_latents, load_vae
-from diffit_lib.codec import PIXELS, Codec, Latents
+from diffit_lib.autoencoders import STABLE_DIFFUSION, VAECard, build_latents, load_vae, stable_diffusion_card
+from diffit_lib.codec import PIXELS, Codec, Deferred, Latents
 from diffit_lib.config import EDM
 from diffit_lib.data import Images
 from diffit_lib.denoiser import DENOISERS, Preconditioned
 from diffit_lib.errors import DiffitError, check, check_types
 from diffit_lib.files import READY_MADE
+from diffit_lib.foreign import FOREIGN, foreign_tensors, imagenet_classes, published_name
 from diffit_lib.models import build_network
 from diffit_lib.published import PUBLISHED, published_weights
 from diffit_lib.recipe import Recipe
 from diffit_lib.tensor_files import load_tensors, read_card, read_tensors, write_tensors
 
 FORMAT = "diffit-1"
+LABEL_TABLE = "network.time_token.classes.weight"
 
 
 @dataclass(frozen=True)
@@ -107,11 +109,17 @@ def save_weights(
     write_tensors(path, tensors, FORMAT, card.to_json())
 
 
-def load_weights(path_or_name: str | Path, *, ema: bool = True) -> tuple[Preconditioned, Card]:
-    """Rebuild the denoiser from a file, or from our own ready-made weights by name, on the CPU in float32.
+def load_weights(
+    path_or_name: str | Path, *, ema: bool = True, file: str | Path | None = None
+) -> tuple[Preconditioned, Card]:
+    """Rebuild the denoiser from a file, or from ready-made weights by name, on the CPU in float32.
 
-    `ema=False` takes the raw tensors instead of the averaged ones.
+    `ema=False` takes the raw tensors instead of the averaged ones. Weights that others published (`FOREIGN`) are read
+    from `file`, where that is given.
     """
+    if str(path_or_name) in FOREIGN:
+        return load_foreign(str(path_or_name), file)
+    check(file is None, f"file is {str(file)!r}, which goes with {', '.join(FOREIGN)}; give it in the first place")
     path = find_weights(path_or_name)
     prefix = "ema." if ema else "raw."
     text, tensors = read_tensors(path, FORMAT, "give a weights file that `diffit train` wrote", prefix)
@@ -123,10 +131,39 @@ def load_weights(path_or_name: str | Path, *, ema: bool = True) -> tuple[Precond
     return denoiser, card
 
 
+def load_foreign(name: str, file: str | Path | None) -> tuple[Preconditioned, Card]:
+    """Weights that others published, with the card their own file lacks; every tensor's name and shape is checked."""
+    foreign = FOREIGN[name]
+    tensors, path = foreign_tensors(name, file)
+    with torch.device("meta"):  # no time or memory lost on random numbers
+        network = build_network(foreign.recipe.network)
+    load_tensors(network, tensors, str(path), known_as=published_name, assign=True)
+    card = Card(
+        recipe=foreign.recipe,
+        class_names=imagenet_classes(),
+        trained_on=f"ImageNet ({foreign.by})",
+        licence=foreign.licence,
+        vae=stable_diffusion_card(foreign.recipe.vae),
+    )
+    return DENOISERS[foreign.recipe.denoiser.kind](network, foreign.recipe.denoiser), card
+
+
+def warm_start(denoiser: Preconditioned, path_or_name: str | Path, *, file: str | Path | None = None) -> None:
+    """Let a fresh denoiser begin as other weights end; another number of classes keeps its own fresh label table."""
+    tensors, fresh = load_weights(path_or_name, file=file)[0].state_dict(), denoiser.state_dict()
+    table = tensors.pop(LABEL_TABLE, None)
+    if LABEL_TABLE in fresh:
+        fits = table is not None and table.shape == fresh[LABEL_TABLE].shape
+        tensors[LABEL_TABLE] = table if fits else fresh[LABEL_TABLE]
+    load_tensors(denoiser, tensors, str(path_or_name))
+
+
 def load_own_codec(path_or_name: str | Path, card: Card) -> Codec:
     """What makes pictures of what these weights draw: an autoencoder from their own file, or a published one."""
     if card.vae is None:
         return PIXELS
+    if card.recipe.vae in STABLE_DIFFUSION:
+        return Deferred(lambda: load_vae(card.recipe.vae)[0])
     path = find_weights(path_or_name)
     _, tensors = read_tensors(path, FORMAT, "give a weights file that `diffit train` wrote", "vae.")
     if tensors:
@@ -167,5 +204,5 @@ def find_weights(path_or_name: str | Path) -> Path:
     if str(path_or_name) in PUBLISHED:
         return published_weights(str(path_or_name))
     uploaded = {name for name, (drive_id, _) in PUBLISHED.items() if drive_id}
-    names = ", ".join(sorted({file.stem for file in READY_MADE.glob("*.safetensors")} | uploaded)) or "none"
+    names = ", ".join([*sorted({file.stem for file in READY_MADE.glob("*.safetensors")} | uploaded), *FOREIGN])
     raise DiffitError(f"no weights file {str(path_or_name)!r}; give a path, or one of the ready-made ones: {names}")

@@ -14,7 +14,7 @@ FLOORS = (
     "config networks stamp tensors files folders pictures crops colab",
     "blocks noise bound recipe augment sources decoding published backup tensor_files",
     "models presets denoiser samplers data extractors metrics codec",
-    "autoencoders",
+    "autoencoders foreign",
     "guidance weights plots latents",
     "pipeline",
     "training",

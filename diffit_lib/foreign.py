@@ -1,0 +1,131 @@
+"""Weights that others published, by name: NVIDIA's latent DiffiT and Meta's DiT, with what is needed to use them.
+
+Their files hold tensors and nothing else: network, sampling settings, class names and licence are kept here.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from zipfile import is_zipfile
+
+import torch
+from torch import Tensor
+
+from diffit_lib.errors import DiffitError, check
+from diffit_lib.files import cache_folder
+from diffit_lib.pictures import say
+from diffit_lib.presets import preset
+from diffit_lib.published import from_hub
+from diffit_lib.recipe import Recipe
+from diffit_lib.tensor_files import read_tensors
+
+NAMES = {  # ours: theirs
+    "patch_embed.": "x_embedder.proj.",
+    "time_token.mlp.": "t_embedder.mlp.",
+    "time_token.classes.": "y_embedder.embedding_table.",
+    ".modulation.": ".adaLN_modulation.1.",
+}
+INDEX = ".attn.relative_position_index"  # follows from the size of the grid: in the files, not in our networks
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """Published weights: what they are, where they lie, what they may be used for."""
+
+    recipe: Recipe
+    file: str  # its name where it was published
+    source: str  # a repository on the Hugging Face hub, or the address of the file
+    licence: str
+    by: str
+
+
+def xl_2(block: str, side: int, file: str, *, by: str, source: str, licence: str, **guidance: float | str) -> Foreign:
+    """The largest network for ImageNet at this many pixels; `guidance` is what its published pictures were drawn with.
+
+    DiT's FID was measured at 1.5 on both sizes, DiffiT's at the scales below.
+    """
+    recipe = preset(f"{block}-xl-2").override(
+        name=f"{by.lower()}/{'diffit' if block == 'diffit' else 'dit-xl-2'}-{side}",
+        image_size=(side // 8, side // 8),
+        guidance_tolerance=0.0,
+        **guidance,
+    )
+    return Foreign(recipe, file, source, licence, by)
+
+
+_NVIDIA = {"by": "NVIDIA", "source": "nvidia/DiffiT", "licence": "CC-BY-NC-SA-4.0 (no commercial use)"}
+_META = {
+    "by": "Meta",
+    "source": "https://dl.fbaipublicfiles.com/DiT/models/",
+    "licence": "CC-BY-NC-4.0 (no commercial use)",
+}
+FOREIGN = {
+    weights.recipe.name: weights
+    for weights in (
+        xl_2("diffit", 256, "diffit_256.safetensors", **_NVIDIA, guidance=4.4),
+        xl_2("diffit", 512, "diffit_512.safetensors", **_NVIDIA, guidance=1.49, guidance_schedule="constant"),
+        xl_2("dit", 256, "DiT-XL-2-256x256.pt", **_META, guidance=4.0, guidance_schedule="constant"),
+        xl_2("dit", 512, "DiT-XL-2-512x512.pt", **_META, guidance=1.5, guidance_schedule="constant"),
+    )
+}
+
+
+def published_name(name: str) -> str:
+    """What the published files call a tensor of ours."""
+    for ours, theirs in NAMES.items():
+        name = name.replace(ours, theirs)
+    return name
+
+
+def foreign_tensors(name: str, file: str | Path | None = None) -> tuple[dict[str, Tensor], Path]:
+    """The tensors of the weights `name` of `FOREIGN` by their published names, float32 on the CPU, and their file.
+
+    From `file`; else from the cache folder or the hub's, else downloaded. Says the licence, once.
+    """
+    weights = FOREIGN[name]
+    path = findxl_2(weights) if file is None else Path(file)
+    check(path.is_file(), f"there is no file {str(path)!r}; give that of {name}, {weights.file}")
+    tell_licence(name)
+    tensors = unpickle(path) if weights.file.endswith(".pt") and is_pickle(path) else read_tensors(path, None, "")[1]
+    return {name: tensor for name, tensor in tensors.items() if not name.endswith(INDEX)}, path
+
+
+def findxl_2(weights: Foreign) -> Path:
+    """The local file of published weights; from the hub where it is not here yet."""
+    name, path = weights.recipe.name, cache_folder() / "weights" / weights.file
+    address = weights.source if "://" in weights.source else f"https://huggingface.co/{weights.source}"
+    remedy = f"get {weights.file} from {address} and give it as file=, or put it at {path}"
+    if path.is_file():
+        return path
+    check("://" not in weights.source, f"{name} is not here, nor on a hub in its published form; {remedy}")
+    return from_hub(weights.source, weights.file, remedy)
+
+
+@cache
+def tell_licence(name: str) -> None:
+    """Say under which licence these weights were published; a second time nothing is said."""
+    say(f"{name}: weights by {FOREIGN[name].by}, licence {FOREIGN[name].licence}")
+
+
+def is_pickle(path: Path) -> bool:
+    """Whether torch wrote the file, today (a zip) or long ago."""
+    with open(path, "rb") as file:
+        return is_zipfile(path) or file.read(1) == b"\x80"
+
+
+def unpickle(path: Path) -> dict[str, Tensor]:
+    """The tensors of a torch file, flat or under "ema", float32; whatever is no tensor is refused, and not run."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
+        tensors = content.get("ema", content)
+        return {name: tensor.to(torch.float32) for name, tensor in tensors.items()}
+    except Exception as error:  # torch, pickle and zipfile have none in common
+        problem = type(error).__name__
+        raise DiffitError(f"{path} holds more or less than tensors ({problem}); give the file as published") from error
+
+
+def imagenet_classes() -> tuple[str, ...]:
+    """The names of ImageNet's 1000 classes, in their usual order."""
+    from torchvision.models import ResNet50_Weights
+
+    return tuple(ResNet50_Weights.DEFAULT.meta["categories"])
