@@ -2,6 +2,7 @@
 
 import ast
 import re
+from importlib import import_module
 from pathlib import Path
 
 import nbformat
@@ -122,11 +123,13 @@ def test_running_a_cell_again_is_harmless(code):
         assert not re.search(r"(?m)^\s*[!%]cd\b", source)
 
 
-def test_only_public_names_of_the_library_are_used(code):
+def test_only_public_names_of_the_library_are_used_and_they_are_there(code):
     for source in code:
         for node in ast.walk(python(source)):
             if isinstance(node, ast.ImportFrom) and node.module.startswith("diffit_lib"):
-                assert not [alias.name for alias in node.names if alias.name.startswith("_")]
+                names = [alias.name for alias in node.names]
+                assert [name for name in names if name.startswith("_")] == []
+                assert [name for name in names if not hasattr(import_module(node.module), name)] == []
 
 
 def test_form_settings_are_all_used(notebook, form):
