@@ -92,6 +92,19 @@ def run_evaluate(
     print(json.dumps(numbers, indent=2))
 
 
+def run_encode(vae: str, data: str | None = None, out: str | None = None) -> None:
+    """Write the latents of a data set once, for training: `train --vae VAE --data FOLDER` reads them.
+
+    Args:
+        vae: autoencoder's weights file, or the name of a ready-made one
+        data: data set by name, or the path of a folder or zip; the autoencoder's own unless given
+        out: folder for the latents; in the cache folder unless given
+    """
+    from diffit_lib.tasks.encode import encode
+
+    print(encode(vae, data, out))
+
+
 def run_info(name: str) -> None:
     """Say what a preset or a weights file is.
 
@@ -111,6 +124,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "train": run_train,
     "sample": run_sample,
     "evaluate": run_evaluate,
+    "encode": run_encode,
 }
 
 
