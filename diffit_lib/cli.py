@@ -5,14 +5,15 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from typing import Any, Literal, NoReturn, get_origin
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from jsonargparse import SUPPRESS, ArgumentParser
 
 from diffit_lib.config import Sampling
 from diffit_lib.errors import DiffitError
 from diffit_lib.presets import preset
-from diffit_lib.recipe import Recipe
+from diffit_lib.presets_vae import vae_preset
+from diffit_lib.recipe import AnyRecipe, Recipe, VAERecipe
 
 
 def run_demo(run: str = "runs/demo") -> None:
@@ -38,6 +39,19 @@ def run_train(name: str, run: str | None = None, **overrides: Any) -> None:
     from diffit_lib.tasks.train import train
 
     print(f"weights: {train(recipe, run or f'runs/{name}')}")
+
+
+def run_train_vae(name: str, run: str | None = None, **overrides: Any) -> None:
+    """Train an autoencoder's preset; started again on the same folder, go on where it stopped.
+
+    Args:
+        name: preset
+        run: run folder, runs/NAME unless given
+    """
+    recipe = vae_preset(name).override(**overrides)
+    from diffit_lib.tasks.train_vae import train_vae
+
+    print(f"weights: {train_vae(recipe, run or f'runs/{name}')}")
 
 
 def run_sample(
@@ -122,10 +136,12 @@ VERBS: dict[str, Callable[..., None]] = {
     "demo": run_demo,
     "info": run_info,
     "train": run_train,
+    "train-vae": run_train_vae,
     "sample": run_sample,
     "evaluate": run_evaluate,
     "encode": run_encode,
 }
+RECIPES: dict[Callable[..., None], type[AnyRecipe]] = {run_train: Recipe, run_train_vae: VAERecipe}
 
 
 class Parser(ArgumentParser):
@@ -137,26 +153,26 @@ class Parser(ArgumentParser):
 
 
 def parser() -> Parser:
-    """The whole command line; `train` also takes every field of a recipe, and who draws those of the sampling."""
+    """The whole command line; who trains also takes every field of a recipe, and who draws those of the sampling."""
     top = Parser(prog="diffit", description="DiffiT: Diffusion Vision Transformers for image generation.")
     verbs = top.add_subcommands(dest="verb", metavar="VERB")
     for name, verb in VERBS.items():
         summary = (verb.__doc__ or "").splitlines()[0]
         sub = Parser(description=summary)
         sub.add_function_arguments(verb, as_positional=True)
-        if verb is run_train:
-            add_recipe_fields(sub)
+        if verb in RECIPES:
+            add_recipe_fields(sub, RECIPES[verb])
         if verb in (run_sample, run_evaluate):
             add_fields(sub, "sampling (the weights' own unless given)", [Sampling], set())
         verbs.add_subcommand(name, sub, help=summary)
     return top
 
 
-def add_recipe_fields(sub: Parser) -> None:
+def add_recipe_fields(sub: Parser, recipe: type[AnyRecipe]) -> None:
     """One option for each field of the recipe, absent unless given."""
     sub.add_argument("--data", type=str, default=SUPPRESS, help="data set by name, or the path of a folder or zip")
-    taken = {"name", "data", *Recipe.PARTS}
-    for title, kinds in {"images": (Recipe,), **Recipe.PARTS}.items():
+    taken = {"name", "data", *recipe.PARTS}
+    for title, kinds in {"images": (recipe,), **recipe.PARTS}.items():
         group = add_fields(sub, f"{title} (the preset's own unless given)", kinds, taken)
         if len(kinds) > 1:
             names = tuple(kind.kind for kind in kinds)
@@ -169,7 +185,9 @@ def add_fields(sub: Parser, title: str, kinds: Sequence[Any], taken: set[str]) -
     for field in (field for kind in kinds for field in fields(kind) if field.name not in taken):
         taken.add(field.name)  # kinds of one part share some fields
         switch: dict[str, Any] = {"nargs": "?", "const": True} if field.type is bool else {}
-        value = integers if get_origin(field.type) is tuple else field.type
+        value = field.type
+        if get_origin(field.type) is tuple:
+            value = booleans if get_args(field.type)[0] is bool else integers
         group.add_argument(f"--{field.name}", type=value, default=SUPPRESS, **switch)
     return group
 
@@ -179,6 +197,16 @@ def integers(text: str | tuple[int, ...]) -> tuple[int, ...]:
     if isinstance(text, tuple):  # jsonargparse shows its own results to the type again
         return text
     return tuple(int(part) for part in text.strip("[]() ").split(",") if part)
+
+
+def booleans(text: str | tuple[bool, ...]) -> tuple[bool, ...]:
+    """The choices in "true,true,false"."""
+    if isinstance(text, tuple):
+        return text
+    words = [part.strip().lower() for part in text.strip("[]() ").split(",") if part]
+    if wrong := set(words) - {"true", "false"}:
+        raise ValueError(f"{min(wrong)!r} is neither true nor false")
+    return tuple(word == "true" for word in words)
 
 
 def parse_seeds(text: str) -> list[int]:

@@ -133,11 +133,14 @@ class VAELoss:
     reconstruction: Literal["l1", "l2"] = "l1"  # mean absolute or squared difference, pixels in [-1, 1]
     kl_weight: float = 1e-4
     perceptual_weight: float = 1.0  # of LPIPS; 0: without
+    vgg: str | None = None  # file of VGG-16's weights, for LPIPS; None: the cache's, downloaded there if need be
     disc_weight: float = 0.5  # of the discriminator's word, besides the adaptive weight; 0: no discriminator
     disc_start: int = 50_000  # images after which the discriminator joins in
+    disc_width: int = 64  # channels of its first layer
 
     def __post_init__(self) -> None:
         check_types(self)
+        check_positive(self, "disc_width")
         for name in ("kl_weight", "perceptual_weight", "disc_weight", "disc_start"):
             value = getattr(self, name)
             check(value >= 0, f"{name} is {value}; give 0 (off) or more")

@@ -1,7 +1,6 @@
 """What metrics see: networks that turn uint8 images into a few numbers each, and a cache for what they found."""
 
 import hashlib
-import urllib.error
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from diffit_lib.errors import DiffitError
-from diffit_lib.files import cache_folder, replacing, sha256
+from diffit_lib.files import cache_folder, fetched, replacing, sha256
 from diffit_lib.tensors import seeded_generator, to_float
 
 INCEPTION_URL = (
@@ -183,7 +182,10 @@ def load_inception(path: str | Path | None = None) -> Inception:
         raise DiffitError(
             "Inception needs torch-fidelity; pip install torch-fidelity, or use the classifier extractor"
         ) from None
-    path = Path(path) if path is not None else _cached_inception()
+    if path is None:
+        otherwise = "for data with classes, use the classifier extractor"
+        path = fetched(INCEPTION_URL, INCEPTION_SHA256, "the Inception weights", f"or, {otherwise}")
+    path = Path(path)
     if not path.is_file():
         raise DiffitError(f"there are no Inception weights at {path}; download them from {INCEPTION_URL}")
     if (found := sha256(path)) != INCEPTION_SHA256:
@@ -200,19 +202,3 @@ def load_inception(path: str | Path | None = None) -> Inception:
 def inception_path() -> Path:
     """Where the cache keeps the published file, if it has been downloaded."""
     return cache_folder() / INCEPTION_URL.rpartition("/")[2]
-
-
-def _cached_inception() -> Path:
-    """The file in the cache, downloaded first where it is not there yet."""
-    path = inception_path()
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:  # writes beside the path, checks, then renames
-            torch.hub.download_url_to_file(INCEPTION_URL, str(path), hash_prefix=INCEPTION_SHA256)
-        except (OSError, RuntimeError) as error:
-            reason = error.reason if isinstance(error, urllib.error.URLError) else error
-            raise DiffitError(
-                f"the Inception weights could not be downloaded ({reason}); put {INCEPTION_URL} at {path}, "
-                "or, for data with classes, use the classifier extractor"
-            ) from None
-    return path

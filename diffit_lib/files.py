@@ -2,10 +2,13 @@
 
 import hashlib
 import os
+import urllib.error
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
+
+from diffit_lib.errors import DiffitError
 
 READY_MADE = Path(__file__).resolve().parent.parent / "weights"  # our own weights, beside the package
 
@@ -38,3 +41,23 @@ def sha256(path: str | Path) -> str:
 def cache_folder() -> Path:
     """Where things that can be made again are kept: $DIFFIT_CACHE, else ~/.cache/diffit."""
     return Path(os.environ.get("DIFFIT_CACHE") or Path.home() / ".cache" / "diffit")
+
+
+def fetched(url: str, checksum: str, name: str, otherwise: str) -> Path:
+    """The file of this URL in the cache folder, downloaded first where it is not there yet.
+
+    A download whose SHA-256 is not `checksum` is refused; `name` and `otherwise`, "or" another way out, are told then.
+    """
+    import torch.hub
+
+    path = cache_folder() / url.rpartition("/")[2]
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:  # writes beside the path, checks, then renames
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=checksum)
+        except (OSError, RuntimeError) as error:
+            reason = error.reason if isinstance(error, urllib.error.URLError) else error
+            raise DiffitError(
+                f"{name} could not be downloaded ({reason}); put {url} at {path}, or {otherwise}"
+            ) from None
+    return path

@@ -31,7 +31,8 @@ from diffit_lib.tasks.demo import draw_grid
 from diffit_lib.tasks.drawn import Drawn
 from diffit_lib.tasks.evaluate import evaluate
 from diffit_lib.tasks.plan import ready_made
-from diffit_lib.tasks.train import shaping, train
+from diffit_lib.tasks.run import shaping
+from diffit_lib.tasks.train import train
 from diffit_lib.tensors import SeededNoise, best_device, derive_seed, to_float, to_uint8
 from diffit_lib.weights import build_denoiser, find_weights
 

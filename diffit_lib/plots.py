@@ -80,6 +80,23 @@ def loss_curve(rows: Sequence[dict[str, Any]], expected: Sequence[dict[str, Any]
     return figure
 
 
+def vae_curves(rows: Sequence[dict[str, Any]]) -> Figure:
+    """Rows of an autoencoder's `metrics.csv` -> the terms of its loss and its held-out PSNR, over images."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for term in ("loss", "reconstruction", "kl", "perceptual", "adversarial", "discriminator"):
+        if _columns(rows, term)[0]:
+            left.plot(*_columns(rows, "images", term), marker=".", label=term)
+    left.set(xlabel="images seen", title="Training loss and its terms")
+    left.set_yscale("symlog", linthresh=0.01)
+    left.legend()
+    right.plot(*_columns(rows, "images", "psnr"), marker=".")
+    right.set(xlabel="images seen", ylabel="dB", title="PSNR of held-out images, averaged weights")
+    for axes in (left, right):
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    return figure
+
+
 def level_curves(losses: dict[str, dict[float, float]]) -> Figure:
     """Denoising loss by noise level, sigma -> loss, one curve for each name."""
     figure = Figure(figsize=(6, 3.6), layout="constrained")

@@ -120,6 +120,15 @@ class VAERecipe(AnyRecipe):
 
     PARTS = {"network": (Autoencoder,), "loss": (VAELoss,), "training": (Training,)}
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("loss_reduction", "label_dropout", "augment", "checkpointing"):
+            value = getattr(self.training, name)
+            check(
+                value == getattr(Training, name),
+                f"{name} is {value}, which an autoencoder's training does not know; leave it out",
+            )
+
 
 def part_to_dict(part: Any) -> dict[str, Any]:
     """Plain values, and the kind where a part has several."""

@@ -45,10 +45,14 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("command", "says"),
         [
-            ("", "demo,info,train,sample,evaluate"),
+            ("", "demo,info,train,train-vae"),
             ("draw", "invalid choice: 'draw' .*demo"),
             ("train", "required: train.name; `diffit --help` tells more"),
             ("train digit", "unknown preset 'digit'; the presets are digits, "),
+            ("train-vae digits", "unknown autoencoder preset 'digits'; the presets are vae-digits, "),
+            ("train-vae vae-digits --image_size=7,8", "an image of 7x8 .* a height and a width that 2 divides"),
+            ("train-vae vae-digits --down=maybe", "down.*maybe"),
+            ("train-vae vae-digits --channels=8", r"down has 1 entries, but channels \(8,\) make 1 levels; give 0"),
             ("train digits more", "unrecognized arguments: more"),
             ("train digits --widht 8", "--widht 8; `diffit train --help` tells more"),
             ("train digits --width wide", "width.*wide"),

@@ -1,0 +1,125 @@
+"""`train-vae`: an autoencoder's recipe in, a run folder with its weights out; started again, it goes on."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from diffit_lib.autoencoders import VAECard, save_vae
+from diffit_lib.codec import Latents
+from diffit_lib.data import Images, Split, recipe_data
+from diffit_lib.errors import DiffitError, check
+from diffit_lib.models.vae import KLAutoencoder
+from diffit_lib.perceptual import SMALLEST, load_perceptual
+from diffit_lib.pictures import say
+from diffit_lib.plots import enlargement, tile, vae_curves, write_figure, write_png
+from diffit_lib.recipe import VAERecipe
+from diffit_lib.tasks.measure_vae import measure_vae, reconstructions
+from diffit_lib.tasks.report import device_name
+from diffit_lib.tasks.run import fit, settled_precision, start
+from diffit_lib.training import append_row
+from diffit_lib.training_vae import AutoencoderModule, latent_statistics
+
+GRID = 16  # held-out images shown at every report
+MEASURED = 256  # held-out images measured at every report
+SOME, MOST = 2_048, 20_000  # training images whose latents are measured, at a report and at the end
+
+
+def train_vae(
+    recipe: VAERecipe,
+    run: str | Path,
+    data: Split | None = None,
+    *,
+    progress: bool = True,
+    after_report: Callable[[], None] = lambda: None,
+) -> Path:
+    """Train `recipe` in the folder `run` and return the path of the autoencoder's weights.
+
+    Where the folder holds a checkpoint of this recipe, training goes on from it, to the bit on a CPU. `after_report` is
+    called whenever a checkpoint and all that belongs to it lie in the folder. Where LPIPS cannot be had at the start,
+    that is said, and the run does without it for good.
+    """
+    run, data = Path(run), data or recipe_data(recipe)
+    recipe = start(recipe, run, lambda recipe, before: resolve_vae(recipe, before, data.train))
+    perceptual = load_perceptual(recipe.loss.vgg) if recipe.loss.perceptual_weight else None
+    network = KLAutoencoder(recipe.network).to(memory_format=torch.channels_last)
+    module = AutoencoderModule(network, recipe, data.train, perceptual)
+
+    def tell(module: AutoencoderModule) -> None:
+        show(module, run=run, recipe=recipe, data=data)
+        after_report()
+
+    fit(module, run, tell, progress=progress)
+    return run / "weights.safetensors"
+
+
+def resolve_vae(recipe: VAERecipe, before: VAERecipe | None, train: Images) -> VAERecipe:
+    """Settle what depends on the data and the device; `before` is what the run began with, None at its beginning."""
+    shape = tuple(train.images.shape[1:])
+    check(
+        shape == recipe.network.shape,
+        f"{recipe.name} is built for images of (channels, height, width) {recipe.network.shape}, but {train.name} has "
+        f"{shape}; set in_channels and image_size, or take other data",
+    )
+    if recipe.loss.perceptual_weight:
+        perceives = can_perceive(recipe) if before is None else before.loss.perceptual_weight > 0
+        recipe = recipe if perceives else recipe.override(perceptual_weight=0.0)
+    return recipe.override(precision=settled_precision(recipe.training))
+
+
+def can_perceive(recipe: VAERecipe) -> bool:
+    """Whether LPIPS can be had; why it cannot is said."""
+    try:
+        check(
+            min(recipe.network.image_size) >= SMALLEST,
+            f"LPIPS takes images of {SMALLEST} pixels a side or more, these are of {recipe.network.image_size}",
+        )
+        load_perceptual(recipe.loss.vgg)
+    except DiffitError as error:
+        say(f"{recipe.name} trains without the perceptual loss, since {error}")
+        return False
+    return True
+
+
+def show(module: AutoencoderModule, run: Path, recipe: VAERecipe, data: Split) -> None:
+    """Write the averaged weights, held-out originals over their reconstructions, a row of numbers and its curves.
+
+    In the last report, more training images' latents are measured, and rFID is taken.
+    """
+    last, device = module.trainer.should_stop, module.device
+    mean, std = latent_statistics(module.average, data.train, MOST if last else SOME, device, recipe.training.precision)
+    codec = Latents(module.average, torch.tensor(mean, device=device), torch.tensor(std, device=device))
+    count = min(MEASURED, len(data.test))
+    held = data.test.images[torch.arange(count) * len(data.test) // count]
+    numbers = measure_vae(codec, held, vgg=recipe.loss.vgg, rfid=last)
+    card = VAECard(
+        recipe=recipe,
+        mean=mean,
+        std=std,
+        trained_on=f"{data.train.name} {module.fingerprint}",
+        images_seen=module.images_seen,
+        minutes=round(module.seconds / 60, 2),
+        device=device_name(device),
+        numbers=numbers,
+    )
+    save_vae(run / "weights.safetensors", card, module.average)
+    write_png(
+        run / f"samples/{module.images_seen:09d}.png", comparison(held[:GRID], reconstructions(codec, held[:GRID]))
+    )
+    row = {
+        "images": module.images_seen,
+        "seconds": round(module.seconds, 1),
+        **module.mean_terms(),
+        **{name: value for name, value in numbers.items() if name != "images"},
+        "grad_norm": float(module.grad_norm),
+        "skipped": module.skipped,
+    }
+    write_figure(run / "loss.png", vae_curves(append_row(run / "metrics.csv", row)))
+
+
+def comparison(originals: torch.Tensor, again: torch.Tensor, columns: int = 8) -> np.ndarray:
+    """Rows of originals, each over a row of what came back, uint8 (N, C, H, W) each -> one picture (H, W, C)."""
+    rows = [part for pair in zip(originals.split(columns), again.split(columns), strict=True) for part in pair]
+    images = torch.cat(rows).permute(0, 2, 3, 1).numpy()
+    return tile(images, columns, scale=enlargement(images))
