@@ -24,7 +24,7 @@ from diffit_lib.tasks.watch import Watch
 from diffit_lib.tensors import best_device, best_precision, cpu_threads
 from diffit_lib.training import Clock, Progress, Report
 from diffit_lib.training_diffusion import DiffusionModule
-from diffit_lib.weights import build_denoiser, image_shape
+from diffit_lib.weights import build_denoiser, image_shape, warm_start
 
 FREE = {"images", "max_steps", "minutes", "report_minutes", "workers", "threads", "memory_gb", "checkpointing"}
 FREE |= {"sigma_min", "sigma_max"}  # these only matter in sampling; a run may change them as it goes on
@@ -60,7 +60,10 @@ def train(
     for stale in run.glob(".*.part.*"):  # what a kill left of a half-written file
         stale.unlink()
     torch.manual_seed(recipe.training.seed)
-    denoiser = build_denoiser(recipe).to(memory_format=torch.channels_last)
+    denoiser = build_denoiser(recipe)
+    if recipe.init_weights and not checkpoint.is_file():
+        warm_start(denoiser, recipe.init_weights)
+    denoiser = denoiser.to(memory_format=torch.channels_last)
     states = to_states(recipe, codec, data)
     module = DiffusionModule(denoiser, recipe.training, states.train, codec)
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # what it says at the start helps nobody here
