@@ -85,6 +85,7 @@ class Recipe(AnyRecipe):
 
     vae: str = ""  # the autoencoder whose latents are learned, its weights file or name; "": pixels are
     cache_latents: bool = True  # encode the images once, not again at every step
+    init_weights: str = ""  # weights to start from, by path or name; another number of classes renews the label table
     network: ImageNetwork | Transformer = field(default_factory=ImageNetwork)
     denoiser: EDM | VP = field(default_factory=EDM)
     training: Training = field(default_factory=Training)

@@ -13,11 +13,11 @@ from diffit_lib.latents import CachedLatents
 from diffit_lib.recipe import Recipe
 from diffit_lib.tasks.encode import load_states, to_states
 from diffit_lib.tasks.report import show
-from diffit_lib.tasks.run import fit, settled_precision, start
+from diffit_lib.tasks.run import CHECKPOINT, fit, settled_precision, start
 from diffit_lib.tasks.watch import Watch
 from diffit_lib.tensors import best_device
 from diffit_lib.training_diffusion import DiffusionModule
-from diffit_lib.weights import build_denoiser, image_shape
+from diffit_lib.weights import build_denoiser, image_shape, warm_start
 
 
 def train(
@@ -38,7 +38,10 @@ def train(
     codec.to(best_device())
     data = data or load_states(recipe, codec, vae)
     recipe = start(recipe, run, lambda recipe, _: resolve(recipe, data.train, vae))
-    denoiser = build_denoiser(recipe).to(memory_format=torch.channels_last)
+    denoiser = build_denoiser(recipe)
+    if recipe.init_weights and not (run / CHECKPOINT).is_file():
+        warm_start(denoiser, recipe.init_weights)
+    denoiser.to(memory_format=torch.channels_last)
     states = to_states(recipe, codec, data)
     module = DiffusionModule(denoiser, recipe.training, states.train, codec)
     watch = Watch(data.train, best_device())
