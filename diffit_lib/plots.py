@@ -97,6 +97,21 @@ def vae_curves(rows: Sequence[dict[str, Any]]) -> Figure:
     return figure
 
 
+def compare_runs(runs: dict[str, Sequence[dict[str, Any]]]) -> Figure:
+    """Rows of `metrics.csv` by the run's name -> their test losses over images, and the last ones by noise level."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for name, rows in runs.items():
+        left.plot(*_columns(rows, "images", "test_loss"), marker=".", label=name)
+        right.plot(*_levels(rows[-1]), marker=".", label=name)
+    left.set(xlabel="images seen", title="Test loss, averaged weights")
+    left.xaxis.set_major_formatter(EngFormatter(sep=""))
+    right.set(xscale="log", xlabel="noise level sigma", title="Test loss by noise level, last report")
+    for axes in (left, right):
+        axes.legend()
+    return figure
+
+
 def level_curves(losses: dict[str, dict[float, float]]) -> Figure:
     """Denoising loss by noise level, sigma -> loss, one curve for each name."""
     figure = Figure(figsize=(6, 3.6), layout="constrained")

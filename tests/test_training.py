@@ -406,3 +406,13 @@ class TestAppendRow:
         append_row(path, {"images": 16, "loss": 0.5})
         append_row(path, {"images": 16, "loss": math.nan})
         assert path.read_text() == "images,loss\n16,0.5\n"
+
+
+@pytest.mark.parametrize(("accumulate", "advice"), [(1, 2), (2, 4), (8, 8)])
+def test_too_large_a_batch_is_told_with_one_that_fits(accumulate, advice, tiny, data, tmp_path, monkeypatch):
+    def greedy(*_):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(DiffusionModule, "training_step", greedy)
+    with pytest.raises(DiffitError, match=f"batch_size 8 in {accumulate} parts exceeds .* give accumulate={advice},"):
+        train(tiny.override(batch_size=8, accumulate=accumulate), tmp_path, data, progress=False)

@@ -66,7 +66,15 @@ def fit(module: RunModule, run: Path, tell: Callable[[Any], None], *, progress: 
     )
     with warnings.catch_warnings(), cpu_threads(options.threads):
         warnings.filterwarnings("ignore", module="pytorch_lightning")
-        trainer.fit(module, ckpt_path=checkpoint if checkpoint.is_file() else None, weights_only=True)
+        try:
+            trainer.fit(module, ckpt_path=checkpoint if checkpoint.is_file() else None, weights_only=True)
+        except torch.OutOfMemoryError:
+            more = range(options.accumulate + 1, options.batch_size + 1)
+            parts = next((n for n in more if options.batch_size % n == 0), options.batch_size)
+            raise DiffitError(
+                f"batch_size {options.batch_size} in {options.accumulate} parts exceeds the memory of {module.device}; "
+                f"give accumulate={parts}, or checkpointing=True"
+            ) from None
 
 
 def settled_precision(training: Training) -> str:
