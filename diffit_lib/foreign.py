@@ -83,14 +83,14 @@ def foreign_tensors(name: str, file: str | Path | None = None) -> tuple[dict[str
     From `file`; else from the cache folder or the hub's, else downloaded. Says the licence, once.
     """
     weights = FOREIGN[name]
-    path = findxl_2(weights) if file is None else Path(file)
+    path = find_foreign(weights) if file is None else Path(file)
     check(path.is_file(), f"there is no file {str(path)!r}; give that of {name}, {weights.file}")
     tell_licence(name)
     tensors = unpickle(path) if weights.file.endswith(".pt") and is_pickle(path) else read_tensors(path, None, "")[1]
     return {name: tensor for name, tensor in tensors.items() if not name.endswith(INDEX)}, path
 
 
-def findxl_2(weights: Foreign) -> Path:
+def find_foreign(weights: Foreign) -> Path:
     """The local file of published weights; from the hub where it is not here yet."""
     name, path = weights.recipe.name, cache_folder() / "weights" / weights.file
     address = weights.source if "://" in weights.source else f"https://huggingface.co/{weights.source}"

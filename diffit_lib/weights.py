@@ -19,7 +19,7 @@ from diffit_lib.data import Images
 from diffit_lib.denoiser import DENOISERS, Preconditioned
 from diffit_lib.errors import DiffitError, check, check_types
 from diffit_lib.files import READY_MADE
-from diffit_lib.foreign import FOREIGN, foreign_tensors, imagenet_classes, published_name
+from diffit_lib.foreign import FOREIGN, find_foreign, foreign_tensors, imagenet_classes, published_name
 from diffit_lib.models import build_network
 from diffit_lib.published import PUBLISHED, published_weights
 from diffit_lib.recipe import Recipe
@@ -194,7 +194,7 @@ def few(class_names: Sequence[str]) -> str:
 
 
 def find_weights(path_or_name: str | Path) -> Path:
-    """A path as it stands, or the file of our own weights with this name: in the package, or published elsewhere."""
+    """A path as it stands, or the file of the weights with this name: in the package, or published elsewhere."""
     path = Path(path_or_name)
     ready_made = READY_MADE / f"{path_or_name}.safetensors"
     if path.is_file():
@@ -203,6 +203,8 @@ def find_weights(path_or_name: str | Path) -> Path:
         return ready_made
     if str(path_or_name) in PUBLISHED:
         return published_weights(str(path_or_name))
+    if str(path_or_name) in FOREIGN:
+        return find_foreign(FOREIGN[str(path_or_name)])
     uploaded = {name for name, (drive_id, _) in PUBLISHED.items() if drive_id}
     names = ", ".join([*sorted({file.stem for file in READY_MADE.glob("*.safetensors")} | uploaded), *FOREIGN])
     raise DiffitError(f"no weights file {str(path_or_name)!r}; give a path, or one of the ready-made ones: {names}")

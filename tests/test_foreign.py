@@ -14,6 +14,7 @@ from diffit_lib.errors import DiffitError
 from diffit_lib.foreign import FOREIGN, imagenet_classes, published_name
 from diffit_lib.models import build_network
 from diffit_lib.pipeline import load
+from diffit_lib.tasks.info import info
 from diffit_lib.tensors import SeededNoise
 from diffit_lib.weights import build_denoiser, load_weights, warm_start
 
@@ -85,6 +86,7 @@ def test_at_full_size_the_file_loads_and_answers_as_its_formulas(name, tmp_path)
     tensors = published_tensors(published_shapes(FOREIGN[name].recipe.network.block), indices=256)
     save_file(tensors, tmp_path / "full.safetensors")
     pipe = load(name, file=tmp_path / "full.safetensors", device="cpu")
+    (tmp_path / "full.safetensors").unlink()  # it stays mapped, and not behind
     check_answers(pipe.denoiser, tensors, heads=16, side=32)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 12e6  # kilobytes
 
@@ -243,6 +245,19 @@ class TestCards:
         for _ in range(2):
             assert load(META, file=file, device="cpu").card.licence.startswith("CC-BY-NC-4.0")
         assert capsys.readouterr().err == f"{META}: weights by Meta, licence CC-BY-NC-4.0 (no commercial use)\n"
+
+    def test_info_describes_them(self, small, tmp_path):
+        _, file = small(META, save=lambda tensors, path: torch.save(tensors, path))
+        target = tmp_path / "cache" / "weights" / "DiT-XL-2-256x256.pt"
+        target.parent.mkdir(parents=True)
+        file.rename(target)
+        lines = info(META).splitlines()
+        assert lines[0] == f"weights {target}: {META}, trained on ImageNet (Meta)"
+        assert lines[1:3] == [
+            "  licence CC-BY-NC-4.0 (no commercial use)",
+            "  classes: 1000 classes (tench, goldfish, great white shark, ...)",
+        ]
+        assert lines[3].startswith(f"{META}: DiT for imagenet, ")
 
     def test_draws_latents_without_an_autoencoder_at_hand(self, small):
         pipe = load(NVIDIA, file=small(NVIDIA)[1], device="cpu")

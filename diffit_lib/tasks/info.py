@@ -12,7 +12,7 @@ from diffit_lib.models import build_network
 from diffit_lib.networks import ImageNetwork, Transformer
 from diffit_lib.presets import PRESETS
 from diffit_lib.recipe import Recipe
-from diffit_lib.weights import find_weights, load_weights
+from diffit_lib.weights import few, find_weights, load_weights
 
 
 def info(name: str | Path) -> str:
@@ -28,10 +28,12 @@ def info(name: str | Path) -> str:
 def describe_weights(name: str | Path) -> str:
     """What a weights file says of itself, and its network."""
     _, card = load_weights(name)
+    seen = f"{card.images_seen:,} images in {card.minutes:.1f} minutes on {card.device}; " if card.images_seen else ""
+    classes = few(card.class_names) if len(card.class_names) > 100 else ", ".join(card.class_names) or "none"
     facts = [
         f"weights {find_weights(name)}: {card.recipe.name}, trained on {card.trained_on}",
-        f"  {card.images_seen:,} images in {card.minutes:.1f} minutes on {card.device}; licence {card.licence}",
-        f"  classes: {', '.join(card.class_names) or 'none'}",
+        f"  {seen}licence {card.licence}",
+        f"  classes: {classes}",
     ]
     return "\n".join([*facts, describe(card.recipe)])
 
