@@ -22,7 +22,7 @@ VAE_PRESETS: dict[str, VAERecipe] = {
         ),
         loss=VAELoss(kl_weight=3e-3, perceptual_weight=0.0, disc_weight=0.0),
         training=Training(
-            images=24_000,
+            images=20_000,
             minutes=0.9,
             batch_size=32,
             lr=2e-3,
