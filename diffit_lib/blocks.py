@@ -238,6 +238,18 @@ class AdaLNBlock(nn.Module):
         return x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))
 
 
+class Upsample(nn.Module):
+    """Nearest doubling, then a 3x3 convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, 2H, 2W)."""
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
 def group_norm(channels: int) -> nn.GroupNorm:
     """EDM's group normalisation: at most 32 groups of at least 4 channels."""
     return nn.GroupNorm(math.gcd(channels, min(32, channels // 4)), channels, eps=1e-6)

@@ -13,20 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from diffit_lib.blocks import TMSA, DiffiTResBlock, Table, TimeToken, group_norm
+from diffit_lib.blocks import TMSA, DiffiTResBlock, Table, TimeToken, Upsample, group_norm
 from diffit_lib.networks import ImageNetwork
-
-
-class Upsample(nn.Module):
-    """Nearest doubling, then a 3x3 convolution."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, 2H, 2W)."""
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 class ImageDiffiT(nn.Module):
