@@ -83,14 +83,14 @@ def foreign_tensors(name: str, file: str | Path | None = None) -> tuple[dict[str
     From `file`; else from the cache folder or the hub's, else downloaded. Says the licence, once.
     """
     weights = FOREIGN[name]
-    path = findxl_2(weights) if file is None else Path(file)
+    path = find_file(weights) if file is None else Path(file)
     check(path.is_file(), f"there is no file {str(path)!r}; give that of {name}, {weights.file}")
     tell_licence(name)
     tensors = unpickle(path) if weights.file.endswith(".pt") and is_pickle(path) else read_tensors(path, None, "")[1]
     return {name: tensor for name, tensor in tensors.items() if not name.endswith(INDEX)}, path
 
 
-def findxl_2(weights: Foreign) -> Path:
+def find_file(weights: Foreign) -> Path:
     """The local file of published weights; from the hub where it is not here yet."""
     name, path = weights.recipe.name, cache_folder() / "weights" / weights.file
     address = weights.source if "://" in weights.source else f"https://huggingface.co/{weights.source}"
@@ -99,6 +99,16 @@ def findxl_2(weights: Foreign) -> Path:
         return path
     check("://" not in weights.source, f"{name} is not here, nor on a hub in its published form; {remedy}")
     return from_hub(weights.source, weights.file, remedy)
+
+
+def is_here(name: str) -> bool:
+    """Whether the weights `name` of `FOREIGN` lie on this machine, so that nothing need be downloaded."""
+    from huggingface_hub import try_to_load_from_cache
+
+    weights = FOREIGN[name]
+    if (cache_folder() / "weights" / weights.file).is_file():
+        return True
+    return "://" not in weights.source and isinstance(try_to_load_from_cache(weights.source, weights.file), str)
 
 
 @cache
