@@ -101,6 +101,16 @@ def find_foreign(weights: Foreign) -> Path:
     return from_hub(weights.source, weights.file, remedy)
 
 
+def is_here(name: str) -> bool:
+    """Whether the weights `name` of `FOREIGN` lie on this machine, so that nothing need be downloaded."""
+    from huggingface_hub import try_to_load_from_cache
+
+    weights = FOREIGN[name]
+    if (cache_folder() / "weights" / weights.file).is_file():
+        return True
+    return "://" not in weights.source and isinstance(try_to_load_from_cache(weights.source, weights.file), str)
+
+
 @cache
 def tell_licence(name: str) -> None:
     """Say under which licence these weights were published; a second time nothing is said."""

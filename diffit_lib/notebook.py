@@ -16,30 +16,34 @@ from matplotlib.figure import Figure
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from diffit_lib.autoencoders import STABLE_DIFFUSION, load_codec
 from diffit_lib.backup import Backup
 from diffit_lib.blocks import TMSA
 from diffit_lib.colab import offer_download, warn
 from diffit_lib.data import Images, Split
-from diffit_lib.errors import DiffitError
+from diffit_lib.errors import DiffitError, check
 from diffit_lib.files import READY_MADE, cache_folder
-from diffit_lib.pipeline import Pipeline
+from diffit_lib.foreign import FOREIGN, is_here
+from diffit_lib.pipeline import Pipeline, load
 from diffit_lib.plots import enlargement, tile, to_image
 from diffit_lib.published import PUBLISHED, from_drive, published_weights
-from diffit_lib.recipe import Recipe
+from diffit_lib.recipe import AnyRecipe, Recipe, VAERecipe
 from diffit_lib.stamp import Stamp
 from diffit_lib.tasks.demo import draw_grid
 from diffit_lib.tasks.drawn import Drawn
 from diffit_lib.tasks.evaluate import evaluate
-from diffit_lib.tasks.plan import ready_made
+from diffit_lib.tasks.plan import IMAGE_SPACE, LATENT_SPACE, ready_made
 from diffit_lib.tasks.run import shaping
 from diffit_lib.tasks.train import train
+from diffit_lib.tasks.train_vae import train_vae
 from diffit_lib.tensors import SeededNoise, best_device, derive_seed, to_float, to_uint8
 from diffit_lib.weights import build_denoiser, find_weights
 
 FIGURES = READY_MADE.parent / "images"
 ID = r"(?:1|0B)[\w-]{24,}"  # of a file in Google Drive; other long words are names
 LINK = r"https://(?:drive|docs|drive\.usercontent)\.google\.com/\S*?(?:/d/|[?&]id=)"
-PAPER = {"CIFAR-10": 1.95, "FFHQ-64": 2.22}  # FID, table 2
+PAPER = {"CIFAR-10": 1.95, "FFHQ-64": 2.22}  # FID of the image-space network, table 2
+PAPER_LATENT = {"ImageNet-256": 1.73, "ImageNet-512": 2.67}  # of the latent one
 
 
 def png(thing: Figure | np.ndarray | Path) -> bytes:
@@ -96,32 +100,53 @@ def attention_maps(pipe: Pipeline, sigma: float) -> Tensor:
     return maps[0][len(maps[0]) // 2].cpu()
 
 
-def open_run(recipe: Recipe, copies: Path | None, *, runs: str | Path = "runs") -> Backup:
+def open_run(recipe: AnyRecipe, copies: Path | None, *, runs: str | Path = "runs") -> Backup:
     """The run folder of a recipe, brought back from its copies where these are newer.
 
-    Its name holds what shapes the run: other settings are another run, and the same ones find it again.
+    Its name holds what shapes the run: other settings, or other latents, are another run, and the same ones find it
+    again.
     """
-    name = f"{recipe.name}-{derive_seed(recipe.data, str(shaping(recipe))) % 16**6:06x}"
-    backup = Backup(Path(runs) / name, copies)
+    shape = [recipe.data, str(shaping(recipe))]
+    if vae := getattr(recipe, "vae", ""):
+        shape.append(load_codec(vae)[0].checksum)
+    backup = Backup(Path(runs) / f"{recipe.name.rpartition('/')[2]}-{derive_seed(*shape) % 16**6:06x}", copies)
     brought = backup.restore()
     came = f", brought back from {copies}" if brought else ""
     print(f"run: {backup.run}{came}; copies: {backup.folder or 'none'}")
     return backup
 
 
-def train_live(recipe: Recipe, data: Split, backup: Backup) -> Path:
-    """Train, or go on, under a curve and a grid of samples that follow; the weights, copied beside the run's copies."""
-    screen = display(HTML("<i>The curve and the first samples come with the first report.</i>"), display_id=True)
+def train_live(recipe: Recipe | VAERecipe, data: Split, backup: Backup) -> Path:
+    """Train, or go on, under a curve and a grid of pictures that follow; the weights, copied beside its copies."""
+    screen = display(HTML("<i>The curve and the first pictures come with the first report.</i>"), display_id=True)
 
     def look() -> None:
         newest = max((backup.run / "samples").glob("*.png"))
         screen.update(HTML(f"{img(backup.run / 'loss.png', 'width:100%')}<br>{img(newest)}"))
         backup()
 
-    weights = train(recipe, backup.run, data, after_report=look)
+    if isinstance(recipe, VAERecipe):
+        weights = train_vae(recipe, backup.run, data, after_report=look)
+    else:
+        weights = train(recipe, backup.run, data, after_report=look)
     backup.save()
     backup.hand_over(weights)
     return weights
+
+
+def choose_vae(recipe: VAERecipe, run: Path, vae: str = "train") -> str:
+    """The autoencoder to go on with where none was trained, by path or name.
+
+    Stable Diffusion's, where the recipe is of it; the run's own, from another day, unless `vae` is "ready"; else the
+    ready-made one of the recipe's name.
+    """
+    own, ours = run / "weights.safetensors", READY_MADE / f"{recipe.name}.safetensors"
+    if recipe.name in STABLE_DIFFUSION:
+        return recipe.name
+    if own.is_file() and vae != "ready":
+        return str(own)
+    check(ours.is_file(), f"there is no ready-made autoencoder for {recipe.data}; set VAE to train, and IS_TRAIN")
+    return recipe.name
 
 
 def choose_weights(recipe: Recipe, run: Path, given: str = "") -> Path:
@@ -132,7 +157,7 @@ def choose_weights(recipe: Recipe, run: Path, given: str = "") -> Path:
     """
     if given:
         return from_drive_link(given) or find_weights(expanduser(given))
-    own, ours = run / "weights.safetensors", ready_made(recipe.data)
+    own, ours = run / "weights.safetensors", ready_made(recipe.data, LATENT_SPACE if recipe.vae else IMAGE_SPACE)
     if own.is_file():
         return own
     if PUBLISHED.get(recipe.name, ("", ""))[0]:
@@ -169,7 +194,8 @@ def untrained(pipe: Pipeline) -> Pipeline:
     """The same network before its first step of training."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(pipe.card.recipe.training.seed)
-        return Pipeline(build_denoiser(pipe.card.recipe), pipe.card, device=pipe.device, precision=pipe.precision)
+        fresh = build_denoiser(pipe.card.recipe)
+    return Pipeline(fresh, pipe.card, pipe.codec, device=pipe.device, precision=pipe.precision)
 
 
 def how_to_draw(pipe: Pipeline, sampler: str, steps: int, guidance: float) -> dict[str, Any]:
@@ -181,6 +207,20 @@ def how_to_draw(pipe: Pipeline, sampler: str, steps: int, guidance: float) -> di
         warn(f"GUIDANCE is {guidance:g}, but these weights know no classes to guide to: this goes on without")
         guidance = 0
     return {"sampler": sampler if sampler != "auto" else None, "steps": steps or None, "guidance": guidance or None}
+
+
+def published(name: str, file: str = "") -> Pipeline | None:
+    """Weights that others published, where they are on this machine; else one line says how to get them."""
+    if not file and not is_here(name):
+        foreign = FOREIGN[name]
+        print(f"{name} is not on this machine: set FILE to {foreign.file} from {foreign.source} ({foreign.licence})")
+        return None
+    try:
+        pipe = load(name, file=file or None)
+        return pipe if pipe.codec.checksum else None  # the autoencoder is fetched here
+    except DiffitError as error:
+        warn(str(error))
+        return None
 
 
 def measure(weights: Path, data: Split, backup: Backup, images: int = 0, **settings: Any) -> dict[str, Any] | None:
@@ -210,7 +250,8 @@ def measure(weights: Path, data: Split, backup: Backup, images: int = 0, **setti
 def table(numbers: dict[str, Any]) -> HTML:
     """Measured numbers beside the paper's, and the stamp without which they mean nothing."""
     rows = [(key.replace("_", " "), value) for key, value in numbers.items() if isinstance(value, float)]
-    rows += [(f"FID of the paper on {name}, n = 50,000", value) for name, value in PAPER.items()]
+    paper = PAPER_LATENT if numbers["stamp"]["decoder"] else PAPER
+    rows += [(f"FID of the paper on {name}, n = 50,000", value) for name, value in paper.items()]
     cells = "".join(f"<tr><td>{escape(name)}</td><td>{value:.3f}</td></tr>" for name, value in rows)
     notes = "".join(f"<li>{escape(note)}</li>" for note in numbers["warnings"])
     return HTML(f"<table>{cells}</table><small>{escape(str(Stamp(**numbers['stamp'])))}</small><ul>{notes}</ul>")
@@ -232,7 +273,8 @@ def closing_card(
     if pipe.device.type == "cpu":
         step = "a GPU: it trains many times faster"
         if card.recipe.data == "digits":
-            step += ", and CIFAR-10 takes the digits' place where DATASET is auto"
+            space = LATENT_SPACE if card.vae else IMAGE_SPACE
+            step += f", and {space.on_gpu} takes the digits' place where DATASET is auto"
     if not own:
         step = "IS_TRAIN: weights of your own"
     facts = f"{card.images_seen:,} images in {card.minutes:.1f} minutes on {escape(card.device)}"

@@ -140,6 +140,22 @@ def attention_figure(maps: dict[str, Any]) -> Figure:
     return figure
 
 
+def latent_maps(images: np.ndarray, latents: Any) -> Figure:
+    """Pictures, uint8 (N, H, W, C), a row each, and beside each the channels of its latent, (N, z, h, w)."""
+    figure = Figure(figsize=(1.7 * (1 + latents.shape[1]) + 0.8, 1.7 * len(images)), layout="constrained")
+    grid = figure.subplots(len(images), 1 + latents.shape[1], squeeze=False)
+    for row, image, latent in zip(grid, images, latents, strict=True):
+        row[0].imshow(to_image(image), cmap="gray", vmin=0, vmax=255)
+        for axes, channel in zip(row[1:], latent, strict=True):
+            shown = axes.imshow(channel, vmin=-3, vmax=3, cmap="RdBu_r")
+        for axes in row:
+            axes.set(xticks=[], yticks=[])
+    for number, axes in enumerate(grid[0]):
+        axes.set_title(f"channel {number}" if number else "image")
+    figure.colorbar(shown, ax=grid, shrink=0.8)
+    return figure
+
+
 def _columns(rows: Sequence[dict[str, Any]], *names: str) -> list[list[float]]:
     """The columns of these names, over the rows that have them all."""
     whole = [row for row in rows if all(row.get(name, "") != "" for name in names)]

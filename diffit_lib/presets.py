@@ -9,6 +9,7 @@ from diffit_lib.networks import ImageNetwork, Transformer
 from diffit_lib.recipe import Recipe
 
 _EDM_TRAINING = Training(images=200_000_000, loss_reduction="sum", grad_clip=0.0, workers=4)
+_T4 = Training(images=2_000_000, minutes=30, batch_size=128, ema_halflife=50_000, flip=True, workers=2)
 
 PRESETS: dict[str, Recipe] = {
     # Under three minutes on one CPU core: scikit-learn's 8x8 scans, class-conditional. A narrow network that sees many
@@ -53,6 +54,44 @@ PRESETS: dict[str, Recipe] = {
         training=Training(images=128_000, batch_size=32, lr=5e-4, lr_decay=0.5, ema_halflife=20_000),
         sampling=Sampling(churn=4.0, guidance=2.0),
     ),
+    # Under three minutes on one CPU core, class-conditional: the latents, 4x4 places of two numbers, of `vae-digits`.
+    "latent-digits": Recipe(
+        name="latent-digits",
+        data="digits",
+        vae="vae-digits",
+        network=Transformer(
+            image_size=(4, 4), in_channels=2, patch_size=1, width=96, depth=4, num_heads=4, num_classes=10
+        ),
+        denoiser=EDM(sigma_min=0.03, sigma_max=20.0),
+        training=Training(
+            images=64_000,
+            minutes=2.8,
+            batch_size=32,
+            lr=2e-3,
+            lr_decay=0.5,
+            ema_halflife=10_000,
+            threads=1,
+            report_minutes=0.5,
+        ),
+        sampling=Sampling(churn=7.0, guidance=1.5),
+    ),
+    # Half an hour on a T4 each, once their autoencoders are trained, class-conditional: 16x16 places of four numbers.
+    "latent-cifar10": Recipe(
+        name="latent-cifar10",
+        data="cifar10",
+        vae="vae-cifar10",
+        network=Transformer(image_size=(16, 16), width=256, depth=8, num_heads=4, num_classes=10),
+        training=replace(_T4, images=4_000_000, lr=5e-4),
+        sampling=Sampling(guidance=2.0),
+    ),
+    "latent-imagenette128": Recipe(
+        name="latent-imagenette128",
+        data="imagenette",
+        vae="vae-imagenette128",
+        network=Transformer(image_size=(16, 16), width=384, depth=12, num_heads=6, num_classes=10),
+        training=replace(_T4, lr=3e-4),
+        sampling=Sampling(guidance=2.0),
+    ),
     # The paper's CIFAR-10 model (appendix H.1 and I.1; EDM's recipe): days on eight data-centre GPUs.
     "cifar10": Recipe(
         name="cifar10",
@@ -66,9 +105,7 @@ PRESETS: dict[str, Recipe] = {
         name="cifar10-t4",
         data="cifar10",
         network=ImageNetwork(width=64, channel_mult=(1, 2, 2), num_blocks=2, time_dim=256, num_classes=10),
-        training=Training(
-            images=2_000_000, minutes=30, batch_size=128, lr=1e-3, ema_halflife=50_000, flip=True, workers=2
-        ),
+        training=_T4,
     ),
     # The paper's FFHQ-64 model: the third level of windows covers a quarter of its map, the last one all of it.
     "ffhq64": Recipe(

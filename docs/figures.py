@@ -188,6 +188,67 @@ def u_shape(name: str = "cifar10") -> Figure:
     return figure
 
 
+def latent() -> Figure:
+    """Latent diffusion: an autoencoder outside, diffusion inside."""
+    figure, axes = canvas(10.6, 2.6)
+    y, low = 1.75, 0.6
+    for x, side, color, text in (
+        (0.65, 1.0, PLAIN, r"image $\mathbf{x}$"),
+        (3.5, 0.5, SPACE, r"latent $\mathbf{z}$"),
+        (7.1, 0.5, SPACE, "clean latent"),
+        (9.95, 1.0, PLAIN, "image"),
+    ):
+        grid(axes, x, y, side, 8 if side == 1.0 else 4, color)
+        axes.text(x, y - side / 2 - 0.17, text, ha="center", va="center", fontsize=10.5, color=INK)
+    box(axes, 2.1, y, "VAE\nencoder", width=1.15, height=0.75)
+    box(axes, 8.5, y, "VAE\ndecoder", width=1.15, height=0.75)
+    box(axes, 5.6, y, "DiffiT", TIME, width=1.4, height=0.75)
+    plus(axes, 4.35, y)
+    for start, end in ((1.15, 1.52), (2.68, 3.24), (3.76, 4.2), (4.5, 4.9), (6.3, 6.84), (7.36, 7.92), (9.08, 9.44)):
+        arrow(axes, (start, y), (end, y))
+    for x, text, end in ((4.35, "noise", y - 0.15), (5.6, "time, class", y - 0.375)):
+        token(axes, x, low, text, TIME)
+        arrow(axes, (x, low + 0.2), (x, end), color=TIME)
+    axes.text(5.0, 0.15, "training begins at the left, sampling with noise alone", fontsize=10, ha="center", color=INK)
+    return figure
+
+
+def grid(axes: Axes, x: float, y: float, side: float, cells: int, color: str) -> None:
+    """A square of pixels or places, centred at (x, y)."""
+    edge = INK if color == PLAIN else color
+    left, bottom = x - side / 2, y - side / 2
+    axes.add_patch(Rectangle((left, bottom), side, side, facecolor=SOFT[color], edgecolor=edge, lw=1.3))
+    for k in range(1, cells):
+        axes.plot([left + side * k / cells] * 2, [bottom, bottom + side], color=edge, lw=0.5)
+        axes.plot([left, left + side], [bottom + side * k / cells] * 2, color=edge, lw=0.5)
+
+
+def latent_diffit() -> Figure:
+    """Appendix H.2: DiffiT blocks on the patches of a latent."""
+    figure, axes = canvas(10.6, 2.3)
+    y = 1.3
+    parts = (
+        (1.85, "patches to\ntokens"),
+        (4.55, "DiffiT block"),
+        (6.55, "DiffiT block"),
+        (8.55, "LN, Swish,\nlinear, patches"),
+    )
+    token(axes, 0.4, y, "$\\mathbf{z}$", SPACE)
+    for x, text in parts:
+        box(axes, x, y, text, TIME if "DiffiT" in text else PLAIN, width=1.4, height=0.75)
+    plus(axes, 3.15, y)
+    axes.text(3.15, 2.0, "fixed embedding of places", ha="center", va="center", fontsize=10, color=INK)
+    arrow(axes, (3.15, 1.85), (3.15, y + 0.15))
+    for start, end in ((0.6, 1.15), (2.55, 3.0), (3.3, 3.85), (7.25, 7.85), (9.25, 9.75)):
+        arrow(axes, (start, y), (end, y))
+    axes.text(5.55, y, "...", ha="center", va="center", fontsize=14, color=INK)
+    token(axes, 10.0, y, "$F$", SPACE)
+    token(axes, 5.55, 0.2, r"time token $\mathbf{x}_t$, from noise level and class", TIME)
+    for x in (4.55, 6.55):
+        arrow(axes, (x, 0.4), (x, y - 0.375), color=TIME)
+    return figure
+
+
 if __name__ == "__main__":
-    for draw in (diffit_block, tmsa, resblock, u_shape):
+    for draw in (diffit_block, tmsa, resblock, u_shape, latent, latent_diffit):
         write_figure(IMAGES / f"{draw.__name__}.png", draw())

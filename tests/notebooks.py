@@ -14,6 +14,10 @@ SMALL = (  # a run of a moment
     "width=8 channel_mult=1,2 num_blocks=1 num_heads=2 time_dim=16 max_steps=6 batch_size=16 steps=4 threads=1 "
     "report_minutes=1e-9"
 )
+SMALL_LATENT = (
+    "width=16 depth=1 num_heads=2 max_steps=6 batch_size=16 steps=4 threads=1 report_minutes=1e-9 "
+    "vae.channels=8,8 vae.max_steps=6 vae.batch_size=16 vae.report_minutes=1e-9"
+)
 
 
 def read(path, drive, **settings):

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,21 +56,32 @@ def draw_grid(pipe: Pipeline, **settings: Any) -> np.ndarray:
     return tile(images, columns=8, scale=enlargement(images))
 
 
-def draw_strip(pipe: Pipeline, **settings: Any) -> np.ndarray:
+def draw_strip(pipe: Pipeline, columns: int = 9, **settings: Any) -> np.ndarray:
     """From noise to image: one row per class, of at most ten, of ever later states; one picture (H, W, C).
 
-    Each state is shown in the coordinate of a variance-preserving process, so that pure noise has unit variance.
+    About `columns` states, the last one among them, are shown in the coordinate of a variance-preserving process, so
+    that pure noise has unit variance. Latents are decoded, each as if it were without noise.
     """
     classes = pipe.card.recipe.network.num_classes
     seeds = list(range(min(classes, 10) or 6))
     steps = pipe.sampling(**settings).steps
-    columns = [
+    states = [
         pipe.decode(state.x / (1 + state.sigma**2) ** 0.5)
         for state in pipe.stream(seeds, seeds if classes else None, **settings)
-        if (steps - state.step) % max(2, steps // 9) == 0
+        if (steps - state.step) % max(1, steps // columns) == 0
     ]
-    rows = np.stack(columns, axis=1)  # (classes, states, H, W, C)
-    return tile(rows.reshape(-1, *rows.shape[2:]), columns=len(columns), scale=enlargement(columns[0], 48))
+    rows = np.stack(states, axis=1)  # (classes, states, H, W, C)
+    return tile(rows.reshape(-1, *rows.shape[2:]), columns=len(states), scale=enlargement(states[0], 48))
+
+
+def draw_sweep(pipe: Pipeline, scales: Sequence[float], **settings: Any) -> np.ndarray:
+    """One row for each strength of guidance, one column for each class, of at most ten; one picture (H, W, C).
+
+    A column starts from one noise throughout; 0 is guidance to no class at all.
+    """
+    columns = list(range(min(pipe.card.recipe.network.num_classes, 10)))
+    rows = [pipe(columns, columns, **settings | {"guidance": float(scale)}) for scale in scales]
+    return tile(np.concatenate(rows), columns=len(columns), scale=enlargement(rows[0]))
 
 
 def table(report: dict[str, Any]) -> str:

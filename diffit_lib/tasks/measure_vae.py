@@ -10,9 +10,11 @@ from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from diffit_lib.codec import Codec
-from diffit_lib.extractors import inception_path, load_inception
-from diffit_lib.metrics import frechet_distance
+from diffit_lib.data import Split
+from diffit_lib.extractors import inception_path, load_inception, train_classifier
+from diffit_lib.metrics import class_accuracy, frechet_distance
 from diffit_lib.perceptual import SMALLEST, load_perceptual, vgg_path
+from diffit_lib.tasks.evaluate import HELD
 from diffit_lib.tensors import best_device, to_float, to_uint8
 
 
@@ -49,3 +51,12 @@ def measure_vae(codec: Codec, images: Tensor, *, vgg: str | Path | None = None, 
         inception = load_inception().to(device)
         numbers["rfid"] = frechet_distance(inception.features(again), inception.features(images))
     return numbers
+
+
+def legibility(codec: Codec, data: Split) -> tuple[float, float]:
+    """Share of test images whose class a small classifier sees, and of their reconstructions."""
+    train, test = data.train.held(HELD), data.test.held(HELD)
+    classifier = train_classifier(train.images, train.labels, device=best_device())
+    pair = (classifier.predict(images) for images in (test.images, reconstructions(codec, test.images)))
+    before, after = (class_accuracy(predicted, test.labels) for predicted in pair)
+    return before, after

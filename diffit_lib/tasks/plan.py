@@ -1,61 +1,136 @@
-"""`plan`: a few settings, as a notebook's form has them, -> a recipe that suits the machine, and its data."""
+"""`plan`: a few settings, as a notebook's form has them, -> recipes that suit the machine, and their data."""
 
 import ast
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
+from diffit_lib.autoencoders import STABLE_DIFFUSION
 from diffit_lib.colab import in_colab, warn
 from diffit_lib.data import Split, recipe_data
-from diffit_lib.errors import DiffitError
+from diffit_lib.errors import DiffitError, check
 from diffit_lib.files import READY_MADE
-from diffit_lib.presets import PRESETS, preset
-from diffit_lib.recipe import Recipe
+from diffit_lib.networks import Autoencoder
+from diffit_lib.presets import preset
+from diffit_lib.presets_vae import vae_preset
+from diffit_lib.recipe import AnyRecipe, Recipe, VAERecipe
 from diffit_lib.sources import NAMED
 from diffit_lib.tensors import best_device
 
 LONGEST = 30.0  # minutes of training, where neither the settings nor the preset name a number
 BETWEEN = 4.0  # minutes between two checkpoints, at most
+VAE = "vae."  # begins the name of a field of the autoencoder's recipe
+
+R = TypeVar("R", bound=AnyRecipe)
+
+
+class Choice(NamedTuple):
+    """What "auto" means in one space: the data on a GPU, the preset for some data, that for all other data."""
+
+    on_gpu: str
+    presets: dict[str, str]
+    otherwise: str  # of a path: the one for photographs
+
+
+IMAGE_SPACE = Choice("cifar10", {name: name for name in ("digits", "mnist", "ffhq64")}, "cifar10-t4")
+LATENT_SPACE = Choice("imagenette", {"digits": "latent-digits", "cifar10": "latent-cifar10"}, "latent-imagenette128")
 
 
 def plan(
     dataset: str = "auto", preset_name: str = "auto", *, minutes: float = 0, seed: int = 0, overrides: str = ""
 ) -> tuple[Recipe, Split]:
-    """A recipe and its data. "auto" and 0 leave the choice to the machine.
+    """A recipe on pixels and its data. "auto" and 0 leave the choice to the machine.
 
     The data set is the named preset's own, else CIFAR-10 on a GPU and the digits on a CPU. One that cannot be
     downloaded is told, and the digits and their own preset take its place. Raises a DiffitError for a path, preset or
     field that does not exist.
     """
-    if in_colab() and best_device().type == "cpu":
-        warn("no GPU: Runtime > Change runtime type > T4 GPU switches one on; until then this goes on with the CPU")
-    if dataset == "auto" and preset_name != "auto":
-        dataset = preset(preset_name).data
-    dataset = suitable(dataset)
     changes = {"seed": seed, **parse(overrides)}
-    recipe = choose(dataset, preset_name).override(**changes)
-    try:
+    recipe = choose(dataset, preset_name, IMAGE_SPACE).override(**changes)
+    data = within_reach(recipe, preset_name, overrides)
+    if data is None:
+        recipe = preset("digits").override(seed=seed)
         data = recipe_data(recipe)
+    return settle(recipe, data, minutes, changes), data
+
+
+def plan_latent(
+    dataset: str = "auto",
+    preset_name: str = "auto",
+    vae: str = "train",
+    *,
+    block: str = "diffit",
+    minutes: float = 0,
+    vae_minutes: float = 0,
+    seed: int = 0,
+    overrides: str = "",
+) -> tuple[Recipe, VAERecipe, Split]:
+    """A recipe on latents, that of the autoencoder which makes them, and the data of both; else as `plan`.
+
+    `vae` is "sd", Stable Diffusion's, or anything else, the preset's own. Fields of the autoencoder's recipe are
+    written with "vae." before them in `overrides`: "lr=1e-4 vae.lr=1e-3". What the network sees follows from it.
+    """
+    changes = {"seed": seed, "block": block, **parse(overrides)}
+    of_vae = {"seed": seed, **{name[len(VAE) :]: changes.pop(name) for name in list(changes) if name.startswith(VAE)}}
+    recipe = choose(dataset, preset_name, LATENT_SPACE)
+    check(recipe.vae != "", f"PRESET is {recipe.name}, which draws pixels; give one whose name begins with latent-")
+    autoencoder = beside(recipe, vae).override(**of_vae)
+    recipe = recipe.override(**changes)
+    data = within_reach(autoencoder, preset_name, overrides)
+    if data is None:
+        recipe = preset("latent-digits").override(seed=seed, block=block)
+        autoencoder = beside(recipe, "train").override(seed=seed)
+        data = recipe_data(autoencoder)
+    channels, *size = autoencoder.network.latent_shape
+    recipe = recipe.override(in_channels=channels, image_size=tuple(size))
+    return settle(recipe, data, minutes, changes), settle(autoencoder, data, vae_minutes, of_vae), data
+
+
+def beside(recipe: Recipe, vae: str) -> VAERecipe:
+    """The recipe of a latent recipe's autoencoder: of its own preset, or of Stable Diffusion's for the same images."""
+    images: dict[str, Any] = {"data": recipe.data, "crop": recipe.crop, "skip_bad": recipe.skip_bad}
+    published = VAERecipe(name=STABLE_DIFFUSION[0], **images)
+    if recipe.vae in STABLE_DIFFUSION:
+        return published
+    own = vae_preset(recipe.vae).override(**images)
+    if vae != "sd":
+        return own
+    check(own.network.in_channels == 3, f"VAE is sd, which knows photographs, not {recipe.data}; give train or ready")
+    return replace(published, network=Autoencoder(image_size=own.network.image_size))
+
+
+def within_reach(recipe: AnyRecipe, preset_name: str, overrides: str) -> Split | None:
+    """The data of a recipe; None, in one red line, where the digits must take their place."""
+    try:
+        return recipe_data(recipe)
     except DiffitError as error:
         if recipe.data == "digits" or recipe.data not in NAMED:
             raise
         given = {"PRESET": preset_name != "auto", "OVERRIDES": overrides.strip() != ""}
         dropped = " and ".join(name for name in given if given[name])
         warn(f"{error}: this goes on with the digits{', without ' + dropped if dropped else ''}")
-        recipe = preset("digits").override(seed=seed)
-        data = recipe_data(recipe)
+        return None
+
+
+def settle(recipe: R, data: Split, minutes: float, changes: dict[str, Any]) -> R:
+    """What the data and the machine decide: classes, time between two checkpoints, an end."""
     settled: dict[str, Any] = {"report_minutes": min(recipe.training.report_minutes, BETWEEN)}
-    if recipe.network.num_classes and "num_classes" not in changes:
+    if getattr(recipe.network, "num_classes", 0) and "num_classes" not in changes:
         settled["num_classes"] = len(data.train.class_names)
     if minutes or (recipe.training.minutes is None and recipe.training.max_steps is None):
         settled["minutes"] = float(minutes or LONGEST)
-    return recipe.override(**settled), data
+    return recipe.override(**settled)
 
 
-def choose(dataset: str, preset_name: str) -> Recipe:
-    """The preset that is named, else the small one for these data: of a path, the one for small photographs."""
-    if preset_name == "auto":
-        preset_name = {"cifar10": "cifar10-t4"}.get(dataset, dataset if dataset in PRESETS else "cifar10-t4")
-    return preset(preset_name).override(data=dataset)
+def choose(dataset: str, preset_name: str, choice: Choice) -> Recipe:
+    """The preset that is named, else the small one for these data: of a path, the one for photographs."""
+    if in_colab() and best_device().type == "cpu":
+        warn("no GPU: Runtime > Change runtime type > T4 GPU switches one on; until then this goes on with the CPU")
+    if preset_name != "auto":
+        recipe = preset(preset_name)
+        return recipe if dataset == "auto" else recipe.override(data=dataset)
+    dataset = suitable(dataset, choice)
+    return preset(choice.presets.get(dataset, choice.otherwise)).override(data=dataset)
 
 
 def parse(overrides: str) -> dict[str, Any]:
@@ -72,14 +147,15 @@ def parse(overrides: str) -> dict[str, Any]:
     return changes
 
 
-def ready_made(dataset: str) -> Path | None:
-    """Our own weights for a data set, the machine's choice under "auto", if there are any."""
-    files = sorted(READY_MADE.glob("*.safetensors"))
-    return next((path for path in files if path.stem in PRESETS and PRESETS[path.stem].data == suitable(dataset)), None)
+def ready_made(dataset: str, choice: Choice = IMAGE_SPACE) -> Path | None:
+    """Our own weights for a data set, the machine's choice under "auto", if there are any: that draw in this space."""
+    wanted = preset(choice.presets.get(suitable(dataset, choice), choice.otherwise))
+    path = READY_MADE / f"{wanted.name}.safetensors"
+    return path if path.is_file() and wanted.data == suitable(dataset, choice) else None
 
 
-def suitable(dataset: str) -> str:
+def suitable(dataset: str, choice: Choice) -> str:
     """What "auto" means on this machine."""
     if dataset != "auto":
         return dataset
-    return "digits" if best_device().type == "cpu" else "cifar10"
+    return "digits" if best_device().type == "cpu" else choice.on_gpu

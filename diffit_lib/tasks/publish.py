@@ -6,13 +6,17 @@ from typing import Any
 
 import torch
 
+from diffit_lib.autoencoders import VAECard, load_vae, save_vae
+from diffit_lib.data import recipe_data
 from diffit_lib.files import READY_MADE, write_text
 from diffit_lib.pipeline import load
 from diffit_lib.plots import loss_curve, write_figure, write_png
 from diffit_lib.stamp import Stamp
 from diffit_lib.tasks.demo import draw_grid
-from diffit_lib.tasks.evaluate import evaluate
-from diffit_lib.tasks.info import parameters
+from diffit_lib.tasks.evaluate import HELD, evaluate
+from diffit_lib.tasks.info import parameters, title
+from diffit_lib.tasks.measure_vae import legibility, measure_vae, reconstructions
+from diffit_lib.tasks.train_vae import comparison
 from diffit_lib.tensors import cpu_threads
 from diffit_lib.training import read_rows
 from diffit_lib.weights import Card, load_own_codec, load_weights, save_weights
@@ -37,10 +41,53 @@ def publish(run: str | Path, name: str, command: str, folder: str | Path = READY
     return path
 
 
+def publish_vae(run: str | Path, name: str, command: str, folder: str | Path = READY_MADE) -> Path:
+    """The same for a finished autoencoder; its numbers and its picture are of test images."""
+    codec, card = load_vae(Path(run) / "weights.safetensors")
+    path = Path(folder) / f"{name}.safetensors"
+    save_vae(path, card, codec.network, torch.float16)
+    codec, data = load_vae(path)[0], recipe_data(card.recipe)
+    with cpu_threads(card.recipe.training.threads):
+        numbers = measure_vae(codec, data.test.held(HELD).images)
+        if len(data.train.class_names) > 1:
+            numbers["classifier_on_originals"], numbers["classifier_on_reconstructions"] = legibility(codec, data)
+        held = data.test.images[torch.arange(64) * len(data.test) // 64]
+        write_png(path.with_suffix(".png"), comparison(held, reconstructions(codec, held)))
+    save_vae(path, replace(card, numbers=numbers), codec.network, torch.float16)
+    count = parameters(codec.network.requires_grad_())
+    write_text(path.with_suffix(".md"), describe_vae(name, command, replace(card, numbers=numbers), count))
+    return path
+
+
+def describe_vae(name: str, command: str, card: VAECard, count: int) -> str:
+    """The autoencoder's card as Markdown."""
+    rows = [f"| {key.replace('_', ' ')} | {value:.3f} |" for key, value in card.numbers.items() if key != "images"]
+    return "\n".join(
+        [
+            f"# {name}",
+            "",
+            f"![Test images, each row over its reconstructions]({name}.png)",
+            "",
+            f"KL autoencoder, {count:,} parameters, float16; trained on {card.trained_on}: {card.images_seen:,} images "
+            f"in {card.minutes:.1f} minutes on {card.device}. Licence: {card.licence}. Made by",
+            "",
+            f"```sh\n{command}\n```",
+            "",
+            f"`diffit_lib.load_vae({name!r})` opens it. Over {card.numbers['images']} test images:",
+            "",
+            "| number | value |",
+            "|---|---|",
+            *rows,
+            "",
+        ]
+    )
+
+
 def describe(name: str, command: str, card: Card, count: int) -> str:
     """The card as Markdown."""
     numbers: dict[str, Any] = card.numbers
     rows = [f"| {key.replace('_', ' ')} | {value:.3f} |" for key, value in numbers.items() if isinstance(value, float)]
+    latents = f", on the latents of {card.vae.recipe.name}, which this file brings along" if card.vae else ""
     return "\n".join(
         [
             f"# {name}",
@@ -48,8 +95,9 @@ def describe(name: str, command: str, card: Card, count: int) -> str:
             f"![64 samples in order of class, seeds 0 to 63]({name}.png)",
             f"![The training run's curves]({name}-loss.png)",
             "",
-            f"Image-space DiffiT, {count:,} parameters, float16; trained on {card.trained_on}: {card.images_seen:,} "
-            f"images in {card.minutes:.1f} minutes on {card.device}. Licence: {card.licence}. Made by",
+            f"Network: {title(card.recipe.network)}, {count:,} parameters, float16{latents}. Trained on "
+            f"{card.trained_on}: {card.images_seen:,} images in {card.minutes:.1f} minutes on {card.device}. "
+            f"Licence: {card.licence}. Made by",
             "",
             f"```sh\n{command}\n```",
             "",
