@@ -5,6 +5,7 @@ Their files hold tensors and nothing else: network, sampling settings, class nam
 
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from zipfile import is_zipfile
 
@@ -103,12 +104,14 @@ def find_foreign(weights: Foreign) -> Path:
 
 def is_here(name: str) -> bool:
     """Whether the weights `name` of `FOREIGN` lie on this machine, so that nothing need be downloaded."""
-    from huggingface_hub import try_to_load_from_cache
-
     weights = FOREIGN[name]
     if (cache_folder() / "weights" / weights.file).is_file():
         return True
-    return "://" not in weights.source and isinstance(try_to_load_from_cache(weights.source, weights.file), str)
+    if "://" in weights.source or find_spec("huggingface_hub") is None:
+        return False
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(weights.source, weights.file), str)
 
 
 @cache
