@@ -1,5 +1,7 @@
 """What several tests share: a recipe that trains in a moment, the digits, and weights that draw something."""
 
+import os
+
 import pytest
 import torch
 from image_files import fill, noise
@@ -92,3 +94,18 @@ def snapshot(tmp_path):
 def faces(tmp_path):
     """60 noise images in three class folders."""
     return fill(tmp_path / "faces", {f"{'abc'[k % 3]}/{k}.png": noise(k) for k in range(60)})
+
+
+@pytest.fixture(scope="module")
+def environment():
+    """What running kernels changes in the environment is undone."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    """Where the classifiers of the notebooks are kept from one run to the next."""
+    return tmp_path_factory.mktemp("cache")

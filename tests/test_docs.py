@@ -30,6 +30,8 @@ def test_u_shape_shows_every_level_on_both_paths_but_the_lowest(name):
     [
         (figures.diffit_block, ["LN", "TMSA", "$+$", "LN", "MLP", "$+$"]),
         (figures.resblock, ["GN", "Swish", r"Conv $3\times3$", "DiffiT block", "$+$"]),
+        (figures.latent, ["VAE\nencoder", "$+$", "noise", "DiffiT", "time, class", "VAE\ndecoder"]),
+        (figures.latent_diffit, ["patches to\ntokens", "$+$", "DiffiT block", "DiffiT block", "$F$"]),
         (figures.tmsa, ["$W_{qs}$", "$W_{qt}$", "$W_{ks}$", "$W_{kt}$", "$W_{vs}$", "$W_{vt}$", "softmax"]),
     ],
 )

@@ -27,20 +27,7 @@ from diffit_lib.extractors import inception_path
 IMAGE = ROOT / "DiffiT_Image_Space_Architecture.ipynb"
 SETTINGS = {"DATASET": "digits", "TRAIN_MINUTES": 60, "METRIC_SAMPLES": 40, "OVERRIDES": SMALL}
 
-
-@pytest.fixture(scope="module", autouse=True)
-def environment():
-    """What running kernels changes in the environment is undone."""
-    before = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    """Where the classifiers are kept from one run to the next."""
-    return tmp_path_factory.mktemp("cache")
+pytestmark = pytest.mark.usefixtures("environment")
 
 
 @pytest.fixture(scope="module")
