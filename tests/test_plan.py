@@ -2,6 +2,7 @@
 
 import hashlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import gdown
@@ -10,14 +11,16 @@ import torch
 from PIL import Image
 
 from diffit_lib import sources
+from diffit_lib.autoencoders import STABLE_DIFFUSION, load_vae, save_vae
 from diffit_lib.colab import copies_folder
 from diffit_lib.data import Images, digits
 from diffit_lib.errors import DiffitError
 from diffit_lib.files import READY_MADE
-from diffit_lib.notebook import choose_weights, examples, open_run
+from diffit_lib.notebook import choose_vae, choose_weights, examples, open_run
 from diffit_lib.presets import preset
+from diffit_lib.presets_vae import vae_preset
 from diffit_lib.published import PUBLISHED
-from diffit_lib.tasks.plan import parse, plan, ready_made
+from diffit_lib.tasks.plan import LATENT_SPACE, parse, plan, plan_latent, ready_made
 
 
 @pytest.fixture
@@ -27,7 +30,8 @@ def offline(monkeypatch):
     def fail(root, image_size):
         raise OSError("no network")
 
-    monkeypatch.setitem(sources.NAMED, "cifar10", fail)
+    for name in ("cifar10", "imagenette"):
+        monkeypatch.setitem(sources.NAMED, name, fail)
 
 
 @pytest.fixture
@@ -108,6 +112,54 @@ class TestPlan:
         assert "Change runtime type > T4 GPU" in capsys.readouterr().out
 
 
+class TestPlanLatent:
+    def test_on_a_cpu_auto_means_the_digits_and_their_autoencoder(self):
+        recipe, vae, data = plan_latent(seed=3)
+        assert recipe == preset("latent-digits").override(seed=3)
+        assert vae == vae_preset("vae-digits").override(seed=3)
+        assert data.train.name == "digits/train"
+
+    def test_what_the_network_sees_follows_from_the_autoencoder(self):
+        recipe, vae, _ = plan_latent("digits", block="dit", overrides="lr=1e-4 vae.lr=1e-3 vae.z_channels=3")
+        assert recipe.network.shape == vae.network.latent_shape == (3, 4, 4)
+        assert (recipe.network.block, recipe.training.lr, vae.training.lr) == ("dit", 1e-4, 1e-3)
+
+    def test_minutes_of_one_are_not_those_of_the_other(self):
+        recipe, vae, _ = plan_latent("digits", minutes=7, vae_minutes=2)
+        assert (recipe.training.minutes, vae.training.minutes) == (7, 2)
+
+    def test_stable_diffusions_autoencoder_takes_photographs_alone(self, folder):
+        recipe, vae, data = plan_latent(str(folder), vae="sd")
+        assert (recipe.name, vae.name) == ("latent-imagenette128", STABLE_DIFFUSION[0])
+        assert recipe.network.shape == (4, 16, 16)
+        assert recipe.network.num_classes == 3
+        assert data.train.images.shape[1:] == (3, 128, 128)
+        with pytest.raises(DiffitError, match="VAE is sd, which knows photographs, not digits; give train or ready"):
+            plan_latent("digits", vae="sd")
+
+    def test_a_preset_on_pixels_is_refused(self):
+        with pytest.raises(DiffitError, match="PRESET is mnist, which draws pixels; give one whose name begins with l"):
+            plan_latent("auto", "mnist")
+
+    def test_on_a_gpu_auto_means_imagenette_and_without_network_the_digits(self, gpu, offline, capsys):
+        recipe, vae, data = plan_latent(block="dit", vae="sd")
+        assert (recipe.name, recipe.network.block, vae.name) == ("latent-digits", "dit", "vae-digits")
+        assert data.train.name == "digits/train"
+        assert capsys.readouterr().out.startswith("\033[31mimagenette cannot be had (no network)")
+
+
+class TestChooseVAE:
+    def test_own_one_then_ready_made_one_unless_that_is_asked_for(self, tmp_path):
+        recipe, own = vae_preset("vae-digits"), tmp_path / "weights.safetensors"
+        assert choose_vae(recipe, tmp_path) == "vae-digits"
+        own.touch()
+        assert choose_vae(recipe, tmp_path) == str(own)
+        assert choose_vae(recipe, tmp_path, "ready") == "vae-digits"
+        assert choose_vae(replace(recipe, name=STABLE_DIFFUSION[0]), tmp_path) == STABLE_DIFFUSION[0]
+        with pytest.raises(DiffitError, match="no ready-made autoencoder for imagenette; set VAE to train"):
+            choose_vae(vae_preset("vae-imagenette128"), tmp_path / "run")
+
+
 class TestParse:
     def test_reads_numbers_tuples_truth_and_words(self):
         text = "batch_size=64 lr=1e-4 channel_mult=1,2,2 flip=True minutes=None denoiser=vp"
@@ -138,6 +190,8 @@ class TestWeights:
         recipe, own = preset("digits"), tmp_path / "weights.safetensors"
         ours = READY_MADE / "digits.safetensors"
         assert ready_made("auto") == ready_made("digits") == choose_weights(recipe, tmp_path) == ours
+        latent = READY_MADE / "latent-digits.safetensors"
+        assert ready_made("auto", LATENT_SPACE) == choose_weights(preset("latent-digits"), tmp_path) == latent
         own.touch()
         assert choose_weights(recipe, tmp_path) == own
         assert choose_weights(recipe, tmp_path, "digits") == ours
@@ -221,6 +275,14 @@ class TestDrive:
 
 
 class TestRun:
+    def test_other_latents_are_another_run(self, tmp_path):
+        codec, card = load_vae("vae-digits")
+        save_vae(tmp_path / "other.safetensors", replace(card, mean=(1.0, 1.0)), codec.network)
+        recipes = [
+            preset("latent-digits").override(vae=str(vae)) for vae in ("vae-digits", tmp_path / "other.safetensors")
+        ]
+        assert len({open_run(recipe, None, runs=tmp_path).run.name for recipe in recipes}) == 2
+
     def test_same_recipe_finds_its_run_again_and_another_one_is_another_run(self, tmp_path):
         def name(**changes):
             return open_run(preset("digits").override(**changes), None, runs=tmp_path).run.name
