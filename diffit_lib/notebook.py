@@ -118,7 +118,7 @@ def train_live(recipe: Recipe, data: Split, backup: Backup) -> Path:
         screen.update(HTML(f"{img(backup.run / 'loss.png', 'width:100%')}<br>{img(newest)}"))
         backup()
 
-    weights = train(recipe, backup.run, data, after_report=look)
+    weights = train(recipe, backup.run, data, after_save=backup, after_report=look)
     backup.save()
     backup.hand_over(weights)
     return weights
