@@ -131,7 +131,10 @@ def choose_weights(recipe: Recipe, run: Path, given: str = "") -> Path:
     those published for the preset; else ready-made ones of the same data.
     """
     if given:
-        return from_drive_link(given) or find_weights(expanduser(given))
+        try:
+            return from_drive_link(given) or find_weights(expanduser(given))
+        except DiffitError as error:
+            raise DiffitError(f"PATH_WEIGHTS: {error}") from error
     own, ours = run / "weights.safetensors", ready_made(recipe.data)
     if own.is_file():
         return own
@@ -158,11 +161,9 @@ def from_drive_link(given: str) -> Path | None:
     except SafetensorError as error:
         path.unlink()
         raise DiffitError(
-            f"PATH_WEIGHTS: https://drive.google.com/file/d/{drive_id} is no whole safetensors file ({error}); "
+            f"https://drive.google.com/file/d/{drive_id} is no whole safetensors file ({error}); "
             "give the link of a weights file that diffit wrote"
         ) from error
-    except DiffitError as error:
-        raise DiffitError(f"PATH_WEIGHTS: {error}") from error
 
 
 def untrained(pipe: Pipeline) -> Pipeline:
