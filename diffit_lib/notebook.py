@@ -96,12 +96,12 @@ def attention_maps(pipe: Pipeline, sigma: float) -> Tensor:
     return maps[0][len(maps[0]) // 2].cpu()
 
 
-def open_run(recipe: Recipe, copies: Path | None, *, runs: str | Path = "runs") -> Backup:
-    """The run folder of a recipe, brought back from its copies where these are newer.
+def open_run(recipe: Recipe, data: Split, copies: Path | None, *, runs: str | Path = "runs") -> Backup:
+    """The run folder of a recipe and its data, brought back from its copies where these are newer.
 
-    Its name holds what shapes the run: other settings are another run, and the same ones find it again.
+    Its name holds what shapes the run: other settings or images are another run, and the same ones find it again.
     """
-    name = f"{recipe.name}-{derive_seed(recipe.data, str(shaping(recipe))) % 16**6:06x}"
+    name = f"{recipe.name}-{derive_seed(data.train.fingerprint(), str(shaping(recipe))) % 16**6:06x}"
     backup = Backup(Path(runs) / name, copies)
     brought = backup.restore()
     came = f", brought back from {copies}" if brought else ""
@@ -146,6 +146,16 @@ def choose_weights(recipe: Recipe, run: Path, given: str = "") -> Path:
     if ours is None:
         raise DiffitError(f"there are no weights for {recipe.data}; set IS_TRAIN, or PATH_WEIGHTS to a file of weights")
     return ours
+
+
+def has_weights(recipe: Recipe, run: Path) -> bool:
+    """Whether `choose_weights` finds any; else one red line says that the digits take the data's place."""
+    try:
+        choose_weights(recipe, run)
+    except DiffitError as error:
+        warn(f"{error}: this goes on with the digits")
+        return False
+    return True
 
 
 def from_drive_link(given: str) -> Path | None:
