@@ -18,10 +18,13 @@ def copies_folder(given: str, my_drive: str | Path, use_drive: bool) -> Path | N
     """Where copies of a run go: the folder that is given, else one in the mounted Drive, else nowhere.
 
     A Drive that was asked for and refused, or is to hold the folder that is given, is told in one red line: what is
-    written where Drive is not mounted lies on this machine alone, and stands in the way of mounting it.
+    written where Drive is not mounted lies on this machine alone, and stands in the way of mounting it. So is a given
+    folder outside of Drive, in Colab.
     """
     drive = Path(my_drive)
     folder = Path(given).expanduser().absolute() if given else drive / "diffit_weights"
+    if in_colab() and not folder.is_relative_to(drive.parent):
+        warn(f"DIR_WEIGHTS is {folder}, which Colab deletes with its machine: give a folder below {drive}")
     if drive.is_dir() or not folder.is_relative_to(drive.parent):
         return folder if given or use_drive else None
     if given or (use_drive and in_colab()):

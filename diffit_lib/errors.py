@@ -9,8 +9,12 @@ from typing import Any, Literal, get_args, get_origin
 class DiffitError(Exception):
     """A mistake that the user can mend: one line with the thing, its value and the remedy.
 
-    The command line prints that line and exits with 2; in a notebook it stands last, below the traceback.
+    The command line prints that line and exits with 2; a notebook shows it alone, in red.
     """
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in place of a traceback."""
+        return [f"\033[31m{self}\033[0m"]
 
 
 def check(ok: bool, message: str) -> None:

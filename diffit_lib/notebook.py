@@ -100,13 +100,13 @@ def attention_maps(pipe: Pipeline, sigma: float) -> Tensor:
     return maps[0][len(maps[0]) // 2].cpu()
 
 
-def open_run(recipe: AnyRecipe, copies: Path | None, *, runs: str | Path = "runs") -> Backup:
-    """The run folder of a recipe, brought back from its copies where these are newer.
+def open_run(recipe: AnyRecipe, data: Split, copies: Path | None, *, runs: str | Path = "runs") -> Backup:
+    """The run folder of a recipe and its data, brought back from its copies where these are newer.
 
-    Its name holds what shapes the run: other settings, or other latents, are another run, and the same ones find it
+    Its name holds what shapes the run: other settings, images or latents are another run, and the same ones find it
     again.
     """
-    shape = [recipe.data, str(shaping(recipe))]
+    shape = [data.train.fingerprint(), str(shaping(recipe))]
     if vae := getattr(recipe, "vae", ""):
         shape.append(load_codec(vae)[0].checksum)
     backup = Backup(Path(runs) / f"{recipe.name.rpartition('/')[2]}-{derive_seed(*shape) % 16**6:06x}", copies)
@@ -126,9 +126,9 @@ def train_live(recipe: Recipe | VAERecipe, data: Split, backup: Backup) -> Path:
         backup()
 
     if isinstance(recipe, VAERecipe):
-        weights = train_vae(recipe, backup.run, data, after_report=look)
+        weights = train_vae(recipe, backup.run, data, after_save=backup, after_report=look)
     else:
-        weights = train(recipe, backup.run, data, after_report=look)
+        weights = train(recipe, backup.run, data, after_save=backup, after_report=look)
     backup.save()
     backup.hand_over(weights)
     return weights
@@ -156,7 +156,10 @@ def choose_weights(recipe: Recipe, run: Path, given: str = "") -> Path:
     those published for the preset; else ready-made ones of the same data.
     """
     if given:
-        return from_drive_link(given) or find_weights(expanduser(given))
+        try:
+            return from_drive_link(given) or find_weights(expanduser(given))
+        except DiffitError as error:
+            raise DiffitError(f"PATH_WEIGHTS: {error}") from error
     own, ours = run / "weights.safetensors", ready_made(recipe.data, LATENT_SPACE if recipe.vae else IMAGE_SPACE)
     if own.is_file():
         return own
@@ -168,6 +171,16 @@ def choose_weights(recipe: Recipe, run: Path, given: str = "") -> Path:
     if ours is None:
         raise DiffitError(f"there are no weights for {recipe.data}; set IS_TRAIN, or PATH_WEIGHTS to a file of weights")
     return ours
+
+
+def has_weights(recipe: Recipe, run: Path) -> bool:
+    """Whether `choose_weights` finds any; else one red line says that the digits take the data's place."""
+    try:
+        choose_weights(recipe, run)
+    except DiffitError as error:
+        warn(f"{error}: this goes on with the digits")
+        return False
+    return True
 
 
 def from_drive_link(given: str) -> Path | None:
@@ -183,11 +196,9 @@ def from_drive_link(given: str) -> Path | None:
     except SafetensorError as error:
         path.unlink()
         raise DiffitError(
-            f"PATH_WEIGHTS: https://drive.google.com/file/d/{drive_id} is no whole safetensors file ({error}); "
+            f"https://drive.google.com/file/d/{drive_id} is no whole safetensors file ({error}); "
             "give the link of a weights file that diffit wrote"
         ) from error
-    except DiffitError as error:
-        raise DiffitError(f"PATH_WEIGHTS: {error}") from error
 
 
 def untrained(pipe: Pipeline) -> Pipeline:

@@ -50,7 +50,8 @@ def from_drive(drive_id: str, target: str | Path, checksum: str | None = None) -
                 )
     except gdown.exceptions.FileURLRetrievalError as error:
         reason = shorten(str(error).removeprefix("Failed to retrieve file url:"), 200)
-        raise DiffitError(f"{page} is refused ({reason}); make a copy in your Drive and give its path") from error
+        remedy = "make a copy in your Drive and give its path, in a notebook as PATH_WEIGHTS"
+        raise DiffitError(f"{page} is refused ({reason}); {remedy}") from error
     except (RequestException, broken_off) as error:
         reason = shorten(str(error), 200)
         raise DiffitError(

@@ -232,6 +232,19 @@ class TestAllOff:
         assert any("Not measured: IS_METRIC is off" in html for html in shown(notebook, "text/html"))
 
 
+class TestNothingToDrawWith:
+    def test_all_off_without_weights_for_the_data_goes_on_with_the_digits_in_one_red_line(self, tmp_path, cache):
+        fill(tmp_path / "photographs", {f"{k}.png": noise(k) for k in range(40)})
+        off = SETTINGS | {"IS_TRAIN": False, "IS_TEST": False, "IS_METRIC": False, "OVERRIDES": ""}
+        off["DATASET"] = str(tmp_path / "photographs")
+        notebook = client(read(IMAGE, tmp_path / "drive", **off), tmp_path / "run", cache).execute()
+        (line,) = red(notebook)
+        assert line.startswith(f"there are no weights for {tmp_path}/photographs; set IS_TRAIN, or PATH_WEIGHTS")
+        assert line.endswith("this goes on with the digits")
+        assert "360 to test on; 10 classes (0, 1, 2, ...)" in printed(notebook)
+        assert "weights/digits.safetensors: " in printed(notebook)
+
+
 class TestFewPhotographsWithoutClasses:
     """Of which there is no test part; Inception cannot be had, and the form asks for guidance."""
 
@@ -276,12 +289,16 @@ class TestSetUp:
 
         return make
 
-    def found(self, base, cache, repository="", upload=""):
-        """Run the set-up cell alone, in a new folder: where the library came from, and what was printed."""
+    def found(self, base, cache, repository="", upload="", again=""):
+        """Run the set-up cell alone, in a new folder: where the library came from, and what was printed.
+
+        `again` is run afterwards, and the cell once more.
+        """
         notebook = read(IMAGE, base / "drive", REPO_URL=str(repository))
         form, set_up, *_ = (cell for cell in notebook.cells if cell.cell_type == "code")
         ask = "print('home:', __import__('diffit_lib').home if find_spec('diffit_lib') else 0)"
-        notebook.cells = [form, set_up, nbformat.v4.new_code_cell(ask)]
+        more = [nbformat.v4.new_code_cell(again), nbformat.from_dict(set_up)] if again else []
+        notebook.cells = [form, set_up, *more, nbformat.v4.new_code_cell(ask)]
         folder = base / f"run{len(list(base.glob('run*')))}"
         client(notebook, folder, cache, colab="granted", library="absent", upload=upload).execute()
         return re.search("home: (.*)", printed(notebook))[1], printed(notebook)
@@ -302,15 +319,24 @@ class TestSetUp:
         assert self.found(tmp_path, cache, "", picked)[0] == "picked"
         home, told = self.found(tmp_path, cache)
         assert home == "0"
-        assert "no library: put diffit_colab.zip in MyDrive" in told
+        assert "no diffit/diffit_lib: put diffit_colab.zip in MyDrive" in told
         assert "ERROR" not in told
+
+    @pytest.mark.parametrize("first", ["", "wrong.zip"])
+    def test_run_again_after_no_upload_or_a_wrong_one_it_mends_itself(self, tmp_path, cache, make, first):
+        picked = make(tmp_path / "picked").with_suffix(".zip")
+        shutil.make_archive(str(tmp_path / "wrong"), "zip", ROOT / "images")
+        again = f"__import__('os').environ['COLAB_UPLOAD'] = {str(picked)!r}"
+        home, told = self.found(tmp_path, cache, "", first and tmp_path / first, again)
+        assert home == "picked"
+        assert told.count("no diffit/diffit_lib: ") == 1
 
     def test_what_pip_could_not_install_is_told_by_pip_alone(self, tmp_path, cache, make):
         (make(tmp_path / "drive" / "MyDrive" / "diffit") / "requirements.txt").write_text("-r gone.txt\n")
         home, told = self.found(tmp_path, cache)
         assert home == "diffit"
         assert "gone.txt" in told
-        assert "no library" not in told
+        assert "no diffit" not in told
 
 
 @pytest.mark.slow

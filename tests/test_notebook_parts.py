@@ -2,15 +2,18 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from IPython.core.interactiveshell import InteractiveShell
 
 from diffit_lib.backup import Backup
 from diffit_lib.data import Images, Split
 from diffit_lib.errors import DiffitError
-from diffit_lib.notebook import closing_card, how_to_draw, measure
+from diffit_lib.notebook import choose_weights, closing_card, how_to_draw, measure
 from diffit_lib.pipeline import load
+from diffit_lib.presets import preset
 from diffit_lib.tasks import evaluate as task
 
 
@@ -47,6 +50,14 @@ def told(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert all(line.startswith("\033[31m") and line.endswith("\033[0m") for line in lines)
     return [line[5:-4] for line in lines]
+
+
+def test_a_users_mistake_is_one_red_line_and_no_traceback(capsys):
+    shell = InteractiveShell()
+    shell.user_ns["wrong"] = lambda: choose_weights(preset("digits"), Path("nowhere"), "gone")
+    shell.run_cell("wrong()")
+    (line,) = told(capsys)
+    assert line.startswith("PATH_WEIGHTS: no weights file 'gone'; give a path")
 
 
 class TestMeasure:

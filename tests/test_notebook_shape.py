@@ -105,9 +105,9 @@ def test_is_valid_and_keeps_no_outputs(notebook):
         assert cell.get("execution_count") is None
 
 
-def test_cells_are_short(code):
+def test_cells_are_short(notebook, code):
     assert len(code) <= 20
-    assert max(len(source.splitlines()) for source in code) <= 15
+    assert max(len(cell.source.splitlines()) for cell in notebook.cells) <= 15
 
 
 @pytest.fixture

@@ -197,7 +197,7 @@ class TestWeights:
         assert choose_weights(recipe, tmp_path, "digits") == ours
         monkeypatch.setenv("HOME", str(tmp_path))
         assert choose_weights(recipe, tmp_path / "run", "~/weights.safetensors") == own
-        with pytest.raises(DiffitError, match="no weights file 'gone'"):
+        with pytest.raises(DiffitError, match=r"^PATH_WEIGHTS: no weights file 'gone'"):
             choose_weights(recipe, tmp_path, "gone")
 
     def test_where_there_are_none_two_remedies_are_named(self, tmp_path):
@@ -259,7 +259,9 @@ class TestDrive:
             raise gdown.exceptions.FileURLRetrievalError("Too many users have viewed\nthis file")
 
         monkeypatch.setattr("gdown.download", refuse)
-        with pytest.raises(DiffitError, match=r"^PATH_WEIGHTS: .*; make a copy in your Drive") as error:
+        with pytest.raises(
+            DiffitError, match=r"^PATH_WEIGHTS: .*; make a copy in your Drive .* as PATH_WEIGHTS$"
+        ) as error:
             choose_weights(preset("digits"), tmp_path, ID)
         assert "\n" not in str(error.value)
 
@@ -275,20 +277,21 @@ class TestDrive:
 
 
 class TestRun:
-    def test_other_latents_are_another_run(self, tmp_path):
+    def test_other_latents_are_another_run(self, tmp_path, data):
         codec, card = load_vae("vae-digits")
         save_vae(tmp_path / "other.safetensors", replace(card, mean=(1.0, 1.0)), codec.network)
         recipes = [
             preset("latent-digits").override(vae=str(vae)) for vae in ("vae-digits", tmp_path / "other.safetensors")
         ]
-        assert len({open_run(recipe, None, runs=tmp_path).run.name for recipe in recipes}) == 2
+        assert len({open_run(recipe, data, None, runs=tmp_path).run.name for recipe in recipes}) == 2
 
-    def test_same_recipe_finds_its_run_again_and_another_one_is_another_run(self, tmp_path):
-        def name(**changes):
-            return open_run(preset("digits").override(**changes), None, runs=tmp_path).run.name
+    def test_same_recipe_and_images_find_their_run_again_and_others_are_another_run(self, tmp_path, data):
+        def name(data=data, **changes):
+            return open_run(preset("digits").override(**changes), data, None, runs=tmp_path).run.name
 
         assert name() == name(minutes=60, report_minutes=1.0, threads=2, steps=9)
-        assert len({name(), name(width=16), name(seed=1), name(lr=1e-4), name(data="mnist")}) == 5
+        one_less = data._replace(train=data.train.take(torch.arange(1, len(data.train)), data.train.name))
+        assert len({name(), name(width=16), name(seed=1), name(lr=1e-4), name(one_less)}) == 5
 
     def test_copies_go_where_they_should_or_into_drive_or_nowhere(self, tmp_path, monkeypatch, capsys):
         assert copies_folder("mine", tmp_path, True) == Path.cwd() / "mine"
@@ -301,6 +304,16 @@ class TestRun:
         monkeypatch.setitem(sys.modules, "google.colab", None)
         assert copies_folder("", tmp_path / "gone", True) is None
         assert "Drive is not connected" in capsys.readouterr().out
+
+    def test_in_colab_a_given_folder_outside_of_drive_is_told_and_used(self, tmp_path, monkeypatch, capsys):
+        my_drive = tmp_path / "drive" / "MyDrive"
+        my_drive.mkdir(parents=True)
+        monkeypatch.setitem(sys.modules, "google.colab", None)
+        assert copies_folder(str(my_drive / "mine"), my_drive, True) == my_drive / "mine"
+        assert capsys.readouterr().out == ""
+        assert copies_folder("mine", my_drive, True) == Path.cwd() / "mine"
+        (line,) = capsys.readouterr().out.splitlines()
+        assert line.startswith(f"\033[31mDIR_WEIGHTS is {Path.cwd()}/mine, which Colab deletes")
 
     @pytest.mark.parametrize("use_drive", [True, False])
     def test_a_given_folder_in_a_drive_that_is_not_mounted_is_told_and_not_made(self, tmp_path, capsys, use_drive):

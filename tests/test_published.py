@@ -158,7 +158,8 @@ class TestDownload:
     def test_quota_and_permission_are_one_line_with_the_remedy(self, drive, download, page, reason):
         drive(page)
         link = "https://drive.google.com/file/d/an-id"
-        refused(download, rf"{link} is refused \({reason}.*\); make a copy in your Drive and give its path")
+        remedy = "make a copy in your Drive and give its path, in a notebook as PATH_WEIGHTS"
+        refused(download, rf"{link} is refused \({reason}.*\); {remedy}")
 
     @pytest.mark.parametrize(
         "failure",

@@ -271,6 +271,32 @@ class TestReport:
         assert seen[-1] == 50
         assert len({later - earlier for earlier, later in pairwise(seen[:-1])}) == 1
 
+    @pytest.mark.parametrize(("takes", "apart"), [(10, 30), (30, 60)])
+    def test_come_from_start_to_start_unless_that_leaves_less_than_half_of_the_time_to_training(
+        self, tiny, data, clock, tmp_path, monkeypatch, takes, apart
+    ):
+        starts = []
+
+        def show(module, **_):
+            for _ in range(takes):
+                training.time.monotonic()
+
+        begin = training.time.monotonic()
+        monkeypatch.setattr("diffit_lib.tasks.train.show", show)
+        told = {"progress": False, "after_save": lambda: starts.append(training.time.monotonic())}
+        train(tiny.override(max_steps=80, report_minutes=0.5), tmp_path, data, **told)
+        assert starts[0] - begin < 20  # the first picture comes early
+        assert all(apart <= later - earlier < apart + 6 for earlier, later in pairwise(starts[:-1]))
+        assert len(starts) > 3
+
+    def test_checkpoint_can_be_copied_before_and_after_it_is_shown(self, tiny, data, tmp_path, monkeypatch):
+        order = []
+        monkeypatch.setattr("diffit_lib.tasks.train.show", lambda module, **_: order.append("shown"))
+        hooks = {"after_save": lambda: order.append((tmp_path / "last.ckpt").is_file())}
+        hooks["after_report"] = lambda: order.append("reported")
+        train(tiny, tmp_path, data, progress=False, **hooks)
+        assert order == [True, "shown", "reported"]
+
     def test_keeps_the_checkpoint_when_showing_fails(self, tiny, data, tmp_path, monkeypatch):
         def fail(module, **_):
             raise RuntimeError("no display")

@@ -26,12 +26,13 @@ def train(
     data: Split | None = None,
     *,
     progress: bool = True,
+    after_save: Callable[[], None] = lambda: None,
     after_report: Callable[[], None] = lambda: None,
 ) -> Path:
     """Train `recipe` in the folder `run` and return the path of its weights.
 
-    Where the folder holds a checkpoint of this recipe, training goes on from it, to the bit on a CPU. `after_report` is
-    called whenever a checkpoint and all that belongs to it lie in the folder.
+    Where the folder holds a checkpoint of this recipe, training goes on from it, to the bit on a CPU. `after_save` is
+    called whenever a new checkpoint lies in the folder, `after_report` once all that belongs to it does.
     """
     run = Path(run)
     codec, vae = load_codec(recipe.vae)
@@ -47,6 +48,7 @@ def train(
     watch = Watch(data.train, best_device())
 
     def tell(module: DiffusionModule) -> None:
+        after_save()
         show(module, run=run, recipe=recipe, vae=vae, test=states.test, watch=watch)
         after_report()
 

@@ -32,13 +32,14 @@ def train_vae(
     data: Split | None = None,
     *,
     progress: bool = True,
+    after_save: Callable[[], None] = lambda: None,
     after_report: Callable[[], None] = lambda: None,
 ) -> Path:
     """Train `recipe` in the folder `run` and return the path of the autoencoder's weights.
 
-    Where the folder holds a checkpoint of this recipe, training goes on from it, to the bit on a CPU. `after_report` is
-    called whenever a checkpoint and all that belongs to it lie in the folder. Where LPIPS cannot be had at the start,
-    that is said, and the run does without it for good.
+    Where the folder holds a checkpoint of this recipe, training goes on from it, to the bit on a CPU. `after_save` is
+    called whenever a new checkpoint lies in the folder, `after_report` once all that belongs to it does. Where LPIPS
+    cannot be had at the start, that is said, and the run does without it for good.
     """
     run, data = Path(run), data or recipe_data(recipe)
     recipe = start(recipe, run, lambda recipe, before: resolve_vae(recipe, before, data.train))
@@ -47,6 +48,7 @@ def train_vae(
     module = AutoencoderModule(network, recipe, data.train, perceptual)
 
     def tell(module: AutoencoderModule) -> None:
+        after_save()
         show(module, run=run, recipe=recipe, data=data)
         after_report()
 
