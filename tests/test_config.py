@@ -227,7 +227,7 @@ class TestRecipe:
         recipe = preset(name)
         alike = {
             ("image", "edm"): ("ffhq64", "mnist"),
-            ("transformer", "edm"): ("latent-imagenette128", "mnist-dit"),
+            ("transformer", "edm"): ("latent-digits", "mnist-dit"),
             ("transformer", "vp"): ("dit-xl-2", "diffit-s-2"),
         }[recipe.network.kind, recipe.denoiser.kind]
         other = preset(alike[name == alike[0]])
