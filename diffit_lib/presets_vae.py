@@ -23,7 +23,7 @@ VAE_PRESETS: dict[str, VAERecipe] = {
         loss=VAELoss(kl_weight=3e-3, perceptual_weight=0.0, disc_weight=0.0),
         training=Training(
             images=20_000,
-            minutes=0.9,
+            minutes=3.0,
             batch_size=32,
             lr=2e-3,
             lr_decay=0.5,
