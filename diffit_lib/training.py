@@ -193,8 +193,8 @@ class Report(pl.Callback):
         start = time.monotonic()
         if any_rank(trainer, start >= self.next):
             self.report(trainer, module)
-            now = time.monotonic()  # a report that is slow for its interval leaves training half of the time
-            self.next = max(start + 60 * module.options.report_minutes, now + (now - start))
+            interval = 60 * module.options.report_minutes  # a slow report leaves half of it to training
+            self.next = max(start + interval, time.monotonic() + interval / 2)
 
     def on_train_end(self, trainer: pl.Trainer, module: RunModule) -> None:
         """The last report closes the run."""
