@@ -6,6 +6,7 @@ training set, and a card. Its tensors' names are diffusers'.
 
 import json
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from diffit_lib.codec import PIXELS, Codec, Latents
 from diffit_lib.errors import DiffitError, check, check_types
 from diffit_lib.files import READY_MADE
 from diffit_lib.models.vae import KLAutoencoder
+from diffit_lib.pictures import say
 from diffit_lib.published import from_hub
 from diffit_lib.recipe import VAERecipe
 from diffit_lib.tensor_files import load_tensors, read_card, read_tensors, write_tensors
@@ -85,6 +87,7 @@ def load_vae(path_or_name: str | Path, *, file: str | Path | None = None) -> tup
     """
     if str(path_or_name) in STABLE_DIFFUSION:
         return load_stable_diffusion(str(path_or_name), file)
+    check(file is None, f"file is {str(file)!r}, which goes with {' and '.join(STABLE_DIFFUSION)}; give its path first")
     path = Path(path_or_name)
     if not path.is_file():
         path = READY_MADE / f"{path_or_name}.safetensors"
@@ -103,12 +106,19 @@ def load_codec(vae: str) -> tuple[Codec, VAECard | None]:
 
 def load_stable_diffusion(name: str, file: str | Path | None = None) -> tuple[Latents, VAECard]:
     """Stable Diffusion's autoencoder at the scale it was published with, from a file or from the hub."""
-    remedy = f"download {SD_FILE} from https://huggingface.co/{name} and give it as file="
+    remedy = f"download {SD_FILE} from https://huggingface.co/{name} and give it: load_vae(file=...) or load(vae=...)"
     path = Path(file) if file is not None else from_hub(name, SD_FILE, remedy)
     check(path.is_file(), f"there is no file {path}; give that of {name}, {SD_FILE}")
     _, tensors = read_tensors(path, None, "")
+    tell_licence(name)
     card = stable_diffusion_card(name)
     return build_latents(card, {present_name(key): tensor for key, tensor in tensors.items()}, str(path)), card
+
+
+@cache
+def tell_licence(name: str) -> None:
+    """Say under which licence it was published; a second time nothing is said."""
+    say(f"{name}: autoencoder by Stability AI, licence MIT")
 
 
 def stable_diffusion_card(name: str) -> VAECard:

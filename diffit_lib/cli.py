@@ -116,7 +116,9 @@ def run_encode(vae: str, data: str | None = None, out: str | None = None) -> Non
     """
     from diffit_lib.tasks.encode import encode
 
-    print(encode(vae, data, out))
+    folder = encode(vae, data, out)
+    size = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+    print(f"latents: {folder}, {size / 1e6:,.1f} MB")
 
 
 def run_info(name: str) -> None:

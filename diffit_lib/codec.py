@@ -69,6 +69,7 @@ class Latents:
     def __init__(self, network: nn.Module, mean: Tensor, std: Tensor):
         self.network: Any = network.eval().requires_grad_(False)
         self.mean, self.std = mean.view(-1, 1, 1), std.view(-1, 1, 1)
+        self.fits = 64  # images that go through the network at once; fewer once that exceeded the device's memory
         self.checksum = digest({**network.state_dict(), "mean": mean, "std": std})
 
     @torch.no_grad()
@@ -76,7 +77,7 @@ class Latents:
         """uint8 (B, C, H, W) -> float32 (B, 2z, h, w): mean and log-variance of their latents."""
         images = images.to(self.mean.device)
         with torch.autocast(images.device.type, enabled=False):
-            return in_slices(lambda part: self.network.encode(to_float(part)), images, 64)
+            return self.in_slices(lambda part: self.network.encode(to_float(part)), images, on_cpu=8)
 
     def clean(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         """uint8 images, or their moments -> normalised latents (B, z, h, w), float32."""
@@ -94,7 +95,22 @@ class Latents:
         """
         latents = x.to(self.mean.device).float() * self.std + self.mean
         with torch.autocast(latents.device.type, enabled=False):
-            return in_slices(self.network.decode, latents, 1 if latents.device.type == "cpu" else 64)
+            return self.in_slices(self.network.decode, latents, on_cpu=1)
+
+    def in_slices(self, function: Callable[[Tensor], Tensor], batch: Tensor, on_cpu: int) -> Tensor:
+        """`function` of a batch, slice by slice; where one exceeds the device's memory, ever smaller ones."""
+        done: list[Tensor] = []
+        while (first := sum(map(len, done))) < len(batch):
+            size = min(self.fits, on_cpu if batch.device.type == "cpu" else len(batch))
+            try:
+                done.append(function(batch[first : first + size]))
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise DiffitError("one image alone exceeds the device's memory; take smaller ones") from None
+                self.fits = size // 2
+                torch.cuda.empty_cache()
+                say(f"the autoencoder runs on {self.fits} images at once, which is what fits the device's memory")
+        return torch.cat(done)
 
     def to(self, device: torch.device) -> Self:
         """The same, on this device."""
@@ -135,18 +151,3 @@ class Deferred:
         if "codec" in vars(self):
             self.codec.to(device)
         return self
-
-
-def in_slices(function: Callable[[Tensor], Tensor], batch: Tensor, size: int) -> Tensor:
-    """`function` of a batch, at most `size` rows at once; where these exceed the device's memory, ever fewer."""
-    done: list[Tensor] = []
-    while (first := sum(map(len, done))) < len(batch):
-        try:
-            done.append(function(batch[first : first + size]))
-        except torch.OutOfMemoryError:
-            if size == 1:
-                raise DiffitError("one image alone exceeds the device's memory; take smaller images, or cpu") from None
-            size = min(size, len(batch)) // 2
-            torch.cuda.empty_cache()
-            say(f"the autoencoder runs on {size} images at once, which is what fits the device's memory")
-    return torch.cat(done)

@@ -112,6 +112,8 @@ def load_data(
     A part larger than `memory_gb`, half of the machine's memory unless given, is not held in memory: whoever reads an
     image, as training's workers do, decodes it.
     """
+    if source == "":
+        raise DiffitError("no data are named; give a data set by name, or the path of a folder or zip")
     if crop not in CROPS:
         raise DiffitError(f"unknown crop {crop!r}; the crops are {', '.join(CROPS)}")
     if in_channels not in (None, 1, 3):

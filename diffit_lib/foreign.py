@@ -3,6 +3,7 @@
 Their files hold tensors and nothing else: network, sampling settings, class names and licence are kept here.
 """
 
+from argparse import Namespace
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -127,9 +128,13 @@ def is_pickle(path: Path) -> bool:
 
 
 def unpickle(path: Path) -> dict[str, Tensor]:
-    """The tensors of a torch file, flat or under "ema", float32; whatever is no tensor is refused, and not run."""
+    """The tensors of a torch file, flat or under "ema", float32; whatever is no tensor is refused, and not run.
+
+    A training checkpoint also holds its options, which are left alone: argparse's plain container of values.
+    """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
+        with torch.serialization.safe_globals([Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
         tensors = content.get("ema", content)
         return {name: tensor.to(torch.float32) for name, tensor in tensors.items()}
     except Exception as error:  # torch, pickle and zipfile have none in common

@@ -76,10 +76,16 @@ class Pipeline:
             raise DiffitError(f"nothing to draw: {len(seeds)} seeds, batch_size={batch_size}; give 1 or more of each")
         labels = per_seed(labels, len(seeds))
         self.class_label(seeds, labels)  # a mistake in the last label is told before the first image is drawn
+        _ = self.codec.checksum  # and so is an autoencoder that cannot be had
         for first in range(0, len(seeds), size):
             part = slice(first, first + size)
-            for state in self.stream(seeds[part], labels and labels[part], pad_to=size, **settings):
-                last = state
+            try:
+                for state in self.stream(seeds[part], labels and labels[part], pad_to=size, **settings):
+                    last = state
+            except torch.OutOfMemoryError:
+                raise DiffitError(
+                    f"{size} images at once exceed the memory of {self.device}; give batch_size={max(1, size // 2)}"
+                ) from None
             yield self.codec.decode(last.x)
 
     def stream(
@@ -174,16 +180,18 @@ def load(
     *,
     ema: bool = True,
     file: str | Path | None = None,
+    vae: str | Path | None = None,
     device: str | torch.device | None = None,
     precision: str = "auto",
 ) -> Pipeline:
     """A pipeline from a weights file, or from ready-made weights by name: ours, or those of `foreign.FOREIGN`.
 
     `ema=False` takes the raw tensors instead of the averaged ones; `file` holds the tensors of weights that others
-    published; `precision` is "auto" (the device's best), "32-true", "bf16-mixed" or "16-mixed".
+    published, `vae` those of their autoencoder; `precision` is "auto" (the device's best),
+    "32-true", "bf16-mixed" or "16-mixed".
     """
     denoiser, card = load_weights(path_or_name, ema=ema, file=file)
-    codec = load_own_codec(path_or_name, card)
+    codec = load_own_codec(path_or_name, card, vae)
     return Pipeline(denoiser, card, codec, device=find_device(device), precision=precision)
 
 

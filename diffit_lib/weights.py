@@ -158,12 +158,17 @@ def warm_start(denoiser: Preconditioned, path_or_name: str | Path, *, file: str 
     load_tensors(denoiser, tensors, str(path_or_name))
 
 
-def load_own_codec(path_or_name: str | Path, card: Card) -> Codec:
-    """What makes pictures of what these weights draw: an autoencoder from their own file, or a published one."""
+def load_own_codec(path_or_name: str | Path, card: Card, file: str | Path | None = None) -> Codec:
+    """What makes pictures of what these weights draw: an autoencoder from their own file, or a published one.
+
+    `file` holds the published one's tensors; without it they come from the hub.
+    """
+    published = card.vae is not None and card.recipe.vae in STABLE_DIFFUSION
+    check(file is None or published, f"vae is {str(file)!r}, but {path_or_name} has its own; leave it out")
     if card.vae is None:
         return PIXELS
-    if card.recipe.vae in STABLE_DIFFUSION:
-        return Deferred(lambda: load_vae(card.recipe.vae)[0])
+    if published:
+        return Deferred(lambda: load_vae(card.recipe.vae, file=file)[0])
     path = find_weights(path_or_name)
     _, tensors = read_tensors(path, FORMAT, "give a weights file that `diffit train` wrote", "vae.")
     if tensors:
@@ -205,6 +210,7 @@ def find_weights(path_or_name: str | Path) -> Path:
         return published_weights(str(path_or_name))
     if str(path_or_name) in FOREIGN:
         return find_foreign(FOREIGN[str(path_or_name)])
-    uploaded = {name for name, (drive_id, _) in PUBLISHED.items() if drive_id}
-    names = ", ".join([*sorted({file.stem for file in READY_MADE.glob("*.safetensors")} | uploaded), *FOREIGN])
+    ours = {file.stem for file in READY_MADE.glob("*.safetensors") if not file.stem.startswith("vae-")}
+    ours |= {name for name, (drive_id, _) in PUBLISHED.items() if drive_id}
+    names = ", ".join([*sorted(ours), *FOREIGN])
     raise DiffitError(f"no weights file {str(path_or_name)!r}; give a path, or one of the ready-made ones: {names}")

@@ -8,13 +8,16 @@ from safetensors import safe_open
 
 from diffit_lib import load
 from diffit_lib.autoencoders import VAECard, load_vae, save_vae
+from diffit_lib.codec import Deferred
 from diffit_lib.data import load_data
 from diffit_lib.errors import DiffitError
 from diffit_lib.models.vae import KLAutoencoder
 from diffit_lib.networks import Autoencoder
+from diffit_lib.pipeline import Pipeline
 from diffit_lib.recipe import Recipe, VAERecipe
 from diffit_lib.tasks.encode import encode
 from diffit_lib.tasks.evaluate import evaluate
+from diffit_lib.tasks.measure_vae import legibility
 from diffit_lib.tasks.train import train
 from diffit_lib.weights import load_weights
 
@@ -95,10 +98,14 @@ def test_a_resumed_run_is_bit_equal(recipe, trained, digits, tmp_path):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_latents_alone_are_enough_to_train_on(recipe, trained, vae, tmp_path):
+def test_latents_alone_are_enough_to_train_on(recipe, vae, digits, tmp_path):
     folder = encode(vae, out=tmp_path / "latents")
     alone = train(recipe.override(data=str(folder)), tmp_path / "alone", progress=False)
-    one, other = (load_weights(path, ema=False)[0].state_dict() for path in (trained, alone))
+    with pytest.raises(DiffitError, match="trained on latents alone"):
+        evaluate(alone, images=20)
+    assert evaluate(alone, digits, images=20)["stamp"]["drawn"] == 20
+    straight = train(recipe, tmp_path / "straight", digits, progress=False)
+    one, other = (load_weights(path, ema=False)[0].state_dict() for path in (straight, alone))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
@@ -135,6 +142,33 @@ def test_numbers_are_of_pictures(trained, digits):
     numbers = evaluate(trained, digits, images=20)
     assert 0 <= numbers["class_accuracy"] <= 1
     assert numbers["stamp"]["decoder"] == f"small {load(trained).codec.checksum}"
+
+
+def test_an_autoencoder_that_cannot_be_had_is_told_before_anything_is_drawn(trained):
+    def absent():
+        raise DiffitError("no autoencoder here")
+
+    pipe = load(trained)
+    pipe = Pipeline(pipe.denoiser, pipe.card, Deferred(absent))
+    pipe.denoiser.forward = lambda *_: pytest.fail("drawn")
+    with pytest.raises(DiffitError, match="no autoencoder here"):
+        pipe([0])
+
+
+def test_too_many_images_at_once_are_told_with_a_number_that_may_fit(trained, monkeypatch):
+    def greedy(*_, **__):
+        raise torch.OutOfMemoryError
+
+    pipe = load(trained)
+    monkeypatch.setattr(pipe, "stream", greedy)
+    with pytest.raises(DiffitError, match="8 images at once exceed the memory of cpu; give batch_size=4"):
+        pipe(range(20), batch_size=8)
+
+
+def test_the_ready_made_autoencoder_keeps_digits_legible(digits):
+    before, after = legibility(load_vae("vae-digits")[0], digits)
+    assert before >= 0.98
+    assert after >= 0.95
 
 
 def test_the_file_holds_one_card(trained):

@@ -440,5 +440,5 @@ def test_too_large_a_batch_is_told_with_one_that_fits(accumulate, advice, tiny, 
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(DiffusionModule, "training_step", greedy)
-    with pytest.raises(DiffitError, match=f"batch_size 8 in {accumulate} parts exceeds .* give accumulate={advice},"):
+    with pytest.raises(DiffitError, match=f"batch_size 8 in {accumulate} parts exceeds .* accumulate={advice}$"):
         train(tiny.override(batch_size=8, accumulate=accumulate), tmp_path, data, progress=False)

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import torch
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
@@ -22,7 +23,7 @@ def encode(vae: str | Path, data: str | Path | Dataset | Split | None = None, ou
     Started again, it goes on where it stopped. As one of several processes (torchrun) it writes its share of the files.
     """
     codec, card = load_vae(vae)
-    codec.to(best_device())
+    codec.to(own_device())
     if not isinstance(data, tuple):
         data = recipe_data(card.recipe, data)
     out = Path(out) if out is not None else latents_folder(codec, data.train)
@@ -55,9 +56,15 @@ def load_states(recipe: Recipe, codec: Codec, vae: VAECard | None) -> Split:
 
 def to_states(recipe: Recipe, codec: Codec, data: Split) -> Split:
     """What training reads at every step: images, or their cached latents."""
-    if isinstance(codec, Latents) and recipe.cache_latents:
+    if isinstance(codec, Latents) and recipe.cache_latents and not isinstance(data.train, CachedLatents):
         return cached_latents(codec, data, mirrored=recipe.training.flip)
     return data
+
+
+def own_device() -> torch.device:
+    """The best device here; of several GPUs, that of this process."""
+    device = best_device()
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if device.type == "cuda" else device
 
 
 def latents_folder(codec: Latents, images: Images) -> Path:

@@ -11,6 +11,7 @@ from torch import Tensor
 from diffit_lib.data import Images, Split, recipe_data
 from diffit_lib.errors import check
 from diffit_lib.extractors import cached, load_inception, train_classifier
+from diffit_lib.latents import is_latents
 from diffit_lib.metrics import Extractor, Reference, measure_inception, measure_small, reference_statistics
 from diffit_lib.pipeline import Labels, Pipeline, load
 from diffit_lib.stamp import Stamp
@@ -49,6 +50,10 @@ def evaluate(
     )
     pipe = load(weights)
     card = pipe.card
+    check(
+        data is not None or not is_latents(Path(card.recipe.data) / "train"),
+        f"{weights} was trained on latents alone, {card.recipe.data}; give the images they are of as --data",
+    )
     if not isinstance(data, tuple):
         data = recipe_data(card.recipe, data, card.image_shape)
     check_fits(card, data.train, str(weights))

@@ -9,20 +9,40 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffit_lib.files import READY_MADE
 from diffit_lib.models import build_network
+from diffit_lib.models.vae import KLAutoencoder
 from diffit_lib.networks import ImageNetwork, Transformer
 from diffit_lib.presets import PRESETS
-from diffit_lib.recipe import Recipe
+from diffit_lib.presets_vae import VAE_PRESETS
+from diffit_lib.recipe import Recipe, VAERecipe
 from diffit_lib.weights import few, find_weights, load_weights
 
 
 def info(name: str | Path) -> str:
     """A few lines on a preset and the ready-made weights of its name, or on a weights file."""
+    if str(name) in VAE_PRESETS and not Path(name).is_file():
+        return describe_vae(VAE_PRESETS[str(name)])
     if str(name) not in PRESETS or Path(name).is_file():
         return describe_weights(name)
     lines = [f"preset {describe(PRESETS[str(name)])}"]
     if (READY_MADE / f"{name}.safetensors").is_file():
         lines.append(describe_weights(name))
     return "\n".join(lines)
+
+
+def describe_vae(recipe: VAERecipe) -> str:
+    """An autoencoder's preset: what goes in, what its latents are, how large it is."""
+    network, training = recipe.network, recipe.training
+    with torch.device("meta"):
+        count = parameters(KLAutoencoder(network))
+    shapes = (network.shape, network.latent_shape)
+    sizes = [f"{height}x{width}x{channels}" for channels, height, width in shapes]
+    return "\n".join(
+        [
+            f"{recipe.name}: KL autoencoder for {recipe.data}, {count:,} parameters",
+            f"  {sizes[0]} pixels to {sizes[1]} latents, channels {', '.join(map(str, network.channels))}",
+            f"  training: {training.total_images:,} images in batches of {training.batch_size}, lr {training.lr:g}",
+        ]
+    )
 
 
 def describe_weights(name: str | Path) -> str:

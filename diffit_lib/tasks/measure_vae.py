@@ -14,6 +14,7 @@ from diffit_lib.data import Split
 from diffit_lib.extractors import inception_path, load_inception, train_classifier
 from diffit_lib.metrics import class_accuracy, frechet_distance
 from diffit_lib.perceptual import SMALLEST, load_perceptual, vgg_path
+from diffit_lib.pictures import say
 from diffit_lib.tasks.evaluate import HELD
 from diffit_lib.tensors import best_device, to_float, to_uint8
 
@@ -50,6 +51,9 @@ def measure_vae(codec: Codec, images: Tensor, *, vgg: str | Path | None = None, 
     if rfid and len(images) > 1 and inception_path().is_file():
         inception = load_inception().to(device)
         numbers["rfid"] = frechet_distance(inception.features(again), inception.features(images))
+        say(f"rFID over {len(images):,} images (Inception {inception.checksum}): compare it at the same number only")
+    elif rfid and images.shape[1] == 3:
+        say(f"rFID is left out, since there are no Inception weights at {inception_path()}")
     return numbers
 
 

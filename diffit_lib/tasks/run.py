@@ -73,7 +73,7 @@ def fit(module: RunModule, run: Path, tell: Callable[[Any], None], *, progress: 
             parts = next((n for n in more if options.batch_size % n == 0), options.batch_size)
             raise DiffitError(
                 f"batch_size {options.batch_size} in {options.accumulate} parts exceeds the memory of {module.device}; "
-                f"give accumulate={parts}, or checkpointing=True"
+                f"train into another folder with accumulate={parts}"
             ) from None
 
 
@@ -115,7 +115,8 @@ def resumed(recipe: R, run: Path, settle: Callable[[R, R | None], R]) -> R:
 def shaping(recipe: AnyRecipe) -> dict[str, Any]:
     """The fields that decide what a run becomes, and so may not change when it goes on."""
     parts = recipe.to_dict()
-    return {
+    start = {name: parts[name] for name in ("init_weights",) if parts.get(name)}
+    return start | {
         part if name == "kind" else name: value
         for part in recipe.PARTS
         for name, value in parts[part].items()

@@ -106,7 +106,7 @@ def show(module: AutoencoderModule, run: Path, recipe: VAERecipe, data: Split) -
         numbers=numbers,
     )
     save_vae(run / "weights.safetensors", card, module.average)
-    shown = held[torch.arange(min(GRID, count)) * count // GRID]  # spread as evenly, so of all classes
+    shown = held[torch.arange(min(GRID, count)) * count // min(GRID, count)]  # spread as evenly, so of all classes
     write_png(run / f"samples/{module.images_seen:09d}.png", comparison(shown, reconstructions(codec, shown)))
     row = {
         "images": module.images_seen,
