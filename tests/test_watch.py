@@ -73,6 +73,13 @@ def test_data_without_classes_are_watched_by_inception_where_it_is_at_hand(monke
     assert "there is one image only" in capsys.readouterr().err
 
 
+def test_large_images_are_not_for_the_classifier(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(watch, "inception_path", lambda: tmp_path / "inception.pth")
+    two = Images("photos/train", torch.zeros(4, 3, 128, 128, dtype=torch.uint8), torch.arange(4) % 2, ("a", "b"))
+    assert Watch(two, CPU).kind == ""
+    assert "photos/train is of large images; no Frechet distance" in capsys.readouterr().err
+
+
 def test_run_keeps_its_best_weights_apart_from_its_last(tiny, data, tmp_path, monkeypatch):
     distances, averages = iter([5.0, 4.0, 4.5]), []
     monkeypatch.setattr(watch, "SHARE", 1e9)

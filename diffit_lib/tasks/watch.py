@@ -17,14 +17,15 @@ from diffit_lib.pipeline import Pipeline
 from diffit_lib.tasks.evaluate import HELD, cached_reference, in_turn, to_tensor
 
 WATCHED = 128  # images drawn, always of the same seeds: more than the classifier has features
+SMALL = 64  # pixels a side, up to which the classifier is asked
 SHARE = 0.05  # of the training time, at most, for drawing and measuring them
 
 
 class Watch:
     """Distance of the averaged weights' samples to the train part, in the features of one extractor.
 
-    The classifier where the data have classes, else Inception where its weights are at hand, else nothing. Training
-    the classifier and the reference's statistics are made once per data set, cached, and not counted in the share.
+    The classifier where the data have classes and few pixels (on large images a CPU would train it for longer than the
+    network), else Inception where its weights are at hand, else nothing. Training the classifier and the reference's statistics are made once per data set, cached, and not counted in the share.
     """
 
     def __init__(self, train: Images, device: torch.device):
@@ -33,13 +34,15 @@ class Watch:
             say(f"{train.name} is latents alone; no Frechet distance is taken in training, for want of the images")
             self.kind = self.column = ""
             return
-        self.kind = "classifier" if len(train.class_names) > 1 else "inception"
+        small = max(train.images.shape[2:]) <= SMALL
+        self.kind = "classifier" if len(train.class_names) > 1 and small else "inception"
         self.column = "fid" if self.kind == "inception" else "frechet"
         if self.kind == "inception":
             try:
                 self.extractor = self.inception()
             except DiffitError as error:
-                say(f"{train.name} has no classes; no Frechet distance is taken in training, since {error}")
+                why = "has no classes" if small else "is of large images"
+                say(f"{train.name} {why}; no Frechet distance is taken in training, since {error}")
                 self.kind = ""
 
     def inception(self) -> Extractor:
