@@ -25,7 +25,8 @@ class Watch:
     """Distance of the averaged weights' samples to the train part, in the features of one extractor.
 
     The classifier where the data have classes and few pixels (on large images a CPU would train it for longer than the
-    network), else Inception where its weights are at hand, else nothing. Training the classifier and the reference's statistics are made once per data set, cached, and not counted in the share.
+    network), else Inception where its weights are at hand, else nothing. Training the classifier and the reference's
+    statistics are made once per data set, cached, and not counted in the share.
     """
 
     def __init__(self, train: Images, device: torch.device):
