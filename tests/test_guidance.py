@@ -49,6 +49,14 @@ class TestGuidance:
         torch.testing.assert_close(guided[:, :1], (3 * conditional - 2 * unconditional)[:, :1])
         assert torch.equal(guided[:, 1:], conditional[:, 1:])
 
+    def test_a_learned_variance_is_the_conditional_halfs(self, images):
+        class Learned(Labelled):
+            def with_variance(self, x, sigma, class_label=None):
+                return self(x, sigma, class_label), class_label.view(-1, 1, 1, 1).expand_as(x)
+
+        _, v = Guided(Learned(), 3.0, self.no_class).with_variance(images, SIGMAS, self.classes)
+        assert torch.equal(v, self.classes.view(-1, 1, 1, 1).expand_as(images))
+
     def test_schedule_sets_each_images_scale(self, images):
         conditional, unconditional = self.halves(images)
         guided = Guided(Labelled(), lambda sigma, t: sigma, self.no_class)(images, SIGMAS, self.classes)
