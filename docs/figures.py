@@ -8,10 +8,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Rectangle
 
-from diffit_lib.plots import write_figure
+from diffit_lib.plots import compare_runs, write_figure
 from diffit_lib.presets import preset
+from diffit_lib.training import read_rows
 
 IMAGES = Path(__file__).resolve().parent.parent / "images"
+RESULTS = Path(__file__).resolve().parent / "results"  # metrics.csv of runs that the README tells of
 SPACE, TIME, PLAIN, INK = "#4c78a8", "#e07b39", "#f1efe9", "#2b2b2b"  # spatial tokens, the time token, operations
 SOFT = {SPACE: "#dbe6f2", TIME: "#fbe5d6", PLAIN: PLAIN}
 
@@ -249,6 +251,12 @@ def latent_diffit() -> Figure:
     return figure
 
 
+def diffit_and_dit() -> Figure:
+    """Training curves of both blocks on the latents of Imagenette, as the README tells of them."""
+    runs = {"DiffiT": RESULTS / "latent-diffit.csv", "DiT": RESULTS / "latent-dit.csv"}
+    return compare_runs({name: read_rows(path) for name, path in runs.items()})
+
+
 if __name__ == "__main__":
-    for draw in (diffit_block, tmsa, resblock, u_shape, latent, latent_diffit):
+    for draw in (diffit_block, tmsa, resblock, u_shape, latent, latent_diffit, diffit_and_dit):
         write_figure(IMAGES / f"{draw.__name__}.png", draw())
