@@ -2,6 +2,7 @@
 
 import math
 import resource
+from argparse import Namespace
 from dataclasses import replace
 
 import pytest
@@ -123,7 +124,14 @@ class TestFiles:
         tensors, file = small(name, indices)
         check_answers(load_weights(name, file=file)[0], tensors, heads=2, side=8)
 
-    @pytest.mark.parametrize("under", [lambda tensors: tensors, lambda tensors: {"ema": tensors, "model": {}}])
+    @pytest.mark.parametrize(
+        "under",
+        [
+            lambda tensors: tensors,
+            lambda tensors: {"ema": tensors, "model": {}},
+            lambda tensors: {"ema": tensors, "args": Namespace(model="DiT-XL/2")},
+        ],
+    )
     def test_metas_torch_file_is_flat_or_a_checkpoint(self, small, under):
         tensors, file = small(META, save=lambda tensors, path: torch.save(under(tensors), path), file="small.pt")
         check_answers(load_weights(META, file=file)[0], tensors, heads=2, side=8)
