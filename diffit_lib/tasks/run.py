@@ -115,8 +115,7 @@ def resumed(recipe: R, run: Path, settle: Callable[[R, R | None], R]) -> R:
 def shaping(recipe: AnyRecipe) -> dict[str, Any]:
     """The fields that decide what a run becomes, and so may not change when it goes on."""
     parts = recipe.to_dict()
-    start = {name: parts[name] for name in ("init_weights",) if parts.get(name)}
-    return start | {
+    return {
         part if name == "kind" else name: value
         for part in recipe.PARTS
         for name, value in parts[part].items()
