@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from diffit_lib import presets
-from diffit_lib.cli import main, parse_seeds, parser, with_underscores
+from diffit_lib.cli import main, parser, with_underscores
 from diffit_lib.errors import DiffitError
+from diffit_lib.options import parse_seeds
 from diffit_lib.recipe import Recipe
 from diffit_lib.tasks.train import train
 from diffit_lib.weights import load_weights

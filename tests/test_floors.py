@@ -12,7 +12,7 @@ FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path i
 FLOORS = (
     "errors",
     "config networks stamp tensors files folders pictures crops colab",
-    "blocks noise bound recipe augment sources decoding published backup tensor_files",
+    "blocks noise bound processes recipe augment sources decoding published backup tensor_files",
     "models presets presets_vae perceptual denoiser samplers data extractors metrics codec",
     "autoencoders foreign",
     "guidance weights plots latents",
@@ -20,11 +20,17 @@ FLOORS = (
     "training",
     "training_diffusion training_vae",
     "tasks",
-    "explorer cli notebook",
+    "explorer notebook options",
+    "commands",
+    "cli",
     "__main__",  # python -m diffit_lib
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
-SHARED = ("models", "tasks")  # rooms of several files, which may import one another (demo trains, samples, evaluates)
+SHARED = (
+    "models",
+    "tasks",
+    "commands",
+)  # rooms of several files, which may import one another (demo trains, samples, evaluates)
 MODULES = [name for name in FILES if name != "diffit_lib.__init__"]
 UNKNOWN = len(FLOORS)
 

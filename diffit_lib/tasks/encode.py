@@ -1,9 +1,7 @@
 """`encode`: a data set's latents, written once; training reads them instead of encoding its images at every step."""
 
-import os
 from pathlib import Path
 
-import torch
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
@@ -12,8 +10,8 @@ from diffit_lib.codec import Codec, Latents
 from diffit_lib.data import Images, Split, recipe_data
 from diffit_lib.files import cache_folder
 from diffit_lib.latents import CachedLatents, is_latents, open_latents, source_of, write_latents
+from diffit_lib.processes import own_device, place
 from diffit_lib.recipe import Recipe
-from diffit_lib.tensors import best_device
 from diffit_lib.weights import image_shape
 
 
@@ -61,12 +59,6 @@ def to_states(recipe: Recipe, codec: Codec, data: Split) -> Split:
     return data
 
 
-def own_device() -> torch.device:
-    """The best device here; of several GPUs, that of this process."""
-    device = best_device()
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if device.type == "cuda" else device
-
-
 def latents_folder(codec: Latents, images: Images) -> Path:
     """Where the cache keeps the latents of these images."""
     return cache_folder() / "latents" / source_of(codec, images)
@@ -76,7 +68,7 @@ def write(codec: Latents, images: Images, folder: Path, *, mirrored: bool) -> No
     """`write_latents` under a bar; a part that is latents already stays what it is."""
     if isinstance(images, CachedLatents):
         return
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world, _ = place()
     with tqdm(total=len(images), desc=f"encoding {images.name}", unit=" images", leave=False) as bar:
 
         def follow(done: int) -> None:
