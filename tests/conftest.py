@@ -2,6 +2,8 @@
 
 import os
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # as many processes as cores share the tests; set before torch comes
+
 import pytest
 import torch
 from image_files import fill, noise
