@@ -109,6 +109,8 @@ class Backup:
         write_text(self.run / NUMBER, str(number))
         path = min(self.names(), key=lambda path: whole.get(path, -1))
         files = [file for file in self.run.rglob("*") if file.is_file() and ".part" not in file.suffixes]
+        files = [file for file in files if not file.name.startswith("weights-")]  # nothing goes on from older ones
+        files = [file for file in files if not file.name.startswith("weights-")]  # nothing goes on from older ones
         order = ["last.ckpt", NUMBER]
         files.sort(key=lambda file: (order.index(file.name) if file.name in order else -1, file))
         with placing(path) as beside, zipfile.ZipFile(beside, "w") as archive:

@@ -31,6 +31,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "encode": run_encode,
 }
 RECIPES: dict[Callable[..., None], type[AnyRecipe]] = {run_train: Recipe, run_train_vae: VAERecipe}
+BY_HAND: set[str | int] = {"preset", "dry_run"}  # a positional that may be missing, a switch without a value
 
 
 class Parser(ArgumentParser):
@@ -49,7 +50,7 @@ def parser() -> Parser:
         summary = (verb.__doc__ or "").splitlines()[0]
         sub = Parser(description=summary)
         sub.add_argument("--config", action="config", help="YAML file of these options; the command line wins")
-        sub.add_function_arguments(verb, as_positional=True)
+        sub.add_function_arguments(verb, as_positional=True, skip=BY_HAND if verb in RECIPES else set())
         if verb in RECIPES:
             add_recipe_fields(sub, RECIPES[verb])
         if verb in (run_sample, run_evaluate):
@@ -60,7 +61,7 @@ def parser() -> Parser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit status: 0, or 2 for a mistake of the user's."""
-    words = [with_underscores(word) for word in (sys.argv[1:] if arguments is None else arguments)]
+    words = config_first([with_underscores(word) for word in (sys.argv[1:] if arguments is None else arguments)])
     try:
         config = parser().parse_args(words)
         options = config[config.verb].as_dict()
@@ -69,12 +70,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DiffitError as error:
         print(f"diffit: {error}", file=sys.stderr)
         return 2
+    except UnicodeDecodeError as error:
+        print(f"diffit: a file of options is no text ({error.reason}); give a YAML file in UTF-8", file=sys.stderr)
+        return 2
     except BrokenPipeError:  # `diffit info cifar10 | head -1`: whoever reads has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:  # a file where a folder should be, no permission, a full disk
         print(f"diffit: {error.filename or 'the disk'}: {error.strerror}; give another path", file=sys.stderr)
         return 2
     return 0
+
+
+def config_first(words: list[str]) -> list[str]:
+    """--config right behind the verb, for what comes later wins, and that are the words."""
+    for place, word in enumerate(words):
+        if word == "--config" or word.startswith("--config="):
+            size = 2 if word == "--config" else 1
+            moved, rest = words[place : place + size], words[:place] + words[place + size :]
+            return [*rest[:1], *moved, *rest[1:]]
+    return words
 
 
 def with_underscores(word: str) -> str:

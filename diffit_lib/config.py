@@ -82,6 +82,7 @@ class Training:
     memory_gb: float | None = None  # larger data are decoded when used, not held in memory; None: half of the memory
     threads: int | None = None  # of the CPU; None: all. A tiny network is faster on 1, above all when cores are busy
     report_minutes: float = 5.0  # between checkpoints, sample grids and rows of metrics.csv
+    keep: int = 3  # of the weights of every report the newest stay; 0: the last ones of all alone
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -94,6 +95,7 @@ class Training:
         check(0 <= self.label_dropout <= 1, f"label_dropout is {self.label_dropout}; give a share from 0 to 1")
         check(abs(self.seed) < 2**63, f"seed is {self.seed}; give a number of at most 18 digits")
         check(self.workers >= 0, f"workers is {self.workers}; give 0 or more")
+        check(self.keep >= 0, f"keep is {self.keep}; give 0 or more")
         check(
             self.batch_size % self.accumulate == 0,
             f"batch_size {self.batch_size} does not split into accumulate {self.accumulate} parts; give a divisor",

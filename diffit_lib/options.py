@@ -1,24 +1,60 @@
 """Options of the command line: one for every field of a recipe, and the words that stand for numbers."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any, Literal, get_args, get_origin
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from jsonargparse import SUPPRESS, ArgumentParser
 
-from diffit_lib.errors import DiffitError
+from diffit_lib.errors import DiffitError, check
 from diffit_lib.recipe import AnyRecipe
+from diffit_lib.run_folder import OPTIONS, read_options
+
+NETWORKS = {  # words for --network: its kind, and its block where that has two
+    "image": {"network": "image"},
+    "latent": {"network": "transformer", "block": "diffit"},
+    "dit": {"network": "transformer", "block": "dit"},
+}
+OF_THE_IMAGES = ("image_size", "in_channels", "num_classes")  # what another network in a preset's place sees too
+
+R = TypeVar("R", bound=AnyRecipe)
+
+
+def asked_for(presets: Mapping[str, R], name: str | None, run: str | None, options: dict[str, Any]) -> R:
+    """The preset, or without one the recipe that the run folder was begun with, some of its fields changed."""
+    if name is None and run is not None and (Path(run) / OPTIONS).is_file():
+        recipe = read_options(type(next(iter(presets.values()))), Path(run))
+    else:
+        check(name is not None, "no preset is named; the presets are " + ", ".join(presets))
+        check(name in presets, f"unknown preset {name!r}; the presets are {', '.join(presets)}")
+        recipe = presets[str(name)]
+    return recipe.override(**spelled_out(recipe, options))
+
+
+def spelled_out(recipe: AnyRecipe, options: dict[str, Any]) -> dict[str, Any]:
+    """Options as the recipe's fields: another network than the preset's is one for the same images."""
+    wanted = NETWORKS.get(options.get("network", ""), {})
+    options = {**options, **wanted}
+    if options.get("network") == recipe.network.kind:  # it stays as wide and deep as it is
+        del options["network"]
+    elif "network" in options:
+        options = {name: getattr(recipe.network, name) for name in OF_THE_IMAGES} | options
+    return options
 
 
 def add_recipe_fields(sub: ArgumentParser, recipe: type[AnyRecipe]) -> None:
-    """One option for each field of the recipe, absent unless given."""
+    """The preset, a rehearsal, and one option for each field of the recipe, absent unless given."""
+    sub.add_argument("preset", nargs="?", type=str, default=SUPPRESS, help="name; --run of an earlier run needs none")
+    sub.add_argument("--dry_run", nargs="?", const=True, default=False, type=bool, help="say what it takes, no more")
     sub.add_argument("--data", type=str, default=SUPPRESS, help="data set by name, or the path of a folder or zip")
-    taken = {"name", "data", *recipe.PARTS}
+    taken = {"name", "data", *recipe.PARTS, *recipe.NOT_KNOWN}
     for title, kinds in {"images": (recipe,), **recipe.PARTS}.items():
         group = add_fields(sub, f"{title} (the preset's own unless given)", kinds, taken)
         if len(kinds) > 1:
             names = tuple(kind.kind for kind in kinds)
+            names = (*NETWORKS, *names[1:]) if title == "network" else names
             group.add_argument(f"--{title}", type=Literal[names], default=SUPPRESS, help="kind")
 
 
@@ -35,17 +71,17 @@ def add_fields(sub: ArgumentParser, title: str, kinds: Sequence[Any], taken: set
     return group
 
 
-def integers(text: str | tuple[int, ...]) -> tuple[int, ...]:
+def integers(text: str | Sequence[int]) -> tuple[int, ...]:
     """The numbers in "1,2,2" or "[1,2,2]"."""
-    if isinstance(text, tuple):  # jsonargparse shows its own results to the type again
-        return text
+    if not isinstance(text, str):  # a list in YAML; jsonargparse shows its own results to the type again, too
+        return tuple(text)
     return tuple(int(part) for part in text.strip("[]() ").split(",") if part)
 
 
-def booleans(text: str | tuple[bool, ...]) -> tuple[bool, ...]:
+def booleans(text: str | Sequence[bool]) -> tuple[bool, ...]:
     """The choices in "true,true,false"."""
-    if isinstance(text, tuple):
-        return text
+    if not isinstance(text, str):
+        return tuple(text)
     words = [part.strip().lower() for part in text.strip("[]() ").split(",") if part]
     if wrong := set(words) - {"true", "false"}:
         raise ValueError(f"{min(wrong)!r} is neither true nor false")

@@ -1,5 +1,6 @@
 """Pictures that are not opened yet: what names each, its class, and whether it is there to train or to test."""
 
+import logging
 import operator
 import sys
 from collections.abc import Callable, Sequence
@@ -16,9 +17,16 @@ from diffit_lib.errors import DiffitError
 FEWEST_TO_SPLIT, LARGEST_TEST_PART = 50, 10_000
 
 
+LOG = logging.getLogger("diffit")  # what a run's log.txt is made of
+LOG.setLevel(logging.INFO)
+LOG.propagate = False
+LOG.addHandler(logging.NullHandler())
+
+
 def say(line: str) -> None:
     """Tell the user something on standard error, for what tasks print on standard output may go to a program."""
     print(line, file=sys.stderr)
+    LOG.info(line)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ class AnyRecipe:
     training: Any = None
 
     PARTS: ClassVar[dict[str, tuple[Any, ...]]] = {}  # the kinds each part comes in
+    NOT_KNOWN: ClassVar[tuple[str, ...]] = ()  # fields of a part that this kind of recipe has no use for
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -68,6 +69,25 @@ class AnyRecipe:
         """The inverse of `to_dict`, also after a round trip through JSON."""
         own = {name: values[name] for name in cls.own_names() if name in values}
         return cls(**own, **{name: cls.part_from_dict(name, values[name]) for name in cls.PARTS})
+
+    def to_options(self) -> dict[str, Any]:
+        """Every field on one level, plain types only, as a YAML file of options has them; `preset` is the name."""
+        options: dict[str, Any] = {}
+        for name, value in self.to_dict().items():
+            if name in self.PARTS:
+                kind = value.pop("kind", None)
+                value = {name: kind} | value if len(self.PARTS[name]) > 1 else value
+            else:
+                value = {"preset" if name == "name" else name: value}
+            options |= value
+        plain = {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
+        return {key: value for key, value in plain.items() if key not in self.NOT_KNOWN}
+
+    @classmethod
+    def from_options(cls, options: dict[str, Any]) -> Self:
+        """The inverse of `to_options`; a field that is not among them has its own default."""
+        options = dict(options)
+        return cls(name=options.pop("preset"), data=options.pop("data")).override(**options)
 
     @classmethod
     def part_from_dict(cls, name: str, values: dict[str, Any]) -> Any:
@@ -120,10 +140,11 @@ class VAERecipe(AnyRecipe):
     training: Training = field(default_factory=Training)
 
     PARTS = {"network": (Autoencoder,), "loss": (VAELoss,), "training": (Training,)}
+    NOT_KNOWN = ("loss_reduction", "label_dropout", "augment", "checkpointing")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("loss_reduction", "label_dropout", "augment", "checkpointing"):
+        for name in self.NOT_KNOWN:
             value = getattr(self.training, name)
             check(
                 value == getattr(Training, name),

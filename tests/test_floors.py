@@ -13,7 +13,7 @@ FLOORS = (
     "errors",
     "config networks stamp tensors files folders pictures crops colab",
     "blocks noise bound processes recipe augment sources decoding published backup tensor_files",
-    "models presets presets_vae perceptual denoiser samplers data extractors metrics codec",
+    "models run_folder presets presets_vae perceptual denoiser samplers data extractors metrics codec",
     "autoencoders foreign",
     "guidance weights plots latents",
     "pipeline",

@@ -2,17 +2,27 @@
 
 from typing import Any
 
-from diffit_lib.presets_vae import vae_preset
+from diffit_lib.options import asked_for
+from diffit_lib.presets_vae import VAE_PRESETS
 
 
-def run_train_vae(name: str, run: str | None = None, **overrides: Any) -> None:
-    """Train an autoencoder's preset; started again on the same folder, go on where it stopped.
+def run_train_vae(
+    preset: str | None = None, run: str | None = None, name: str | None = None, dry_run: bool = False, **overrides: Any
+) -> None:
+    """Train an autoencoder's preset in a new folder, runs/00003-NAME; --run FOLDER goes on where that one stopped.
 
     Args:
-        name: preset
-        run: run folder, runs/NAME unless given
+        preset: its name
+        run: the very folder
+        name: of a new run, the preset's unless given
+        dry_run: say what it takes
     """
-    recipe = vae_preset(name).override(**overrides)
+    recipe = asked_for(VAE_PRESETS, preset, run, overrides)
+    if dry_run:
+        from diffit_lib.tasks.dry_run import dry_run_vae
+
+        print(dry_run_vae(recipe))
+        return
     from diffit_lib.tasks.train_vae import train_vae
 
-    print(f"weights: {train_vae(recipe, run or f'runs/{name}')}")
+    print(f"weights: {train_vae(recipe, run, name=name)}")

@@ -7,22 +7,34 @@ from pathlib import Path
 import torch
 
 from diffit_lib.autoencoders import VAECard
+from diffit_lib.codec import PIXELS, Codec
 from diffit_lib.data import Images
 from diffit_lib.files import READY_MADE
 from diffit_lib.pipeline import Pipeline
 from diffit_lib.plots import enlargement, loss_curve, tile, write_figure, write_png
 from diffit_lib.presets import PRESETS
 from diffit_lib.recipe import Recipe
+from diffit_lib.run_folder import WEIGHTS
 from diffit_lib.tasks.evaluate import in_turn
+from diffit_lib.tasks.record import Record
 from diffit_lib.tasks.watch import Watch
-from diffit_lib.training import append_row, read_rows
+from diffit_lib.tensors import to_uint8
+from diffit_lib.training import read_rows
 from diffit_lib.training_diffusion import DiffusionModule, loss_by_level
 from diffit_lib.weights import Card, save_weights
 
 GRID = 32  # images drawn at every report
 
 
-def show(module: DiffusionModule, run: Path, recipe: Recipe, vae: VAECard | None, test: Images, watch: Watch) -> None:
+def show(
+    module: DiffusionModule,
+    run: Path,
+    recipe: Recipe,
+    vae: VAECard | None,
+    test: Images,
+    watch: Watch,
+    record: Record,
+) -> None:
     """Write the run's weights, a grid of samples, a row of numbers and its curves; the best weights where these are."""
     card = Card(
         recipe=recipe,
@@ -33,7 +45,7 @@ def show(module: DiffusionModule, run: Path, recipe: Recipe, vae: VAECard | None
         minutes=round(module.seconds / 60, 2),
         device=device_name(module.device),
     )
-    save_weights(run / "weights.safetensors", card, module.average, module.denoiser, module.codec)
+    save_weights(run / WEIGHTS, card, module.average, module.denoiser, module.codec)
 
     precision = recipe.training.precision
     pipe = Pipeline(module.average, card, module.codec, device=module.device, precision=precision)
@@ -58,8 +70,19 @@ def show(module: DiffusionModule, run: Path, recipe: Recipe, vae: VAECard | None
     if watch.is_best(row, rows):
         best = replace(card, chosen_by=watch.kind)
         save_weights(run / "best.safetensors", best, module.average, module.denoiser, module.codec)
-    rows = append_row(run / "metrics.csv", row)
-    write_figure(run / "loss.png", loss_curve(rows, expected_rows(recipe)))
+    write_figure(run / "loss.png", loss_curve(record(row), expected_rows(recipe)))
+
+
+def show_reals(run: Path, train: Images, codec: Codec = PIXELS) -> None:
+    """Write a grid of training images, as many of each class as samples are drawn; latents are decoded."""
+    classes = max(1, len(train.class_names))
+    found = [(train.labels == label).nonzero()[: -(-GRID // classes), 0] for label in range(min(classes, GRID))]
+    turns = [int(each[turn]) for turn in range(max(map(len, found))) for each in found if turn < len(each)]
+    images = train.images[torch.tensor(turns[:GRID] or [0])]
+    if images.is_floating_point():  # moments of latents
+        images = to_uint8(codec.decode(codec.clean(images))).cpu()
+    pictures = images.permute(0, 2, 3, 1).numpy()
+    write_png(run / "reals.png", tile(pictures, columns=8, scale=enlargement(pictures)))
 
 
 def expected_rows(recipe: Recipe) -> list[dict[str, str]]:

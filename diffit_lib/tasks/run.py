@@ -1,6 +1,5 @@
 """What every training run does around its training: start anew or go on from a checkpoint, and fit."""
 
-import json
 import logging
 import warnings
 from collections.abc import Callable
@@ -12,38 +11,48 @@ import torch
 
 from diffit_lib.config import Training
 from diffit_lib.errors import DiffitError, check
-from diffit_lib.files import write_text
-from diffit_lib.pictures import say
+from diffit_lib.pictures import LOG, say
+from diffit_lib.processes import place
 from diffit_lib.recipe import AnyRecipe
+from diffit_lib.run_folder import clear, new_folder, read_options, verb, write_options
+from diffit_lib.tasks.record import RunLog
 from diffit_lib.tensors import best_device, best_precision, cpu_threads
 from diffit_lib.training import Clock, Progress, Report, RunModule
 
 CHECKPOINT = "last.ckpt"
 FREE = {"images", "max_steps", "minutes", "report_minutes", "workers", "threads", "memory_gb", "checkpointing", "vgg"}
-FREE |= {"sigma_min", "sigma_max"}  # these only matter in sampling; a run may change them as it goes on
+FREE |= {"keep", "sigma_min", "sigma_max"}  # the last two only matter in sampling; a run may change them as it goes on
 
 R = TypeVar("R", bound=AnyRecipe)
 
 
-def start(recipe: R, run: Path, settle: Callable[[R, R | None], R]) -> R:
-    """Make the folder ready and return the settled recipe: where there is a checkpoint, it must be of the same one.
+def start(
+    recipe: R, run: str | Path | None, name: str | None, settle: Callable[[R, R | None], R], log: RunLog
+) -> tuple[R, Path]:
+    """Make the folder ready, a new one of this name unless one is given; the settled recipe, and the folder.
 
-    `settle(recipe, before)` decides what depends on data and device; `before` is what the run began with, None at its
-    beginning. The random state is that of the recipe's seed afterwards.
+    Where it holds a checkpoint, that must be of the same recipe. `settle(recipe, before)` decides what depends on data
+    and device; `before` is what the run began with, None at its beginning. The random state is that of the recipe's
+    seed afterwards. What is refused leaves no trace.
     """
-    checkpoint = run / CHECKPOINT
-    if checkpoint.is_file():
+    check(run is not None or place().world == 1, "several processes train into one folder; name it: --run FOLDER")
+    if run is not None and (Path(run) / CHECKPOINT).is_file():
+        run = Path(run)
         recipe = resumed(recipe, run, settle)
-        check_readable(checkpoint)
+        check_readable(run / CHECKPOINT)
     else:
         recipe = settle(recipe, None)
-        for name in ("metrics.csv", "best.safetensors"):  # of an earlier run, whose checkpoint was deleted
-            (run / name).unlink(missing_ok=True)
-    write_text(run / "options.json", json.dumps(recipe.to_dict(), indent=2))
+        if run is None:
+            run = new_folder(name or recipe.name)
+            say(f"run: {run}; stopped, it goes on by `diffit {verb(recipe)} --run {run}`")
+        run = Path(run)
+        clear(run)
+    write_options(recipe, run)
+    log.open(run)
     for stale in run.glob(".*.part.*"):  # what a kill left of a half-written file
         stale.unlink()
     torch.manual_seed(recipe.training.seed)
-    return recipe
+    return recipe, run
 
 
 def fit(module: RunModule, run: Path, tell: Callable[[Any], None], *, progress: bool) -> None:
@@ -66,6 +75,7 @@ def fit(module: RunModule, run: Path, tell: Callable[[Any], None], *, progress: 
     )
     with warnings.catch_warnings(), cpu_threads(options.threads):
         warnings.filterwarnings("ignore", module="pytorch_lightning")
+        LOG.info(beginning(module))
         try:
             trainer.fit(module, ckpt_path=checkpoint if checkpoint.is_file() else None, weights_only=True)
         except torch.OutOfMemoryError:
@@ -75,6 +85,18 @@ def fit(module: RunModule, run: Path, tell: Callable[[Any], None], *, progress: 
                 f"batch_size {options.batch_size} in {options.accumulate} parts exceeds the memory of {module.device}; "
                 f"train into another folder with accumulate={parts}"
             ) from None
+    LOG.info(f"done: {module.images_seen:,} images in {module.seconds / 60:.1f} minutes of training")
+
+
+def beginning(module: RunModule) -> str:
+    """What begins, in one line."""
+    data, options = module.data, module.options
+    classes = f"{len(data.class_names)} classes" if data.class_names else "no classes"
+    count = sum(parameter.numel() for parameter in module.model.parameters())
+    return (
+        f"training: {data.name} {module.fingerprint}, {len(data):,} images, {classes}; {count:,} parameters; "
+        f"{options.total_images:,} images in batches of {options.batch_size}, {options.precision} on {best_device()}"
+    )
 
 
 def settled_precision(training: Training) -> str:
@@ -91,10 +113,7 @@ def resumed(recipe: R, run: Path, settle: Callable[[R, R | None], R]) -> R:
 
     "auto" precision stays what it was, unless the run is on a CPU now and was trained in one that a CPU does not have.
     """
-    try:
-        options: Any = type(recipe).from_dict(json.loads((run / "options.json").read_text()))
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise DiffitError(f"{run}/options.json cannot be read ({error!r}); train into another folder") from error
+    options: Any = read_options(type(recipe), run)
     asked: Any = recipe
     if asked.training.precision == "auto":
         if options.training.precision == "16-mixed" and best_device().type == "cpu":

@@ -11,8 +11,10 @@ from diffit_lib.data import Images, Split
 from diffit_lib.errors import DiffitError, check
 from diffit_lib.latents import CachedLatents
 from diffit_lib.recipe import Recipe
+from diffit_lib.run_folder import WEIGHTS, keep_newest
 from diffit_lib.tasks.encode import load_states, to_states
-from diffit_lib.tasks.report import show
+from diffit_lib.tasks.record import Record, RunLog
+from diffit_lib.tasks.report import show, show_reals
 from diffit_lib.tasks.run import CHECKPOINT, fit, settled_precision, start
 from diffit_lib.tasks.watch import Watch
 from diffit_lib.tensors import best_device
@@ -22,38 +24,43 @@ from diffit_lib.weights import build_denoiser, image_shape, warm_start
 
 def train(
     recipe: Recipe,
-    run: str | Path,
+    run: str | Path | None = None,
     data: Split | None = None,
     *,
+    name: str | None = None,
     progress: bool = True,
     after_save: Callable[[], None] = lambda: None,
     after_report: Callable[[], None] = lambda: None,
 ) -> Path:
     """Train `recipe` in the folder `run` and return the path of its weights.
 
-    Where the folder holds a checkpoint of this recipe, training goes on from it, to the bit on a CPU. `after_save` is
-    called whenever a new checkpoint lies in the folder, `after_report` once all that belongs to it does.
+    Without a folder it is a new one, `runs/00003-NAME`; `name` is the recipe's unless given. Where the folder
+    holds a checkpoint of this recipe, training goes on from it, to the bit on a CPU. `after_save` is called whenever a
+    new checkpoint lies in the folder, `after_report` once all that belongs to it does.
     """
-    run = Path(run)
-    codec, vae = load_codec(recipe.vae)
-    codec.to(best_device())
-    data = data or load_states(recipe, codec, vae)
-    recipe = start(recipe, run, lambda recipe, _: resolve(recipe, data.train, vae))
-    denoiser = build_denoiser(recipe)
-    if recipe.init_weights and not (run / CHECKPOINT).is_file():
-        warm_start(denoiser, recipe.init_weights)
-    denoiser.to(memory_format=torch.channels_last)
-    states = to_states(recipe, codec, data)
-    module = DiffusionModule(denoiser, recipe.training, states.train, codec)
-    watch = Watch(data.train, best_device())
+    with RunLog() as log:
+        codec, vae = load_codec(recipe.vae)
+        codec.to(best_device())
+        data = data or load_states(recipe, codec, vae)
+        recipe, folder = start(recipe, run, name, lambda recipe, _: resolve(recipe, data.train, vae), log)
+        denoiser = build_denoiser(recipe)
+        if recipe.init_weights and not (folder / CHECKPOINT).is_file():
+            warm_start(denoiser, recipe.init_weights)
+        denoiser.to(memory_format=torch.channels_last)
+        show_reals(folder, data.train, codec)
+        states = to_states(recipe, codec, data)
+        module = DiffusionModule(denoiser, recipe.training, states.train, codec)
+        watch, record = Watch(data.train, best_device()), Record(folder, recipe)
 
-    def tell(module: DiffusionModule) -> None:
-        after_save()
-        show(module, run=run, recipe=recipe, vae=vae, test=states.test, watch=watch)
-        after_report()
+        def tell(module: DiffusionModule) -> None:
+            after_save()
+            show(module, run=folder, recipe=recipe, vae=vae, test=states.test, watch=watch, record=record)
+            keep_newest(folder, module.images_seen, recipe.training.keep)
+            after_report()
 
-    fit(module, run, tell, progress=progress)
-    return run / "weights.safetensors"
+        with record:
+            fit(module, folder, tell, progress=progress)
+    return folder / WEIGHTS
 
 
 def resolve(recipe: Recipe, train: Images, vae: VAECard | None = None) -> Recipe:

@@ -1,6 +1,7 @@
 """`train-vae`: an autoencoder's recipe in, a run folder with its weights out; started again, it goes on."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,11 @@ from diffit_lib.perceptual import SMALLEST, load_perceptual
 from diffit_lib.pictures import say
 from diffit_lib.plots import enlargement, tile, vae_curves, write_figure, write_png
 from diffit_lib.recipe import VAERecipe
+from diffit_lib.run_folder import WEIGHTS, keep_newest
 from diffit_lib.tasks.measure_vae import measure_vae, reconstructions
-from diffit_lib.tasks.report import device_name
+from diffit_lib.tasks.record import Record, RunLog
+from diffit_lib.tasks.report import device_name, show_reals
 from diffit_lib.tasks.run import fit, settled_precision, start
-from diffit_lib.training import append_row
 from diffit_lib.training_vae import AutoencoderModule, latent_statistics
 
 GRID = 16  # held-out images shown at every report
@@ -28,32 +30,38 @@ SOME, MOST = 2_048, 20_000  # training images whose latents are measured, at a r
 
 def train_vae(
     recipe: VAERecipe,
-    run: str | Path,
+    run: str | Path | None = None,
     data: Split | None = None,
     *,
+    name: str | None = None,
     progress: bool = True,
     after_save: Callable[[], None] = lambda: None,
     after_report: Callable[[], None] = lambda: None,
 ) -> Path:
     """Train `recipe` in the folder `run` and return the path of the autoencoder's weights.
 
-    Where the folder holds a checkpoint of this recipe, training goes on from it, to the bit on a CPU. `after_save` is
-    called whenever a new checkpoint lies in the folder, `after_report` once all that belongs to it does. Where LPIPS
-    cannot be had at the start, that is said, and the run does without it for good.
+    Folder, name, checkpoint and the two hooks are as for `train`. Where LPIPS cannot be had at the start, that is said,
+    and the run does without it for good.
     """
-    run, data = Path(run), data or recipe_data(recipe)
-    recipe = start(recipe, run, lambda recipe, before: resolve_vae(recipe, before, data.train))
-    perceptual = load_perceptual(recipe.loss.vgg) if recipe.loss.perceptual_weight else None
-    network = KLAutoencoder(recipe.network).to(memory_format=torch.channels_last)
-    module = AutoencoderModule(network, recipe, data.train, perceptual)
+    with RunLog() as log:
+        data = data or recipe_data(recipe)
+        settle = partial(resolve_vae, train=data.train)
+        recipe, folder = start(recipe, run, name, settle, log)
+        perceptual = load_perceptual(recipe.loss.vgg) if recipe.loss.perceptual_weight else None
+        network = KLAutoencoder(recipe.network).to(memory_format=torch.channels_last)
+        module = AutoencoderModule(network, recipe, data.train, perceptual)
+        show_reals(folder, data.train)
+        record = Record(folder, recipe)
 
-    def tell(module: AutoencoderModule) -> None:
-        after_save()
-        show(module, run=run, recipe=recipe, data=data)
-        after_report()
+        def tell(module: AutoencoderModule) -> None:
+            after_save()
+            show(module, run=folder, recipe=recipe, data=data, record=record)
+            keep_newest(folder, module.images_seen, recipe.training.keep)
+            after_report()
 
-    fit(module, run, tell, progress=progress)
-    return run / "weights.safetensors"
+        with record:
+            fit(module, folder, tell, progress=progress)
+    return folder / WEIGHTS
 
 
 def resolve_vae(recipe: VAERecipe, before: VAERecipe | None, train: Images) -> VAERecipe:
@@ -84,7 +92,7 @@ def can_perceive(recipe: VAERecipe) -> bool:
     return True
 
 
-def show(module: AutoencoderModule, run: Path, recipe: VAERecipe, data: Split) -> None:
+def show(module: AutoencoderModule, run: Path, recipe: VAERecipe, data: Split, record: Record) -> None:
     """Write the averaged weights, held-out originals over their reconstructions, a row of numbers and its curves.
 
     In the last report, more training images' latents are measured, and rFID is taken.
@@ -105,7 +113,7 @@ def show(module: AutoencoderModule, run: Path, recipe: VAERecipe, data: Split) -
         device=device_name(device),
         numbers=numbers,
     )
-    save_vae(run / "weights.safetensors", card, module.average)
+    save_vae(run / WEIGHTS, card, module.average)
     shown = held[torch.arange(min(GRID, count)) * count // min(GRID, count)]  # spread as evenly, so of all classes
     write_png(run / f"samples/{module.images_seen:09d}.png", comparison(shown, reconstructions(codec, shown)))
     row = {
@@ -116,7 +124,7 @@ def show(module: AutoencoderModule, run: Path, recipe: VAERecipe, data: Split) -
         "grad_norm": float(module.grad_norm),
         "skipped": module.skipped,
     }
-    write_figure(run / "loss.png", vae_curves(append_row(run / "metrics.csv", row)))
+    write_figure(run / "loss.png", vae_curves(record(row)))
 
 
 def comparison(originals: torch.Tensor, again: torch.Tensor, columns: int = 8) -> np.ndarray:

@@ -1,0 +1,99 @@
+"""What a run tells of itself as it goes: `log.txt` for people, `metrics.csv` for programs, TensorBoard for the eye."""
+
+import logging
+import shutil
+import time
+from logging.handlers import MemoryHandler
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tensorboardX import SummaryWriter
+from tensorboardX.summary import hparams
+
+from diffit_lib.pictures import LOG
+from diffit_lib.recipe import AnyRecipe
+from diffit_lib.training import append_row, read_rows
+
+LINE = logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S")
+BY_LEVEL = "test_loss_"  # begins the columns that stand together in one chart
+
+
+class RunLog:
+    """Adds what is said meanwhile to a run's `log.txt`, also what was said before the run had a folder."""
+
+    def __init__(self) -> None:
+        self.held = MemoryHandler(1, flushLevel=logging.INFO)
+
+    def open(self, run: Path) -> None:
+        """From here on every line is in the file at once."""
+        file = logging.FileHandler(run / "log.txt", encoding="utf-8")
+        file.setFormatter(LINE)
+        self.held.setTarget(file)
+        self.held.flush()
+
+    def __enter__(self) -> Self:
+        LOG.addHandler(self.held)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if error is not None:
+            LOG.info("stopped by %s %s", type(error).__name__, error)
+        LOG.removeHandler(self.held)
+        if self.held.target:
+            self.held.target.close()
+        self.held.close()
+
+
+class Record:
+    """A run's rows of numbers, each kept once, however often the run is stopped and started again.
+
+    TensorBoard's events are `metrics.csv` once more, with the options as hyper-parameters: at every start they are
+    written anew, so that nothing stands in them twice or is missing. Their clock is the run's training time.
+    """
+
+    def __init__(self, run: Path, recipe: AnyRecipe):
+        self.path = run / "metrics.csv"
+        rows = read_rows(self.path)
+        self.begun = time.time() - (float(rows[-1]["seconds"]) if rows else 0.0)
+        shutil.rmtree(run / "tensorboard", ignore_errors=True)
+        self.board = SummaryWriter(str(run / "tensorboard"))
+        options = {
+            name: value if isinstance(value, bool | int | float) else str(value)
+            for name, value in recipe.to_options().items()
+            if value is not None
+        }
+        for summary in hparams(options, {"loss": 0.0}):
+            self.board.file_writer.add_summary(summary)
+        for row in rows:
+            self.draw(row)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.board.close()
+
+    def __call__(self, row: dict[str, Any]) -> list[dict[str, Any]]:
+        """Add a row, unless the last one is of as many images; all rows of the run."""
+        earlier = read_rows(self.path)
+        rows = append_row(self.path, row)
+        if len(rows) > len(earlier):
+            self.draw(row)
+            LOG.info(line(row))
+        return rows
+
+    def draw(self, row: dict[str, Any]) -> None:
+        """A row as points of TensorBoard's curves, over images."""
+        for name, value in row.items():
+            if name != "images" and value != "":
+                tag = name.replace(BY_LEVEL, "test_loss_by_level/")
+                self.board.add_scalar(tag, float(value), int(row["images"]), self.begun + float(row["seconds"]))
+        self.board.flush()
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row in one line: "12,800 images, loss 0.31, test_loss 0.35"."""
+    told = {name: value for name, value in row.items() if value != "" and not name.startswith(BY_LEVEL)}
+    images = told.pop("images")
+    return ", ".join([f"{images:,} images", *(f"{name} {value:.4g}" for name, value in told.items())])
