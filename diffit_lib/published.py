@@ -76,3 +76,12 @@ def from_hub(repository: str, file: str, remedy: str) -> Path:
             reason = error
     first_line = (str(reason).splitlines() or [type(reason).__name__])[0]
     raise DiffitError(f"{repository} cannot be downloaded ({shorten(first_line, 200)}); {remedy}")
+
+
+def in_hub_cache(repository: str, file: str) -> bool:
+    """Whether a file of a repository lies in the hub's cache here."""
+    try:
+        from huggingface_hub import try_to_load_from_cache
+    except ImportError:
+        return False
+    return isinstance(try_to_load_from_cache(repository, file), str)

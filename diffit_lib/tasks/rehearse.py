@@ -1,0 +1,89 @@
+"""`rehearse`: a few steps of a recipe's training on noise, to see what a step takes."""
+
+import resource
+import sys
+import time
+from typing import Any, NamedTuple
+
+import torch
+
+from diffit_lib.data import Batch, Images, TrainingStream
+from diffit_lib.models.vae import KLAutoencoder
+from diffit_lib.recipe import AnyRecipe, Recipe, VAERecipe
+from diffit_lib.tensors import autocast, best_device, best_precision, cpu_threads, seeded_generator
+from diffit_lib.training import RunModule
+from diffit_lib.training_diffusion import DiffusionModule
+from diffit_lib.training_vae import AutoencoderModule
+from diffit_lib.weights import build_denoiser
+
+ENOUGH = 4.0  # seconds of steps
+
+
+class Pace(NamedTuple):
+    """What training takes on this device."""
+
+    seconds: float  # for one image
+    memory: int  # bytes: of the GPU, else of the whole process; its most so far
+    tensors: int  # bytes of the parameters
+
+
+def rehearse(recipe: AnyRecipe) -> Pace:
+    """Time steps of the recipe's training for a few seconds, after a first one that is not counted.
+
+    The step is forward, backward and Adam's, on noise of the shape that the network sees; what reads images, encodes
+    them or reports is not in it, nor LPIPS and the discriminator. Where a step of the whole batch would take too long,
+    one of part of it is timed.
+    """
+    training, device = recipe.training, best_device()
+    precision = best_precision(device) if training.precision == "auto" else training.precision
+    with torch.random.fork_rng(devices=[]), cpu_threads(training.threads):
+        module = rehearsed(recipe).to(device)
+        optimizer = torch.optim.Adam(module.model.parameters(), lr=0.0)
+
+        def step(size: int) -> float:
+            """Seconds that a step of so many images takes."""
+            options = recipe.override(batch_size=size, accumulate=1).training
+            stream = TrainingStream(module.data, options, module.state_shape)
+            start = time.monotonic()
+            batch = Batch(*(tensor.to(device) for tensor in stream.batch(0)))
+            with autocast(device, precision):
+                loss: Any = module.training_step(batch, 0)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            return time.monotonic() - start
+
+        size = min(2, training.batch_size)
+        step(size)
+        each = step(size) / size
+        size = max(size, min(training.batch_size // training.accumulate, int(ENOUGH / 2 / each)))
+        step(size)
+        spent = [step(size)]
+        while sum(spent) < ENOUGH / 2 and len(spent) < 10:
+            spent.append(step(size))
+    tensors = sum(parameter.numel() * parameter.element_size() for parameter in module.model.parameters())
+    return Pace(min(spent) / size, memory(device), tensors)
+
+
+def rehearsed(recipe: AnyRecipe) -> RunModule:
+    """The recipe's module on noise in place of images."""
+    shape = recipe.network.shape
+    count = recipe.training.batch_size
+    pixels = torch.randint(256, (count, *shape), dtype=torch.uint8, generator=seeded_generator("rehearsal"))
+    noise = Images("noise", pixels, torch.zeros(count, dtype=torch.int64), ())
+    if isinstance(recipe, VAERecipe):
+        return AutoencoderModule(KLAutoencoder(recipe.network).to(memory_format=torch.channels_last), recipe, noise)
+    assert isinstance(recipe, Recipe)
+    known = recipe if recipe.denoiser.sigma_data else recipe.override(sigma_data=0.5)
+    denoiser = build_denoiser(known).to(memory_format=torch.channels_last)
+    return DiffusionModule(denoiser, recipe.training, noise)
+
+
+def memory(device: torch.device) -> int:
+    """The most bytes taken so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
