@@ -1,28 +1,38 @@
 """`diffit train`."""
 
+from pathlib import Path
 from typing import Any
 
 from diffit_lib.options import asked_for
 from diffit_lib.presets import PRESETS
+from diffit_lib.run_folder import OPTIONS
 
 
 def run_train(
     preset: str | None = None, run: str | None = None, name: str | None = None, dry_run: bool = False, **overrides: Any
 ) -> None:
-    """Train a preset in a new folder, runs/00003-NAME; --run FOLDER goes on where that one stopped.
+    """Train a preset, or what suits the pictures of --data, in a new folder, runs/00003-NAME; --run FOLDER goes on.
 
     Args:
-        preset: its name
+        preset: its name; without one, and with --data, the pictures decide
         run: the very folder
-        name: of a new run, the preset's unless given
+        name: of a new run, that of the preset or of the pictures unless given
         dry_run: say what it takes
     """
-    recipe = asked_for(PRESETS, preset, run, overrides)
+    begun = run is not None and (Path(run) / OPTIONS).is_file()
+    pictures = preset is None and "data" in overrides and not begun
+    recipe = None if pictures else asked_for(PRESETS, preset, run, overrides)
     if dry_run:
+        from diffit_lib.tasks.describe_data import describe_data
         from diffit_lib.tasks.dry_run import dry_run_train
 
-        print(dry_run_train(recipe))
+        print(dry_run_train(recipe) if recipe else describe_data(overrides["data"]))
         return
+    from diffit_lib.processes import place
+    from diffit_lib.tasks.page import write_page
+    from diffit_lib.tasks.photos import train_photos
     from diffit_lib.tasks.train import train
 
-    print(f"weights: {train(recipe, run, name=name)}")
+    weights = train(recipe, run, name=name) if recipe else train_photos(run=run, name=name, **dict(overrides))
+    page = write_page(weights.parent) if place().rank == 0 else None
+    print(f"weights: {weights}" + (f"; report: {page}" if page else ""))

@@ -1,7 +1,7 @@
 """`train` without a preset: a recipe for one's own pictures, its stages one after the other, each resumed."""
 
-import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,12 +12,13 @@ from diffit_lib.errors import DiffitError, check
 from diffit_lib.networks import Autoencoder
 from diffit_lib.pictures import Parts, say
 from diffit_lib.presets import preset
+from diffit_lib.processes import place
 from diffit_lib.published import in_hub_cache
-from diffit_lib.recipe import Recipe, VAERecipe
+from diffit_lib.recipe import AnyRecipe, Recipe, VAERecipe
+from diffit_lib.run_folder import OPTIONS, new_folder, read_options
 from diffit_lib.sources import find_pictures
 from diffit_lib.tasks.plan import IMAGE_SPACE, LATENT_SPACE, LONGEST, R, beside
 from diffit_lib.tasks.rehearse import rehearse
-from diffit_lib.tasks.run import CHECKPOINT
 from diffit_lib.tasks.survey import Survey, look
 from diffit_lib.tasks.train import train
 from diffit_lib.tasks.train_vae import train_vae
@@ -28,9 +29,11 @@ LOOKED_AT = 64  # pictures that decide, evenly spread
 SIDES = (8, 16, 32, 64, 128, 256)  # that images are made; the nearest in ratio to the median shorter side is taken
 PIXELS = 64  # the largest of them that is learned as pixels
 LEVELS = (1, 2, 2, 2)  # channel_mult: the U-shape goes down to 8x8
-SHARED = ("crop", "skip_bad", "seed", "precision", "workers", "threads", "memory_gb")  # of both stages, if given
-REPORTS, OF_VAE = 10, 3  # in a run, at least: a verdict needs a curve; an autoencoder's take longer
-TRAINED = 0.85  # share of the minutes that goes into steps; the rest draws samples and measures
+SHARED = ("data", "crop", "skip_bad", "seed", "precision", "workers", "threads", "memory_gb", "max_steps")  # by both
+REPORTS, OF_VAE = 6, 2  # in a run, at least: a verdict needs a curve; an autoencoder's take longer
+TRAINED = 0.7  # share of the minutes that goes into steps; the rest draws samples and measures
+
+IN_A_RUN = 56  # bytes for each parameter: checkpoint and weights, in float32, each also beside its old version
 
 # What a CPU learns in an hour or a night: smaller networks, and a learning rate that falls at the end of the plan.
 ON_CPU: dict[str, dict[str, Any]] = {
@@ -131,65 +134,72 @@ def published_vae(*, download: bool) -> str:
 
 
 def train_photos(
-    source: str | Path, run: str | Path, *, vae: str = "", minutes: float | None = None, **overrides: Any
+    data: str | Path,
+    run: str | Path | None = None,
+    *,
+    name: str | None = None,
+    vae: str = "",
+    minutes: float | None = None,
+    **overrides: Any,
 ) -> Path:
-    """Train what `choose_recipe` says in the folder `run`, and return the path of the weights.
+    """Train what `choose_recipe` says in the folder `run`, a new one unless given, and return the path of the weights.
 
-    An autoencoder to be trained first gets `run`/vae, and half of the `minutes`; it is not trained further once its
-    latents are being learned. The plan of each stage is the number of images that its minutes suffice for. `overrides`
-    are fields of the recipe. Started again, each stage goes on where it stopped.
+    An autoencoder to be trained first gets `run`/vae, and half of the `minutes`. The plan of each stage is the number
+    of images that its minutes suffice for. `overrides` are fields of the recipe. Started again on its folder, an
+    unfinished autoencoder goes on where it stopped; once its latents are being learned, `train` with that folder's
+    recipe goes on.
     """
-    run, changes = Path(run), {"data": str(source), **overrides}
-    recipe, own, why = choose_recipe(source, vae)
-    say(f"{source}: {why}; {recipe.name}" + (f", after {own.name}" if own else ""))
-    if str(source) in IMAGE_SPACE.presets and not vae:
-        return train(recipe.override(**({"minutes": minutes} if minutes else {}), **changes), run)
-    if own is None:
-        return train(paced(recipe, run, minutes, changes), run)
-    minutes = minutes and minutes / 2
-    shared = {name: value for name, value in changes.items() if name in SHARED}
-    file, recipe = run / "vae" / "weights.safetensors", paced(recipe, run, minutes, changes)
-    own = paced(own, run / "vae", minutes, shared)
-    data = recipe_data(own)
-    if not (run / CHECKPOINT).is_file():
-        say(f"1 of 2: {own.name}, {own.training.total_images:,} images in at most {own.training.minutes:g} minutes")
-        train_vae(own, run / "vae", data)
-    say(
-        f"2 of 2: {recipe.name}, {recipe.training.total_images:,} images in at most {recipe.training.minutes:g} minutes"
+    check(
+        place().world == 1, f"several processes train a preset; `diffit info {data}` names the one for these pictures"
     )
-    return train(recipe.override(vae=str(file)), run, data)
+    changes = {"data": str(data), **overrides}
+    recipe, own, why = choose_recipe(data, vae)
+    name = name or re.sub(r"[^\w.+-]+", "-", Path(data).stem)
+    say(f"{data}: {why}; {recipe.name}" + (f", after {own.name}" if own else ""))
+    if str(data) in IMAGE_SPACE.presets and not vae:
+        return train(recipe.override(**({"minutes": minutes} if minutes else {}), **changes), run, name=name)
+    if own is None:
+        return train(paced(recipe, run, minutes, changes), run, name=name)
+    minutes = minutes and minutes / 2
+    shared = {key: value for key, value in changes.items() if key in SHARED}
+    own, recipe = paced(own, run and Path(run) / "vae", minutes, shared), paced(recipe, run, minutes, changes)
+    images = recipe_data(own)
+    folder = Path(run) if run else new_folder(name)
+    say(f"run: {folder}; stopped, it goes on by `diffit train --data {data} --run {folder}`")
+    say(f"1 of 2: {own.name}, {plan_of(own)}")
+    file = train_vae(own, folder / "vae", images)
+    say(f"2 of 2: {recipe.name}, {plan_of(recipe)}")
+    return train(recipe.override(vae=str(file)), folder, images)
 
 
-def paced(recipe: R, run: Path, minutes: float | None, changes: dict[str, Any]) -> R:
+def plan_of(recipe: AnyRecipe) -> str:
+    """How long it trains, in words."""
+    return f"{recipe.training.total_images:,} images in at most {recipe.training.minutes:g} minutes"
+
+
+def paced(recipe: R, run: str | Path | None, minutes: float | None, changes: dict[str, Any]) -> R:
     """The recipe with these changes and a plan that its minutes suffice for on this device, as steps were timed.
 
     Where minutes are given the plan fills them, else it is the recipe's own at most. A run that goes on with as many
     minutes keeps its plan. Refuses a disk too small for the run's files.
     """
-    recipe = recipe.override(**changes)
-    training = recipe.training
-    allowed = minutes or training.minutes or LONGEST
-    reports = min(training.report_minutes, allowed / (OF_VAE if isinstance(recipe, VAERecipe) else REPORTS))
-    recipe = recipe.override(minutes=float(allowed), **{"report_minutes": reports} | changes)
-    before = planned(run)
-    if before and before["minutes"] == allowed:
-        return recipe.override(**{"images": before["images"]} | changes)
-    pace = rehearse(recipe)
-    check_room(run, 14 * pace.tensors)
-    fit = max(training.batch_size, int(60 * allowed * TRAINED / pace.seconds))
-    return recipe.override(**{"images": fit if minutes else min(fit, training.images)} | changes)
+    training = recipe.override(**changes).training
+    allowed = float(minutes or training.minutes or LONGEST)
+    often = allowed / (OF_VAE if isinstance(recipe, VAERecipe) else REPORTS)
+    plan = {"minutes": allowed, "report_minutes": min(training.report_minutes, often)}
+    before = read_options(type(recipe), Path(run)).training if run and (Path(run) / OPTIONS).is_file() else None
+    if before and before.minutes == allowed:
+        plan["images"] = before.images
+    else:
+        pace = rehearse(recipe.override(**changes))
+        check_room(Path(run or "."), IN_A_RUN * pace.parameters)
+        fit = max(training.batch_size, int(60 * allowed * TRAINED / pace.seconds))
+        plan["images"] = fit if minutes else min(fit, training.images)
+    return recipe.override(**plan | changes)
 
 
-def planned(run: Path) -> dict[str, Any]:
-    """The training of the run that lies in this folder; nothing where there is none."""
-    try:
-        return json.loads((run / "options.json").read_text())["training"]
-    except (OSError, KeyError, ValueError):
-        return {}
-
-
-def check_room(run: Path, size: int) -> None:
-    """Refuse a disk with less room than a run's bytes: checkpoint and weights, each also beside its old version."""
-    place = next(path for path in (run, *run.absolute().parents) if path.exists())
+def check_room(folder: Path, size: int) -> None:
+    """Refuse a disk with less room than these bytes."""
+    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(place).free
     check(size < free, f"a run takes {size / 1e9:.2g} GB, but {place} has {free / 1e9:.2g} GB; give another --run")

@@ -16,7 +16,7 @@ from diffit_lib.training_diffusion import DiffusionModule
 from diffit_lib.training_vae import AutoencoderModule
 from diffit_lib.weights import build_denoiser
 
-ENOUGH = 4.0  # seconds of steps
+ENOUGH = 5.0  # seconds of steps
 
 
 class Pace(NamedTuple):
@@ -24,7 +24,7 @@ class Pace(NamedTuple):
 
     seconds: float  # for one image
     memory: int  # bytes: of the GPU, else of the whole process; its most so far
-    tensors: int  # bytes of the parameters
+    parameters: int
 
 
 def rehearse(recipe: AnyRecipe) -> Pace:
@@ -55,16 +55,15 @@ def rehearse(recipe: AnyRecipe) -> Pace:
                 torch.cuda.synchronize()
             return time.monotonic() - start
 
-        size = min(2, training.batch_size)
+        begun, size = time.monotonic(), min(2, training.batch_size)
         step(size)
         each = step(size) / size
-        size = max(size, min(training.batch_size // training.accumulate, int(ENOUGH / 2 / each)))
-        step(size)
-        spent = [step(size)]
-        while sum(spent) < ENOUGH / 2 and len(spent) < 10:
-            spent.append(step(size))
-    tensors = sum(parameter.numel() * parameter.element_size() for parameter in module.model.parameters())
-    return Pace(min(spent) / size, memory(device), tensors)
+        fits = int((ENOUGH + begun - time.monotonic()) / 3 / each)  # one of that size that does not count, then two
+        if fits > size:
+            size = min(fits, training.batch_size // training.accumulate)
+            step(size)
+            each = min(step(size), step(size)) / size
+    return Pace(each, memory(device), sum(tensor.numel() for tensor in module.model.parameters()))
 
 
 def rehearsed(recipe: AnyRecipe) -> RunModule:
