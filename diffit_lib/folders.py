@@ -10,7 +10,22 @@ from typing import NamedTuple
 
 from diffit_lib.errors import DiffitError
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+SUFFIXES = (
+    ".avif",
+    ".bmp",
+    ".gif",
+    ".heic",
+    ".jfif",
+    ".jpeg",
+    ".jpg",
+    ".pgm",
+    ".png",
+    ".ppm",
+    ".tif",
+    ".tiff",
+    ".webp",
+)
+PASSED_OVER = (".", "__MACOSX", "CelebAMask-HQ-mask")  # how such folders begin: hidden, added by macOS, masks of faces
 PARTS = {"train", "test", "val", "valid"}  # folders of these names are parts, not classes, if "train" is among them
 
 
@@ -24,7 +39,7 @@ class ImageFiles(NamedTuple):
 
 
 def find_images(source: Path) -> ImageFiles:
-    """All images below a folder or in a zip; hidden files, and those that macOS adds to a zip, are passed over.
+    """All images below a folder or in a zip, but for those in folders of `PASSED_OVER`.
 
     Labels are those of a `dataset.json` above all images, {"labels": [["a/b.png", 0], ...], "class_names": [...]}, if
     there is one. Else the outermost folders that differ are the classes, in order of their names.
@@ -33,7 +48,7 @@ def find_images(source: Path) -> ImageFiles:
         raise DiffitError(f"{source} is neither a folder nor a whole zip; give a folder or zip of images")
     _archive.cache_clear()
     files = _list(source)
-    visible = (path for path in files if not any(p.startswith((".", "__MACOSX")) for p in path.split("/")))
+    visible = (path for path in files if not any(p.startswith(PASSED_OVER) for p in path.split("/")))
     paths = sorted(path for path in visible if path.lower().endswith(SUFFIXES))
     if not paths:
         raise DiffitError(f"{source} holds no images ({', '.join(SUFFIXES)}); give a folder or zip that does")

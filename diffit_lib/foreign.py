@@ -140,10 +140,3 @@ def unpickle(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # torch, pickle and zipfile have none in common
         problem = type(error).__name__
         raise DiffitError(f"{path} holds more or less than tensors ({problem}); give the file as published") from error
-
-
-def imagenet_classes() -> tuple[str, ...]:
-    """The names of ImageNet's 1000 classes, in their usual order."""
-    from torchvision.models import ResNet50_Weights
-
-    return tuple(ResNet50_Weights.DEFAULT.meta["categories"])

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
+from difflib import get_close_matches
 from operator import index
 from pathlib import Path
 from typing import Any, cast
@@ -28,6 +29,7 @@ from diffit_lib.tensors import (
 from diffit_lib.weights import Card, load_own_codec, load_weights
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 Labels = None | int | str | Sequence[int | str]
 
 
@@ -144,20 +146,38 @@ class Pipeline:
         return torch.tensor([self.class_number(label) for label in labels])
 
     def class_number(self, label: int | str) -> int:
-        """A class by number or name; "none" is the row of the label table that means no class."""
-        num_classes, names = self.card.recipe.network.num_classes, self.card.class_names
-        if isinstance(label, str) and label in names:
-            return names.index(label)
-        if label == "none":
-            return num_classes
-        try:
-            number = int(label) if isinstance(label, str) else index(label)
-        except (TypeError, ValueError):
-            number = -1
-        if not 0 <= number < num_classes:
-            known = f", {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}" if names else ""
-            raise DiffitError(f"no class {label!r}; give a number from 0 to {num_classes - 1}{known}, or 'none'")
-        return number
+        """A class by `find_class`; "none" is the row of the label table that means no class."""
+        return find_class(label, self.card.class_names, self.card.recipe.network.num_classes)
+
+
+def find_class(label: int | str, names: Sequence[str], num_classes: int) -> int:
+    """The number of a class, of a network's `num_classes`, by its name or number; "none" is `num_classes`.
+
+    Words are names first, also in another case, then digits ("two" is the class called 2), then numbers. A name that
+    several classes have, and what is no class at all, is an error.
+    """
+    word = label.strip().casefold() if isinstance(label, str) else ""
+    known = [*names, *[""] * (num_classes - len(names)), "none"]
+    folded = [name.casefold() for name in known]
+    digit = str(WORDS.index(word)) if word in WORDS else ""
+    for wanted, spellings in ((label, known), (word, folded), (digit, known)):
+        numbers = [number for number, name in enumerate(spellings) if name and name == wanted]
+        if len(numbers) > 1:
+            raise DiffitError(f"class {label!r} is {' or '.join(map(str, numbers))}; give the number")
+        if numbers:
+            return numbers[0]
+    try:
+        number = int(label) if isinstance(label, str) else index(label)
+    except (TypeError, ValueError):
+        number = -1
+    if not 0 <= number < num_classes:
+        near = [known[folded.index(name)] for name in get_close_matches(word, folded)]
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        known_names = f", {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}" if names else ""
+        raise DiffitError(
+            f"no class {label!r}; {hint}give a number from 0 to {num_classes - 1}{known_names}, or 'none'"
+        )
+    return number
 
 
 def per_seed(labels: Labels, count: int) -> list[int | str] | None:

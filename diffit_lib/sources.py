@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from diffit_lib.errors import DiffitError
 from diffit_lib.files import cache_folder
 from diffit_lib.folders import find_images, read
+from diffit_lib.imagenet import without_wnids
 from diffit_lib.pictures import Parts, Pictures, name_classes, say, split
 
 IMAGENETTE_IMAGES = 13_394
@@ -63,7 +64,9 @@ def from_folder(source: Path) -> Parts:
     """A folder or zip of image files, divided by its folders `train` and `test` (or `val`), else by `split`."""
     files = find_images(source)
     name = source.resolve().name.removesuffix(".zip")
-    pictures = from_files(name, source, files.paths, *name_classes(name, files.labels, files.class_names))
+    pictures = from_files(
+        name, source, files.paths, *name_classes(name, files.labels, without_wnids(files.class_names))
+    )
     if not any(files.parts):
         return split(pictures)
     test = "test" if "test" in files.parts else next(part for part in files.parts if part != "train")
@@ -188,12 +191,12 @@ def imagenette(root: Path, image_size: tuple[int, int] | None) -> Parts:
     side = max(image_size or (160, 160))
     version = "160px" if side <= 160 else "320px" if side <= 320 else "full"
     folder = root / {"160px": "imagenette2-160", "320px": "imagenette2-320", "full": "imagenette2"}[version]
-    classes = Imagenette(root, size=version, download=not folder.exists()).classes
+    if not folder.exists():
+        Imagenette(root, size=version, download=True)
     parts = from_folder(folder)
     if sum(map(len, parts)) != IMAGENETTE_IMAGES:
         raise RuntimeError(f"{folder} is not whole, delete it")
-    class_names = tuple(names[0] for names in classes)
-    return Parts(*[replace(part, name="imagenette", class_names=class_names) for part in parts])
+    return Parts(*[replace(part, name="imagenette") for part in parts])
 
 
 def celeba(root: Path, image_size: tuple[int, int] | None) -> Parts:

@@ -19,7 +19,8 @@ from diffit_lib.data import Images
 from diffit_lib.denoiser import DENOISERS, Preconditioned
 from diffit_lib.errors import DiffitError, check, check_types
 from diffit_lib.files import READY_MADE
-from diffit_lib.foreign import FOREIGN, find_foreign, foreign_tensors, imagenet_classes, published_name
+from diffit_lib.foreign import FOREIGN, find_foreign, foreign_tensors, published_name
+from diffit_lib.imagenet import imagenet_classes
 from diffit_lib.models import build_network
 from diffit_lib.published import PUBLISHED, published_weights
 from diffit_lib.recipe import Recipe

@@ -95,7 +95,7 @@ class TestMistakes:
         ("options", "says"),
         [
             ("--labels=10", "no class '10'; give a number from 0 to 9"),
-            ("--labels=one", "no class 'one'; "),
+            ("--labels=onee", "no class 'onee'; "),
             ("--labels=1,2,3", "3 labels for 2 seeds; give one label, or one per seed"),
             ("--steps=1", "steps is 1; give an integer of 2 or more"),
             ("--sampler=huen", "sampler is 'huen'; give one of heun, "),

@@ -1,13 +1,16 @@
 """Folders and zips of images: classes, parts, dataset.json."""
 
+import itertools
 import json
 
 import pytest
 import torch
 from image_files import COLOURS, fill, noise, plain, refused, zipped
+from torchvision.datasets import Imagenette
 
 from diffit_lib.crops import to_pixels
 from diffit_lib.data import load_data
+from diffit_lib.imagenet import WNIDS, imagenet_classes, without_wnids
 
 
 def test_class_folders_are_classes_in_order_of_their_names(faces):
@@ -91,3 +94,37 @@ def test_folders_train_and_test_are_the_parts(tmp_path, test):
     assert (len(split.train), len(split.test)) == (6, 7)
     assert split.train.class_names == ("blue", "green", "red")
     assert split.test.labels.tolist() == [0, 0, 1, 1, 2, 2, 2]
+
+
+def test_folders_called_by_imagenets_numbers_get_its_names(tmp_path):
+    files = {f"{wnid}/{k}.JPEG": plain() for wnid in ("n01440764", "n02979186", "n99999999") for k in range(2)}
+    for source in (fill(tmp_path / "some", files), zipped(tmp_path / "some")):
+        train = load_data(source).train
+        assert train.class_names == ("tench", "cassette player", "n99999999")
+        assert train.labels.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_imagenets_numbers_are_a_thousand_in_order_of_its_names():
+    assert len(WNIDS) == 1000
+    assert all(one < other for one, other in itertools.pairwise(WNIDS))
+    assert without_wnids(WNIDS) == imagenet_classes()
+    known = {wnid: names[0] for wnid, names in Imagenette._WNID_TO_CLASS.items()}
+    known |= {"n02012849": "crane bird", "n03126707": "crane", "n07753592": "banana", "n10148035": "groom"}
+    known |= {"n02114367": "timber wolf", "n06359193": "web site", "n15075141": "toilet tissue"}
+    assert without_wnids(list(known)) == tuple(known.values())
+
+
+def test_celebamask_hqs_masks_are_no_images(tmp_path):
+    tree = "CelebAMask-HQ/CelebA-HQ-img/{}.jpg", "CelebAMask-HQ/CelebAMask-HQ-mask-anno/{}/0000{}_hair.png"
+    files = {path.format(k, k): plain(colour) for k in range(3) for path, colour in zip(tree, COLOURS, strict=False)}
+    files["CelebAMask-HQ/CelebA-HQ-to-CelebA-mapping.txt"] = b"idx orig_idx orig_file"
+    folder = fill(tmp_path / "faces", files)
+    for source in (folder, folder / "CelebAMask-HQ", zipped(folder)):
+        train = load_data(source).train
+        assert train.class_names == ()
+        assert [image.float().mean((1, 2)).argmax().item() for image in train.images] == [2, 2, 2]  # blue all over
+
+
+def test_photographs_that_cannot_be_opened_here_are_named_not_passed_over(tmp_path):
+    folder = fill(tmp_path / "phone", {"a.jpg": plain(), "b.HEIC": b"\0\0\0\x18ftypheic"})
+    refused(folder, r"b\.HEIC cannot be read \(of no known image format\)")

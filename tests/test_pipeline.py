@@ -131,6 +131,33 @@ class TestLabels:
         monkeypatch.setattr(pipe, "card", pipe.card.__class__(pipe.card.recipe, class_names=("cat", "dog", "0")))
         assert [pipe.class_number(label) for label in ("cat", "dog", "0", 0, "9", "none")] == [0, 1, 2, 0, 9, 10]
 
+    def test_names_in_any_case_and_digits_in_words_are_known(self, pipe, monkeypatch):
+        assert [pipe.class_number(label) for label in ("two", "Seven ", "None", "7 ")] == [2, 7, 10, 7]
+        names = ("Cardigan", "cardigan", "two", "2", *"pair")
+        monkeypatch.setattr(pipe, "card", pipe.card.__class__(pipe.card.recipe, class_names=(*names, "owl", "owl")))
+        assert [pipe.class_number(label) for label in ("cardigan", "Cardigan", "PAIR"[0], "two", "2", 2)] == [
+            1,
+            0,
+            4,
+            2,
+            3,
+            2,
+        ]
+        for label, says in (("CARDIGAN", "'CARDIGAN' is 0 or 1; give the number"), ("owl", "'owl' is 8 or 9; ")):
+            with pytest.raises(DiffitError, match=says):
+                pipe.class_number(label)
+
+    def test_words_are_no_digits_where_classes_have_other_names(self, pipe, monkeypatch):
+        monkeypatch.setattr(pipe, "card", pipe.card.__class__(pipe.card.recipe, class_names=tuple("abcdefghij")))
+        with pytest.raises(DiffitError, match="no class 'two'; give a number"):
+            pipe.class_number("two")
+
+    def test_a_misspelt_name_is_told_the_likely_ones(self, pipe, monkeypatch):
+        names = ("Tench", "French horn", *"abcdefgh")
+        monkeypatch.setattr(pipe, "card", pipe.card.__class__(pipe.card.recipe, class_names=names))
+        with pytest.raises(DiffitError, match=r"^no class 'tensh'; did you mean Tench[?] give a number from 0 to 9"):
+            pipe.class_number("tensh")
+
     def test_none_in_words_asks_for_no_class(self, pipe):
         assert pipe.class_label([0, 1], "none").tolist() == [10, 10]
         assert not np.array_equal(pipe([0, 1], "none"), pipe([0, 1], 0))
@@ -149,7 +176,7 @@ class TestLabels:
         [
             (10, "no class 10; give a number from 0 to 9"),
             (-1, "no class -1; "),
-            ("seven", "no class 'seven'; give a number from 0 to 9, 0, 1, .*, or 'none'"),
+            ("sevn", "no class 'sevn'; give a number from 0 to 9, 0, 1, .*, or 'none'"),
             ([0, 1], "2 labels for 3 seeds; give one label, or one per seed"),
             ([0, 1, 2, 3], "4 labels for 3 seeds"),
             ([0, 1, None], "no class None"),
@@ -162,8 +189,8 @@ class TestLabels:
 
     def test_wrong_ones_are_refused_before_the_first_image_is_drawn(self, pipe, monkeypatch):
         monkeypatch.setattr(pipe, "stream", None)
-        with pytest.raises(DiffitError, match="no class 'seven'"):
-            pipe(range(65), [*[0] * 64, "seven"])
+        with pytest.raises(DiffitError, match="no class 'sevn'"):
+            pipe(range(65), [*[0] * 64, "sevn"])
         with pytest.raises(DiffitError, match="64 labels for 65 seeds"):
             pipe(range(65), [0] * 64)
 
