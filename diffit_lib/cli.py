@@ -11,6 +11,7 @@ from diffit_lib.commands.demo import run_demo
 from diffit_lib.commands.encode import run_encode
 from diffit_lib.commands.evaluate import run_evaluate
 from diffit_lib.commands.info import run_info
+from diffit_lib.commands.pack import run_pack
 from diffit_lib.commands.sample import run_sample
 from diffit_lib.commands.train import run_train
 from diffit_lib.commands.train_vae import run_train_vae
@@ -29,6 +30,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "sample": run_sample,
     "evaluate": run_evaluate,
     "encode": run_encode,
+    "pack": run_pack,
 }
 RECIPES: dict[Callable[..., None], type[AnyRecipe]] = {run_train: Recipe, run_train_vae: VAERecipe}
 BY_HAND: set[str | int] = {"preset", "dry_run"}  # a positional that may be missing, a switch without a value

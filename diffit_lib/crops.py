@@ -5,7 +5,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N")
+from diffit_lib.errors import DiffitError
+
+GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16L", "I;16B", "I;16N")
 
 
 def to_pixels(
@@ -34,7 +36,10 @@ def flatten(picture: Image.Image) -> Image.Image:
     if picture.mode == "F":
         raise ValueError("its pixels are floats of unknown range")
     if picture.mode.startswith("I"):
-        picture = Image.fromarray(np.rint(np.clip(np.asarray(picture), 0, 65535) / 257).astype(np.uint8))
+        levels = np.asarray(picture)
+        pixels = np.rint(np.clip(levels, 0, 65535) / 257).astype(np.uint8)
+        pixels[levels == picture.info.get("transparency", -1)] = 255
+        picture = Image.fromarray(pixels)
     if picture.has_transparency_data:
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
     return picture.convert("L" if grey else "RGB")
@@ -73,3 +78,9 @@ def centred(picture: Image.Image, height: int, width: int) -> Image.Image:
 
 
 CROPS = {"center": center_crop, "long-edge": long_edge, "adm": adm_crop}
+
+
+def check_crop(crop: str) -> None:
+    """Refuse the name of a crop that is none."""
+    if crop not in CROPS:
+        raise DiffitError(f"unknown crop {crop!r}; the crops are {', '.join(CROPS)}")

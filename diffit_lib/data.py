@@ -20,7 +20,7 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from diffit_lib.augment import draw_augmentation
 from diffit_lib.config import Training
-from diffit_lib.crops import CROPS, to_pixels
+from diffit_lib.crops import check_crop, to_pixels
 from diffit_lib.decoding import Decoder, first_shape
 from diffit_lib.errors import DiffitError
 from diffit_lib.pictures import Pictures, say
@@ -114,8 +114,7 @@ def load_data(
     """
     if source == "":
         raise DiffitError("no data are named; give a data set by name, or the path of a folder or zip")
-    if crop not in CROPS:
-        raise DiffitError(f"unknown crop {crop!r}; the crops are {', '.join(CROPS)}")
+    check_crop(crop)
     if in_channels not in (None, 1, 3):
         raise DiffitError(f"in_channels is {in_channels!r}; give 1 (grey) or 3 (RGB)")
     parts = find_pictures(source, image_size, skip_bad=skip_bad)

@@ -1,20 +1,24 @@
 """From pictures to pixels: each when it is asked for, or all at once."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from multiprocessing.pool import ThreadPool
 from textwrap import shorten
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import get_worker_info
 from tqdm.auto import tqdm
 
 from diffit_lib.errors import DiffitError
 from diffit_lib.pictures import Pictures, say
 
 ToPixels = Callable[[Image.Image], Tensor]  # -> uint8 (C, H, W)
+T = TypeVar("T")
+
+AHEAD = 32  # pictures that each thread may be ahead of whoever takes them
 
 
 class UnreadableError(DiffitError):
@@ -50,6 +54,43 @@ def none_readable(pictures: Pictures) -> DiffitError:
     )
 
 
+def tell_skipped(pictures: Pictures, bad: Sequence[int]) -> None:
+    """Say how many are left out, and which is the first."""
+    if bad:
+        count, first = f"{len(bad)} of {len(pictures)}", pictures.keys[bad[0]]
+        say(f"{pictures.name}: skipped {count} images that cannot be read, the first is {first}")
+
+
+def each(pictures: Pictures, make: Callable[[str], T]) -> Iterator[T | UnreadableError]:
+    """What is made of every picture's key, or why it cannot be read, in order.
+
+    As many threads work ahead as may open these pictures, but not far: whoever takes slowly holds few results. A single
+    thread is the caller's own.
+    """
+
+    def attempt(key: str) -> T | UnreadableError:
+        try:
+            return make(key)
+        except UnreadableError as error:
+            return error
+
+    keys = pictures.keys
+    threads = min(pictures.threads, len(keys))
+    if threads <= 1:
+        yield from map(attempt, keys)
+        return
+    with ThreadPool(threads) as pool:
+        for first in range(0, len(keys), AHEAD * threads):
+            yield from pool.imap(attempt, keys[first : first + AHEAD * threads], chunksize=4)
+
+
+def or_raise(made: T | UnreadableError) -> T:
+    """What was made; what cannot be read is an error."""
+    if isinstance(made, UnreadableError):
+        raise made
+    return made
+
+
 @dataclass(frozen=True)
 class Decoder:
     """Pictures decoded when asked for: `decoder[indices]` is a uint8 tensor (B, C, H, W)."""
@@ -68,7 +109,10 @@ class Decoder:
 
     def __getitem__(self, indices: Any) -> Tensor:
         chosen = torch.arange(len(self))[indices].tolist()
-        return torch.stack([self.decode(self.pictures.keys[index]) for index in chosen])
+        pictures = self.pictures.take(chosen)
+        if get_worker_info():  # one of several processes that read at the same time
+            pictures = replace(pictures, threads=1)
+        return torch.stack([or_raise(pixels) for pixels in each(pictures, self.decode)])
 
     def decode(self, key: str) -> Tensor:
         """One picture's pixels, uint8 `image_shape`; of another shape they are refused."""
@@ -87,7 +131,9 @@ class Decoder:
         """
         read: list[int] = []
         bad: list[int] = []
-        for index, pixels in enumerate(self._attempts()):
+        attempts = each(self.pictures, self.decode)
+        bar = tqdm(attempts, self.pictures.name, len(self), leave=False, unit=" images", delay=3)
+        for index, pixels in enumerate(bar):
             if isinstance(pixels, UnreadableError):
                 if not skip_bad:
                     raise pixels
@@ -98,20 +144,5 @@ class Decoder:
             read.append(index)
         if not read:
             raise none_readable(self.pictures)
-        if bad:
-            name, first = self.pictures.name, self.pictures.keys[bad[0]]
-            say(f"{name}: skipped {len(bad)} of {len(self)} images that cannot be read, the first is {first}")
+        tell_skipped(self.pictures, bad)
         return read
-
-    def _attempts(self) -> Iterator[Tensor | UnreadableError]:
-        """Every picture's pixels, or why there are none, in order; a single thread is the caller's own."""
-        keys, threads = self.pictures.keys, self.pictures.threads
-        with ThreadPool(threads) as pool:
-            attempts = pool.imap(self._attempt, keys, chunksize=32) if threads > 1 else map(self._attempt, keys)
-            yield from tqdm(attempts, self.pictures.name, len(keys), leave=False, unit=" images", delay=3)
-
-    def _attempt(self, key: str) -> Tensor | UnreadableError:
-        try:
-            return self.decode(key)
-        except UnreadableError as error:
-            return error

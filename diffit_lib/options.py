@@ -97,3 +97,13 @@ def parse_seeds(text: str) -> list[int]:
             raise DiffitError(f"seeds are {text!r}; give numbers and rising ranges, e.g. 0-63,100")
         seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
     return seeds
+
+
+def parse_resolution(text: str | None) -> tuple[int, int] | None:
+    """(height, width) from "WxH" or "W", which is a square."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text.strip().lower())
+    if not match:
+        raise DiffitError(f"resolution is {text!r}; give width and height, e.g. 64x48, or one number for both")
+    return int(match[2] or match[1]), int(match[1])

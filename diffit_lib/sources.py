@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -138,9 +138,12 @@ def _numbers(items: Any) -> list[str]:
 
 def _open_file(source: Path, path: str) -> Image.Image:
     try:
-        return to_picture(Image.open(io.BytesIO(read(source, path))))
+        picture = Image.open(io.BytesIO(read(source, path)))
     except UnidentifiedImageError as error:
         raise ValueError("of no known image format") from error
+    # Pillow takes every JPEG in four inks for one of Adobe's, whose values are inverted
+    wrong = picture.format == "JPEG" and picture.mode == "CMYK" and "adobe" not in picture.info
+    return ImageChops.invert(to_picture(picture)) if wrong else to_picture(picture)
 
 
 def _open_item(dataset: Any, number: str) -> Image.Image:

@@ -1,5 +1,7 @@
 """From a picture of any mode and size to pixels."""
 
+import struct
+import zlib
 from io import BytesIO
 
 import numpy as np
@@ -69,6 +71,66 @@ class TestModes:
     def test_of_an_animation_the_first_frame_is_taken(self, tmp_path, suffix):
         image = self.load(tmp_path, plain("red"), suffix, save_all=True, append_images=[plain("blue")])
         torch.testing.assert_close(image[:, 4, 4].int(), torch.tensor([255, 0, 0], dtype=torch.int32), atol=4, rtol=0)
+
+    @pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+    def test_all_eight_ways_a_camera_may_be_held_are_undone(self, tmp_path, suffix):
+        upright = plain("red", (32, 16))
+        upright.paste("blue", (0, 0, 32, 8))
+        upright.paste("lime", (0, 0, 8, 8))
+        turns = Image.Transpose
+        undone_by = {2: turns.FLIP_LEFT_RIGHT, 3: turns.ROTATE_180, 4: turns.FLIP_TOP_BOTTOM, 5: turns.TRANSPOSE}
+        undone_by |= {6: turns.ROTATE_270, 7: turns.TRANSVERSE, 8: turns.ROTATE_90}
+        undo = {turns.ROTATE_270: turns.ROTATE_90, turns.ROTATE_90: turns.ROTATE_270}
+        expected = to_pixels(upright).int()
+        for orientation, turn in undone_by.items():
+            exif = Image.Exif()
+            exif[0x0112] = orientation
+            image = self.load(tmp_path, upright.transpose(undo.get(turn, turn)), suffix, exif=exif, quality=100)
+            torch.testing.assert_close(image[:, 4::8, 4::8].int(), expected[:, 4::8, 4::8], atol=12, rtol=0)
+
+    @pytest.mark.parametrize("marked", [True, False])
+    def test_inks_of_a_jpeg_are_inverted_where_adobe_wrote_them(self, tmp_path, marked):
+        file = BytesIO()
+        inks = (0, 255, 255, 0) if marked else (255, 0, 0, 255)  # Pillow inverts and marks what it writes
+        Image.new("CMYK", (8, 8), inks).save(file, "jpeg", quality=100)
+        content = file.getvalue()
+        start = content.index(b"\xff\xee")
+        if not marked:
+            content = content[:start] + content[start + 2 + int.from_bytes(content[start + 2 : start + 4], "big") :]
+        image = only_image(fill(tmp_path / "inks", {"one.jpg": content}))
+        assert image.shape == (3, 8, 8)
+        torch.testing.assert_close(image[:, 4, 4].int(), torch.tensor([255, 0, 0], dtype=torch.int32), atol=3, rtol=0)
+
+    @pytest.mark.parametrize(
+        ("kind", "channels", "shown"),
+        [
+            (0, [50], [50]),
+            (2, [50, 100, 200], [50, 100, 200]),
+            (4, [9, 51], [206] * 3),
+            (6, [9, 9, 9, 0], [255, 255, 255]),
+        ],
+    )
+    def test_every_png_of_sixteen_bits_is_scaled_to_eight(self, tmp_path, kind, channels, shown):
+        row = b"\0" + np.array(channels * 3, dtype=">u2").__mul__(257).astype(">u2").tobytes()
+        header = struct.pack(">IIBBBBB", 3, 2, 16, kind, 0, 0, 0)
+        chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(row * 2)), (b"IEND", b"")]
+        packed = (struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks)
+        image = only_image(fill(tmp_path / "deep", {"one.png": b"\x89PNG\r\n\x1a\n" + b"".join(packed)}))
+        assert image[:, 1, 2].tolist() == shown
+
+    def test_a_level_that_stands_for_transparency_is_white(self, tmp_path):
+        levels = np.array([[0, 257, 514]], dtype=np.uint16)
+        assert self.load(tmp_path, Image.fromarray(levels), transparency=257).tolist() == [[[0, 255, 2]]]
+        assert self.load(tmp_path, plain("red").convert("L"), transparency=76).unique().tolist() == [255]
+        assert self.load(tmp_path, plain("red"), transparency=(255, 0, 0)).unique().tolist() == [255]
+
+    def test_rarer_modes_are_shown_as_they_look(self):
+        palette = Image.new("PA", (1, 1), (3, 51))
+        palette.putpalette([0] * 768)
+        faint = Image.new("RGBA", (1, 1), (0, 0, 0, 51)).convert("RGBa")
+        looks = [(palette, [204] * 3), (faint, [204] * 3)]
+        for picture, colour in [*looks, *((plain("red").convert(mode), [255, 0, 0]) for mode in ("YCbCr", "HSV"))]:
+            assert to_pixels(picture)[:, 0, 0].tolist() == pytest.approx(colour, abs=1)
 
     def test_floats_have_no_known_range(self, tmp_path):
         folder = fill(tmp_path / "pictures", {"one.tif": Image.new("F", (2, 2), 0.5)})

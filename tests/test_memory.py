@@ -10,9 +10,11 @@ import torch
 from image_files import fill, noise, zipped
 from torch.utils.data import DataLoader, TensorDataset
 
+from diffit_lib import decoding
 from diffit_lib.config import Training
 from diffit_lib.data import TrainingStream, load_data
 from diffit_lib.errors import DiffitError
+from diffit_lib.pictures import Pictures
 
 
 def test_what_images_take_is_said(capsys):
@@ -124,3 +126,13 @@ def test_fingerprints_tell_pixels_labels_and_shapes_apart():
         mark([1, 2, 3, 4], [0, 1], (1, 2, 1)),
     ]
     assert len(set(marks)) == 4
+
+
+def test_whoever_takes_pictures_slowly_holds_few(monkeypatch):
+    monkeypatch.setattr(decoding, "AHEAD", 4)
+    many = Pictures("many", list(map(str, range(100))), lambda key: None, torch.zeros(100), (), threads=3)
+    made = []
+    for taken, key in enumerate(decoding.each(many, lambda key: made.append(key) or key)):
+        assert key == str(taken)
+        assert len(made) - taken <= 12
+    assert len(made) == 100

@@ -1,6 +1,7 @@
 """`encode`: a data set's latents, written once; training reads them instead of encoding its images at every step."""
 
 from pathlib import Path
+from typing import Any
 
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
@@ -15,15 +16,19 @@ from diffit_lib.recipe import Recipe
 from diffit_lib.weights import image_shape
 
 
-def encode(vae: str | Path, data: str | Path | Dataset | Split | None = None, out: str | Path | None = None) -> Path:
+def encode(
+    vae: str | Path, data: str | Path | Dataset | Split | None = None, out: str | Path | None = None, **changes: Any
+) -> Path:
     """Write the moments of both parts of a data set, the autoencoder's own unless given; return the folder `out`.
 
+    The images are prepared as the autoencoder's recipe says, but for `changes`: its `image_size`, `crop`, `skip_bad`
+    and `memory_gb`.
     Started again, it goes on where it stopped. As one of several processes (torchrun) it writes its share of the files.
     """
     codec, card = load_vae(vae)
     codec.to(own_device())
     if not isinstance(data, tuple):
-        data = recipe_data(card.recipe, data)
+        data = recipe_data(card.recipe.override(**changes), data)
     out = Path(out) if out is not None else latents_folder(codec, data.train)
     for part, images in (("train", data.train), ("test", data.test)):
         write(codec, images, out / part, mirrored=part == "train")
