@@ -1,14 +1,14 @@
 """Options of the command line: one for every field of a recipe, and the words that stand for numbers."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from jsonargparse import SUPPRESS, ArgumentParser
 
-from diffit_lib.errors import DiffitError, check
+from diffit_lib.errors import DiffitError
 from diffit_lib.recipe import AnyRecipe
 from diffit_lib.run_folder import OPTIONS, read_options
 
@@ -22,14 +22,16 @@ OF_THE_IMAGES = ("image_size", "in_channels", "num_classes")  # what another net
 R = TypeVar("R", bound=AnyRecipe)
 
 
-def asked_for(presets: Mapping[str, R], name: str | None, run: str | None, options: dict[str, Any]) -> R:
+def asked_for(
+    kind: type[R], preset: Callable[[str], R], name: str | None, run: str | None, options: dict[str, Any]
+) -> R:
     """The preset, or without one the recipe that the run folder was begun with, some of its fields changed."""
     if name is None and run is not None and (Path(run) / OPTIONS).is_file():
-        recipe = read_options(type(next(iter(presets.values()))), Path(run))
+        recipe = read_options(kind, Path(run))
+    elif name is None:
+        raise DiffitError("no preset is named; give one, or --run FOLDER of an earlier run to go on with")
     else:
-        check(name is not None, "no preset is named; the presets are " + ", ".join(presets))
-        check(name in presets, f"unknown preset {name!r}; the presets are {', '.join(presets)}")
-        recipe = presets[str(name)]
+        recipe = preset(name)
     return recipe.override(**spelled_out(recipe, options))
 
 

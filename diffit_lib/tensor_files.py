@@ -80,7 +80,7 @@ def load_tensors(
 def _remedy(path: Path) -> str:
     """What to do about a file that does not open."""
     with open(path, "rb") as file:
-        start = file.read(2)
-    if start == b"PK" or start[:1] == b"\x80":
+        start = file.read(9)
+    if start[:2] == b"PK" or (start[:1] == b"\x80" and start[8:] != b"{"):  # eight bytes of length, then text, are ours
         return "it is a pickle, which could run code and is never opened: give the run's weights.safetensors"
     return "copy or download it again"

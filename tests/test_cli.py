@@ -48,7 +48,13 @@ class TestMistakes:
         [
             ("", "demo,info,train,train-vae"),
             ("draw", "invalid choice: 'draw' .*demo"),
-            ("train", "required: train.name; `diffit --help` tells more"),
+            ("train", "no preset is named; give one, or --run FOLDER"),
+            ("train --run=nowhere", "no preset is named; give one, or --run FOLDER"),
+            ("train-vae", "no preset is named; give one, or --run FOLDER"),
+            ("train digits --name=a/b:c", "name is 'b:c'; give letters, digits, dots and dashes"),
+            ("train digits --network=unet", "network.*unet"),
+            ("train digits --keep=-1", "keep is -1; give 0 or more"),
+            ("train-vae vae-digits --augment=0.1", "--augment=0.1; `diffit train-vae --help` tells more"),
             ("train digit", "unknown preset 'digit'; the presets are digits, "),
             ("train-vae digits", "unknown autoencoder preset 'digits'; the presets are vae-digits, "),
             ("train-vae vae-digits --image_size=7,8", "an image of 7x8 .* a height and a width that 2 divides"),
@@ -168,7 +174,7 @@ class TestWrongFiles:
             monkeypatch.setattr(target, None)
         refuse(f"{verb} wrong", says)
 
-    @pytest.mark.parametrize("name", ["last.ckpt", "options.json"])
+    @pytest.mark.parametrize("name", ["last.ckpt", "options.yaml"])
     def test_in_a_run_folder_are_told_in_one_line(self, refuse, data, tmp_path, name):
         train(presets.preset("digits").override(max_steps=1), "run", data, progress=False)
         path = tmp_path / "run" / name
@@ -185,18 +191,19 @@ class TestVerbs:
     def test_train_then_sample_then_info(self, tmp_path, capsys):
         assert main(["train", "digits", "--max-steps=2", "--batch-size=8", "--channel_mult=[1,1]"]) == 0
         out, err = capsys.readouterr()
-        assert out == "weights: runs/digits/weights.safetensors\n"
+        assert out == "weights: runs/00000-digits/weights.safetensors\n"
+        assert err.startswith("run: runs/00000-digits; stopped, it goes on by `diffit train --run runs/00000-digits`\n")
         assert "images/s" in err
-        recipe = load_weights("runs/digits/weights.safetensors")[1].recipe
+        recipe = load_weights("runs/00000-digits/weights.safetensors")[1].recipe
         assert (recipe.training.max_steps, recipe.training.batch_size, recipe.network.channel_mult) == (2, 8, (1, 1))
 
-        command = "sample runs/digits/weights.safetensors --out=new --seeds=3-5,9 --labels=1,2,3,none --steps=3"
+        command = "sample runs/00000-digits/weights.safetensors --out=new --seeds=3-5,9 --labels=1,2,3,none --steps=3"
         assert main(command.split()) == 0
         assert capsys.readouterr().out == "4 images and grid.png: new/\n"
         names = {path.name for path in (tmp_path / "new").iterdir()}
         assert names == {"000003.png", "000004.png", "000005.png", "000009.png", "grid.png"}
 
-        assert main(["info", "runs/digits/weights.safetensors"]) == 0
+        assert main(["info", "runs/00000-digits/weights.safetensors"]) == 0
         assert "digits, trained on digits/train" in capsys.readouterr().out
 
     def test_one_label_is_for_all_images(self, weights, monkeypatch):

@@ -103,9 +103,8 @@ def images(run):
 
 def as_on_a_gpu(run):
     """Make a run look as if it had been trained in half precision, its loss scaled."""
-    options = json.loads((run / "options.json").read_text())
-    options["training"]["precision"] = "16-mixed"
-    (run / "options.json").write_text(json.dumps(options))
+    options = run / "options.yaml"
+    options.write_text(options.read_text().replace("precision: 32-true", "precision: 16-mixed"))
     checkpoint = torch.load(run / "last.ckpt", weights_only=True)
     scaler = {"scale": 65536.0, "growth_factor": 2.0, "backoff_factor": 0.5, "growth_interval": 2000}
     checkpoint["MixedPrecision"] = scaler | {"_growth_tracker": 4}
@@ -183,8 +182,12 @@ class TestKilled:
         train(recipe, tmp_path, data, progress=False)
         assert images(tmp_path) == [*range(0, 7 * 16, 16), 24 * 16]
         assert_same_weights(tmp_path, unbroken)
-        left = {path.name for path in tmp_path.iterdir()} - {"samples"}
-        assert left == {"last.ckpt", "metrics.csv", "options.json", "weights.safetensors", "loss.png"}
+        left = {path.name for path in tmp_path.iterdir()} - {"samples", "tensorboard"}
+        newest = {f"weights-{step * 16:09d}.safetensors" for step in (5, 6, 24)}
+        assert left - newest == {
+            "last.ckpt", "metrics.csv", "options.yaml", "weights.safetensors", "loss.png", "log.txt", "reals.png",
+        }  # fmt: skip
+        assert newest < left
 
 
 class TestStopped:
@@ -220,7 +223,7 @@ class TestStopped:
 
 class TestFinished:
     def test_run_is_not_trained_further(self, recipe, data, unbroken, monkeypatch):
-        before = {name: (unbroken / name).read_bytes() for name in ("metrics.csv", "options.json")}
+        before = {name: (unbroken / name).read_bytes() for name in ("metrics.csv", "options.yaml")}
         tensors = load_file(unbroken / "weights.safetensors")
         monkeypatch.setattr(DiffusionModule, "training_step", lambda *_: pytest.fail("trained further"))
         train(recipe, unbroken, data, progress=False)
@@ -229,7 +232,7 @@ class TestFinished:
         assert all(torch.equal(tensors[name], again[name]) for name in tensors)
 
     def test_run_whose_weights_were_lost_writes_them_again(self, recipe, data, unbroken, tmp_path):
-        for name in ("last.ckpt", "options.json"):
+        for name in ("last.ckpt", "options.yaml"):
             (tmp_path / name).write_bytes((unbroken / name).read_bytes())
         train(recipe, tmp_path, data, progress=False)
         assert images(tmp_path) == [24 * 16]
@@ -334,7 +337,7 @@ class TestDamage:
         train(tiny, tmp_path / "run", data, progress=False)
         return tmp_path / "run"
 
-    @pytest.mark.parametrize("name", ["last.ckpt", "options.json"])
+    @pytest.mark.parametrize("name", ["last.ckpt", "options.yaml"])
     @pytest.mark.parametrize("damage", [lambda whole: whole[: len(whole) // 2], lambda _: b"", lambda _: b"{}"])
     def test_is_told_in_one_line_and_nothing_is_written(self, tiny, data, run, snapshot, name, damage):
         (run / name).write_bytes(damage((run / name).read_bytes()))

@@ -1,6 +1,5 @@
 """Optimization, the average, and what stops, shows and keeps a run."""
 
-import json
 import math
 from itertools import count, pairwise
 from types import SimpleNamespace
@@ -310,7 +309,8 @@ class TestReport:
         weights = train(tiny, tmp_path, data, progress=False)
         names = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
         assert names == {
-            "last.ckpt", "loss.png", "metrics.csv", "options.json", "samples/000000064.png", "weights.safetensors",
+            "last.ckpt", "log.txt", "loss.png", "metrics.csv", "options.yaml", "reals.png", "samples/000000064.png",
+            "weights-000000064.safetensors", "weights.safetensors", *(name for name in names if "tfevents" in name),
         }  # fmt: skip
         assert weights == tmp_path / "weights.safetensors"
         header, row = (line.split(",") for line in (tmp_path / "metrics.csv").read_text().splitlines())
@@ -373,7 +373,7 @@ class TestPrecision:
     def test_is_picked_for_the_device_and_written_into_the_options(self, fit, tiny, tmp_path, monkeypatch):
         monkeypatch.setattr("diffit_lib.tasks.run.best_precision", lambda device: "bf16-mixed")
         module = fit(tiny)
-        assert json.loads((tmp_path / "run" / "options.json").read_text())["training"]["precision"] == "bf16-mixed"
+        assert "\nprecision: bf16-mixed\n" in (tmp_path / "run" / "options.yaml").read_text()
         assert module.trainer.precision == "bf16-mixed"
         assert all(parameter.dtype == torch.float32 for parameter in module.parameters())
 

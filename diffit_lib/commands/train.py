@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from diffit_lib.options import asked_for
-from diffit_lib.presets import PRESETS
+from diffit_lib.presets import preset as named
+from diffit_lib.recipe import Recipe
 from diffit_lib.run_folder import OPTIONS
 
 
@@ -21,7 +22,7 @@ def run_train(
     """
     begun = run is not None and (Path(run) / OPTIONS).is_file()
     pictures = preset is None and "data" in overrides and not begun
-    recipe = None if pictures else asked_for(PRESETS, preset, run, overrides)
+    recipe = None if pictures else asked_for(Recipe, named, preset, run, overrides)
     if dry_run:
         from diffit_lib.tasks.describe_data import describe_data
         from diffit_lib.tasks.dry_run import dry_run_train

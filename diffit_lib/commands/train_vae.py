@@ -3,7 +3,8 @@
 from typing import Any
 
 from diffit_lib.options import asked_for
-from diffit_lib.presets_vae import VAE_PRESETS
+from diffit_lib.presets_vae import vae_preset
+from diffit_lib.recipe import VAERecipe
 
 
 def run_train_vae(
@@ -17,7 +18,7 @@ def run_train_vae(
         name: of a new run, the preset's unless given
         dry_run: say what it takes
     """
-    recipe = asked_for(VAE_PRESETS, preset, run, overrides)
+    recipe = asked_for(VAERecipe, vae_preset, preset, run, overrides)
     if dry_run:
         from diffit_lib.tasks.dry_run import dry_run_vae
 

@@ -1,0 +1,234 @@
+"""What a run leaves in its folder: a number of its own, options that train again, a log, curves, the newest weights."""
+
+import re
+import struct
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from tensorboardX.proto.event_pb2 import Event
+
+from diffit_lib import presets
+from diffit_lib.cli import main
+from diffit_lib.data import Images, Split
+from diffit_lib.errors import DiffitError
+from diffit_lib.files import write_text
+from diffit_lib.options import asked_for
+from diffit_lib.presets import PRESETS, preset
+from diffit_lib.presets_vae import VAE_PRESETS
+from diffit_lib.recipe import Recipe, VAERecipe
+from diffit_lib.run_folder import keep_newest, new_folder, read_options, write_options
+from diffit_lib.tasks import train as task
+from diffit_lib.tasks.record import Record, RunLog
+from diffit_lib.tasks.report import show_reals
+from diffit_lib.tasks.train import train
+
+
+class TestNumber:
+    def test_is_the_next_free_one(self, tmp_path):
+        runs = tmp_path / "runs"
+        assert new_folder("digits", runs).name == "00000-digits"
+        (runs / "00007-old").mkdir()
+        (runs / "mine").mkdir()
+        assert new_folder("digits", runs).name == "00008-digits"
+        assert new_folder("stabilityai/sd-vae-ft-ema", runs).name == "00009-sd-vae-ft-ema"
+
+    def test_is_never_shared_by_runs_that_start_at_once(self, tmp_path):
+        with ThreadPoolExecutor(16) as pool:
+            folders = list(pool.map(lambda k: new_folder(f"run{k % 3}", tmp_path), range(64)))
+        assert sorted(int(folder.name[:5]) for folder in folders) == list(range(64))
+        assert all(folder.is_dir() for folder in folders)
+        assert len(list(tmp_path.iterdir())) == 64
+
+    @pytest.mark.parametrize("name", ["", "a b", "a:b", "a/"])
+    def test_has_a_name_that_can_be_typed(self, tmp_path, name):
+        with pytest.raises(DiffitError, match="give letters, digits, dots and dashes"):
+            new_folder(name, tmp_path)
+
+
+class TestOptions:
+    @pytest.mark.parametrize("recipe", [*PRESETS.values(), *VAE_PRESETS.values()], ids=lambda recipe: recipe.name)
+    def test_are_every_field_and_come_back(self, tmp_path, recipe):
+        write_options(recipe, tmp_path)
+        assert read_options(type(recipe), tmp_path) == recipe
+
+    def test_cut_off_are_refused(self, tmp_path):
+        write_options(preset("digits"), tmp_path)
+        path = tmp_path / "options.yaml"
+        whole = path.read_text().splitlines(keepends=True)
+        for lines in range(len(whole)):
+            path.write_text("".join(whole[:lines]))
+            with pytest.raises(DiffitError, match=r"options.yaml cannot be read \(.*\); train into another folder"):
+                read_options(Recipe, tmp_path)
+
+    def test_of_an_earlier_run_need_no_preset(self, tmp_path):
+        write_options(preset("digits").override(width=48, sigma_data=0.75), tmp_path)
+        again = asked_for(Recipe, preset, None, str(tmp_path), {"max_steps": 9})
+        assert again == preset("digits").override(width=48, sigma_data=0.75, max_steps=9)
+        with pytest.raises(DiffitError, match="no preset is named"):
+            asked_for(Recipe, preset, None, str(tmp_path / "nowhere"), {})
+
+    @pytest.mark.parametrize(
+        ("name", "options", "fields"),
+        [
+            ("digits", {"network": "dit", "depth": 3}, {"block": "dit", "depth": 3}),
+            ("digits", {"network": "latent"}, {"block": "diffit", "depth": 12}),
+            ("mnist-dit", {"network": "latent"}, {"block": "diffit", "depth": 8, "patch_size": 4}),
+            ("latent-digits", {"network": "image"}, {"num_blocks": 4}),
+        ],
+    )
+    def test_another_network_sees_the_same_images(self, name, options, fields):
+        before = preset(name).network
+        if before.in_channels == 2:
+            options = options | {"in_channels": 1}
+        network = asked_for(Recipe, preset, name, None, options).network
+        assert {field: getattr(network, field) for field in fields} == fields
+        assert (network.image_size, network.num_classes) == (before.image_size, before.num_classes)
+        assert network.in_channels == options.get("in_channels", before.in_channels)
+
+
+class TestNewest:
+    def test_weights_stay_and_older_ones_go(self, tmp_path):
+        for images in (8, 16, 1_000_000_000, 32):
+            write_text(tmp_path / "weights.safetensors", str(images))
+            keep_newest(tmp_path, images, 2)
+        kept = {path.name: path.read_text() for path in tmp_path.glob("weights-*")}
+        assert kept == {"weights-1000000000.safetensors": "1000000000", "weights-000000032.safetensors": "32"}
+
+    def test_none_are_kept_where_none_are_wanted(self, tmp_path):
+        (tmp_path / "weights.safetensors").write_text("now")
+        (tmp_path / "weights-000000008.safetensors").write_text("before")
+        keep_newest(tmp_path, 16, 0)
+        assert [path.name for path in tmp_path.iterdir()] == ["weights.safetensors"]
+
+    def test_weights_cost_no_second_copy(self, tmp_path):
+        (tmp_path / "weights.safetensors").write_text("now")
+        keep_newest(tmp_path, 16, 1)
+        assert (tmp_path / "weights-000000016.safetensors").samefile(tmp_path / "weights.safetensors")
+
+
+def events(run):
+    """Tag and step of every scalar in a run's TensorBoard files, and the names of its hyper-parameters."""
+    points, options = [], set()
+    for path in (run / "tensorboard").iterdir():
+        data = path.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])
+            event, data = Event.FromString(data[12 : 12 + length]), data[16 + length :]
+            for value in event.summary.value:
+                if value.HasField("simple_value"):
+                    points.append((value.tag, event.step, value.simple_value))
+                elif value.tag == "_hparams_/session_start_info":
+                    options |= set(re.findall(rb"[a-z_]{2,}", value.metadata.plugin_data.content))
+    return sorted(points), options
+
+
+class TestRecord:
+    def row(self, images, loss):
+        return {"images": images, "seconds": images / 10, "loss": loss, "test_loss_0.3": 2.0, "frechet": ""}
+
+    def test_stands_once_in_table_and_curves_however_often_a_run_is_started(self, tmp_path, tiny):
+        with Record(tmp_path, tiny) as record:
+            assert len(record(self.row(16, 1.0))) == 1
+        with Record(tmp_path, tiny) as record:
+            record(self.row(16, 9.0))
+            assert len(record(self.row(32, 0.5))) == 2
+        assert (tmp_path / "metrics.csv").read_text() == (
+            "images,seconds,loss,test_loss_0.3,frechet\n16,1.6,1.0,2.0,\n32,3.2,0.5,2.0,\n"
+        )
+        points, options = events(tmp_path)
+        assert [point for point in points if point[0] == "loss"] == [("loss", 16, 1.0), ("loss", 32, 0.5)]
+        assert {tag for tag, _, _ in points} == {"loss", "seconds", "test_loss_by_level/0.3"}
+        assert options >= {b"batch_size", b"lr", b"width", b"preset", b"tiny"}
+
+
+class TestLog:
+    def said(self, run):
+        return [line[20:] for line in (run / "log.txt").read_text().splitlines()]
+
+    def test_holds_what_was_said_before_the_run_had_a_folder_and_why_it_ended(self, tmp_path, capsys):
+        from diffit_lib.pictures import say
+
+        with pytest.raises(KeyError), RunLog() as log:
+            say("the data are small")
+            assert not (tmp_path / "log.txt").exists()
+            log.open(tmp_path)
+            say("it goes on")
+            assert self.said(tmp_path) == ["the data are small", "it goes on"]  # at once: a kill loses nothing
+            raise KeyError("width")
+        say("nothing to do with it")
+        assert self.said(tmp_path)[2:] == ["stopped by KeyError 'width'"]
+        with RunLog() as log:
+            log.open(tmp_path)
+            say("started again")
+        assert self.said(tmp_path)[3:] == ["started again"]
+        assert capsys.readouterr().err.count("the data are small") == 1
+
+    def test_of_a_run_that_never_had_a_folder_is_nowhere(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(DiffitError), RunLog():
+            raise DiffitError("no data")
+        assert list(tmp_path.iterdir()) == []
+
+
+class TestReals:
+    def test_are_of_every_class_in_turn(self, tmp_path):
+        labels = torch.tensor([0] * 50 + [1] * 50)
+        pixels = (labels * 200).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 8, 8)
+        show_reals(tmp_path, Images("two", pixels, labels, ("a", "b")))
+        picture = Image.open(tmp_path / "reals.png")
+        side = picture.width // 8
+        row = [picture.getpixel((side * k + side // 2, side // 2)) for k in range(8)]
+        assert row == [0, 200] * 4
+        assert picture.height == pytest.approx(side * 4, abs=16)
+
+
+class TestFolder:
+    @pytest.fixture
+    def quick(self, monkeypatch, tmp_path, tiny):
+        """In an empty folder, where `digits` is a tiny preset whose reports are skipped."""
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setitem(presets.PRESETS, "digits", tiny.override(name="digits", max_steps=1))
+        monkeypatch.setattr(task, "show", lambda module, **_: None)
+
+    def test_is_new_at_every_start_and_gone_on_with_by_name(self, quick, tmp_path, capsys):
+        for command in ("train digits", "train digits --name second", "train --run runs/00001-second --max-steps=3"):
+            assert main(command.split()) == 0
+        runs = tmp_path / "runs"
+        assert sorted(path.name for path in runs.iterdir()) == ["00000-digits", "00001-second"]
+        steps = [torch.load(runs / name / "last.ckpt")["global_step"] for name in ("00000-digits", "00001-second")]
+        assert steps == [1, 3]
+        err = capsys.readouterr().err
+        assert "run: runs/00001-second; stopped, it goes on by `diffit train --run runs/00001-second`\n" in err
+        log = (runs / "00001-second" / "log.txt").read_text()
+        assert re.findall(r"(training|done): (\S+)", log) == [
+            ("training", "digits/train"), ("done", "16"), ("training", "digits/train"), ("done", "48"),
+        ]  # fmt: skip
+
+    def test_trains_again_from_its_own_options(self, quick, tmp_path):
+        assert main(["train", "digits", "--lr=0.5", "--run=first"]) == 0
+        assert main(["train", "--config", "first/options.yaml", "--name", "again", "--max_steps", "2"]) == 0
+        first, again = (yaml.safe_load((tmp_path / run / "options.yaml").read_text()) for run in
+                        ("first", "runs/00000-again"))  # fmt: skip
+        assert {name for name in first if first[name] != again[name]} == {"max_steps"}
+        assert (again["preset"], again["lr"]) == ("digits", 0.5)
+
+    def test_is_not_made_for_what_is_refused(self, quick, data, tiny, tmp_path, snapshot):
+        before = snapshot()
+        small = Split(*(replace(part, images=part.images[:, :, :4]) for part in data))
+        with pytest.raises(DiffitError, match="is built for images of"):
+            train(tiny, data=small, progress=False)
+        assert snapshot() == before
+
+    def test_of_several_processes_is_named_by_the_user(self, quick, data, tiny, monkeypatch):
+        for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
+            monkeypatch.setenv(name, value)
+        with pytest.raises(DiffitError, match="name it: --run FOLDER"):
+            train(tiny, data=data, progress=False)
+
+
+def test_recipes_of_autoencoders_offer_what_they_take():
+    assert set(VAERecipe.NOT_KNOWN).isdisjoint(VAE_PRESETS["vae-digits"].to_options())
