@@ -6,6 +6,7 @@ import socket
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -40,9 +41,11 @@ def find_pictures(
     if str(source) in NAMED:
         return from_name(str(source), image_size)
     path = Path(source).expanduser()
-    if not path.exists():
-        raise DiffitError(f"unknown data {str(source)!r}; give {', '.join(NAMED)}, or the path of a folder or zip")
-    return from_folder(path)
+    if path.exists():
+        return from_folder(path)
+    if str(source).lower() in NAMED:  # as torchvision writes it
+        return from_name(str(source).lower(), image_size)
+    raise DiffitError(f"unknown data {str(source)!r}; give {', '.join(NAMED)}, or the path of a folder or zip")
 
 
 def from_name(name: str, image_size: tuple[int, int] | None) -> Parts:
@@ -213,4 +216,14 @@ def celeba(root: Path, image_size: tuple[int, int] | None) -> Parts:
     )
 
 
+def of_torchvision(kind: str, root: Path, image_size: tuple[int, int] | None) -> Parts:
+    """Train and test part of one of torchvision's classification data sets, as they are."""
+    datasets = import_module("torchvision.datasets")
+    parts = [{"train": True}, {"train": False}] if kind in BY_TRAIN else [{"split": "train"}, {"split": "test"}]
+    return Parts(*[from_dataset(getattr(datasets, kind)(root, **part, download=True)) for part in parts])
+
+
+BY_TRAIN = ("FashionMNIST", "KMNIST", "CIFAR100")  # how torchvision wants to be told the part
+BY_SPLIT = ("SVHN", "STL10", "GTSRB", "Flowers102", "Food101")
 NAMED = {"digits": digits, "mnist": mnist, "cifar10": cifar10, "imagenette": imagenette, "celeba": celeba}
+NAMED |= {kind.lower(): partial(of_torchvision, kind) for kind in BY_TRAIN + BY_SPLIT}

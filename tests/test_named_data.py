@@ -114,6 +114,22 @@ def test_half_an_imagenette_is_no_imagenette(imagenette):
     refused("imagenette", "imagenette cannot be had .*is not whole, delete it")
 
 
+def test_more_of_torchvisions_data_sets_come_by_their_names(cache, monkeypatch):
+    scans = np.random.default_rng(0).integers(0, 256, (20, 28, 28), dtype=np.uint8)
+    for part in ("train", "t10k"):
+        files = {"images-idx3": idx(scans), "labels-idx1": idx(np.arange(20, dtype=np.uint8) % 10)}
+        fill(cache / "FashionMNIST" / "raw", {f"{part}-{name}-ubyte": content for name, content in files.items()})
+    for name in ("FashionMNIST", "fashionmnist"):
+        split = load_data(name)
+        assert torch.equal(split.train.images[:, 0], torch.tensor(scans))
+        assert split.test.labels.tolist() == [k % 10 for k in range(20)]
+        assert split.train.class_names[9] == "Ankle boot"
+    told = []
+    monkeypatch.setattr("torchvision.datasets.SVHN", lambda *_, **part: told.append(part) or [(plain(), 0)])
+    assert len(load_data("SVHN").test) == 1
+    assert told == [{"split": part, "download": True} for part in ("train", "test")]
+
+
 def test_celeba_has_no_classes(cache, monkeypatch):
     monkeypatch.setattr("torchvision.datasets.celeba.check_integrity", lambda *_: True)
     faces = [f"{k:06d}.jpg" for k in range(1, 7)]
