@@ -26,6 +26,12 @@ def replacing(path: str | Path) -> Iterator[Path]:
         beside.unlink(missing_ok=True)
 
 
+def sweep(folder: str | Path) -> None:
+    """Remove what `replacing` left anywhere below a folder when it was killed; nobody may be writing there."""
+    for left in Path(folder).rglob(".*.part*"):
+        left.unlink()
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a whole text file, or leave what was there."""
     with replacing(path) as beside:

@@ -1,8 +1,12 @@
 """From files to a network: `encode` with images prepared in other ways, and class names all the way to the weights."""
 
+from functools import partial
+from shutil import rmtree
+
 import pytest
 import torch
 from image_files import fill, noise
+from kills import finishes_killed_at_any_moment
 from safetensors.torch import load_file
 from test_latent_training import write_vae
 
@@ -63,6 +67,12 @@ def test_images_that_exceed_the_memory_give_the_same_latents(vae, birds, tmp_pat
     )
     assert "decoded when used" in capsys.readouterr().err
     assert same(contents(held), contents(left))
+
+
+def test_killed_at_any_moment_it_ends_with_the_files_of_an_unbroken_run(vae, tmp_path, snapshot):
+    few = load_data([(noise(k).convert("L"), 0) for k in range(3)])
+    work = partial(encode, vae, few, tmp_path / "latents")
+    assert finishes_killed_at_any_moment(work, partial(rmtree, tmp_path / "latents"), snapshot) > 6
 
 
 def test_class_names_travel_from_folders_to_the_weights(vae, birds, tiny, tmp_path):

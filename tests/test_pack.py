@@ -1,17 +1,16 @@
 """`pack`: a zip that trains as its source does, the same bytes however often the packing was broken off."""
 
 import json
-import multiprocessing
 import os
 import re
-import signal
-import sys
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from image_files import COLOURS, fill, noise, one_line, plain, zipped
+from kills import finishes_killed_at_any_moment
 from PIL import Image
 
 from diffit_lib.cli import main
@@ -173,43 +172,9 @@ class TestAgain:
     def test_killed_at_any_moment_it_ends_with_the_files_of_an_unbroken_run(self, tmp_path, snapshot, monkeypatch):
         monkeypatch.setattr(os, "cpu_count", lambda: 1)
         monkeypatch.setattr(task, "PIECE", 2)
-        source = fill(tmp_path / "few", {f"{k}.png": noise(k) for k in range(5)})
-        pack(source, "out.zip", SIZE)
-        whole = snapshot()
-        moment, killed = 0, True
-        while killed:
-            Path("out.zip").unlink()
-            moment += 1
-            killed = packs_until(moment, source)
-            if killed:
-                pack(source, "out.zip", SIZE)
-            assert snapshot() == whole, moment
-        assert moment > 10
-
-
-def packs_until(moment, source):
-    """Whether another process that packs is killed before its `moment`-th file is opened, renamed or deleted."""
-    child = multiprocessing.get_context("fork").Process(target=pack_until, args=(moment, source))
-    child.start()
-    child.join(timeout=60)
-    assert child.exitcode in (0, -signal.SIGKILL)
-    return child.exitcode != 0
-
-
-def pack_until(moment, source):
-    """Pack, and be killed without a word on the way."""
-    seen = 0
-
-    def follow(event, arguments):
-        nonlocal seen
-        writes = event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir")
-        writes |= event == "open" and "out.zip" in str(arguments[0]) and arguments[1] not in ("rb", "r")
-        seen += writes
-        if seen == moment and writes:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(follow)
-    pack(source, "out.zip", SIZE)
+        source = fill(tmp_path / "few", {f"{k}.png": noise(k) for k in range(3)})
+        work = partial(pack, source, "out.zip", SIZE)
+        assert finishes_killed_at_any_moment(work, Path("out.zip").unlink, snapshot) > 9
 
 
 class TestCommand:

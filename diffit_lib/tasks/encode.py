@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 from diffit_lib.autoencoders import VAECard, load_vae
 from diffit_lib.codec import Codec, Latents
 from diffit_lib.data import Images, Split, recipe_data
-from diffit_lib.files import cache_folder
+from diffit_lib.files import cache_folder, sweep
 from diffit_lib.latents import CachedLatents, is_latents, open_latents, source_of, write_latents
 from diffit_lib.processes import own_device, place
 from diffit_lib.recipe import Recipe
@@ -32,6 +32,8 @@ def encode(
     out = Path(out) if out is not None else latents_folder(codec, data.train)
     for part, images in (("train", data.train), ("test", data.test)):
         write(codec, images, out / part, mirrored=part == "train")
+    if place().world == 1:  # else another may be writing still
+        sweep(out)
     return out
 
 
