@@ -1,13 +1,26 @@
 """The scripts beside the library: the figures show what is built, the zip holds what Colab needs."""
 
+import re
+import shlex
 import zipfile
+from pathlib import Path
 
 import figures
 import pytest
 from matplotlib.text import Text
 from pack_colab import pack
 
+from diffit_lib.cli import parser, with_underscores
+from diffit_lib.crops import CROPS
+from diffit_lib.folders import SUFFIXES
 from diffit_lib.presets import PRESETS
+from diffit_lib.sources import NAMED
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+PAGES = "\n".join(page.read_text(encoding="utf-8") for page in sorted(DOCS.glob("*.md")))
+SHELL = [
+    line.split("#")[0].strip() for block in re.findall(r"```sh\n(.*?)```", PAGES, re.S) for line in block.splitlines()
+]
 
 
 def words(figure):
@@ -46,3 +59,14 @@ def test_zip_holds_library_figures_weights_and_requirements(tmp_path):
     needed = {"diffit_lib/__init__.py", "diffit_lib/tasks/train.py", "images/tmsa.png", "weights/digits.safetensors"}
     assert needed | {"requirements.txt", "LICENSE"} <= names
     assert not [name for name in names if "__pycache__" in name or name.startswith("tests")]
+
+
+@pytest.mark.parametrize("command", [line for line in SHELL if line.startswith("diffit ")])
+def test_command_parses(command):
+    parser().parse_args([with_underscores(word) for word in shlex.split(command)[1:]])
+
+
+def test_formats_are_all_told():
+    page = (DOCS / "formats.md").read_text(encoding="utf-8")
+    assert [name for name in (*NAMED, *CROPS) if f"`{name}`" not in page] == []
+    assert " ".join(SUFFIXES) in page
