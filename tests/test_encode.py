@@ -1,5 +1,6 @@
 """From files to a network: `encode` with images prepared in other ways, and class names all the way to the weights."""
 
+import weakref
 from functools import partial
 from shutil import rmtree
 
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 from test_latent_training import write_vae
 
 from diffit_lib.cli import main
+from diffit_lib.crops import to_pixels
 from diffit_lib.data import load_data
 from diffit_lib.pipeline import load
 from diffit_lib.tasks.encode import encode
@@ -61,12 +63,23 @@ def test_images_come_in_the_size_and_by_the_crop_asked_for(vae, birds, tmp_path)
     assert main(["encode", vae, f"--data={birds}", "--out=three"]) == 2
 
 
-def test_images_that_exceed_the_memory_give_the_same_latents(vae, birds, tmp_path, capsys):
-    held, left = (
-        encode(vae, birds, tmp_path / name, **changes) for name, changes in (("a", {}), ("b", {"memory_gb": 1e-9}))
-    )
+def test_images_that_exceed_the_memory_give_the_same_latents_and_are_never_held(vae, tmp_path, capsys, monkeypatch):
+    birds = fill(tmp_path / "birds", {f"{k}.png": noise(k).convert("L") for k in range(400)})
+    held = encode(vae, birds, tmp_path / "held")
+    alive, counts = set(), []
+
+    def counted(picture, **form):
+        pixels = to_pixels(picture, **form)
+        alive.add(id(pixels))
+        counts.append(len(alive))
+        weakref.finalize(pixels, alive.discard, id(pixels))
+        return pixels
+
+    monkeypatch.setattr("diffit_lib.data.to_pixels", counted)
+    left = encode(vae, birds, tmp_path / "left", memory_gb=1e-9)
     assert "decoded when used" in capsys.readouterr().err
     assert same(contents(held), contents(left))
+    assert 64 <= max(counts) <= 257  # of 360
 
 
 def test_killed_at_any_moment_it_ends_with_the_files_of_an_unbroken_run(vae, tmp_path, snapshot):
