@@ -140,8 +140,8 @@ def stamp(found: Appraisal) -> str:
     if "stamp" not in found.numbers:
         return ""
     values = " ".join(f"{key}={value}" for key, value in found.numbers["stamp"].items() if value not in (None, False))
-    warnings = "; ".join(found.numbers["warnings"])
-    return f'<p class="soft">At 32 pixels a side. {escape(warnings)}.<br><code>{escape(values)}</code></p>'
+    said = escape("; ".join(["Images shrunk to 32 pixels a side at most", *found.numbers["warnings"]]))
+    return f'<p class="soft">{said}.<br><code>{escape(values)}</code></p>'
 
 
 def curves(pipe: Pipeline, rows: Sequence[dict[str, Any]]) -> str:
