@@ -126,7 +126,7 @@ class TestTraining:
         assert "Autoencoder" in (tmp_path / "run/report.html").read_text()
 
     def test_a_plan_fills_the_minutes_and_a_run_that_goes_on_keeps_it(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(photos, "rehearse", lambda recipe: rehearse.Pace(0.5, 0, 1))
+        monkeypatch.setattr(photos, "rehearse", lambda recipe: rehearse.Pace(0.5, 1))
         recipe = preset("digits").override(max_steps=None, batch_size=1)
         planned = photos.paced(recipe, None, 10, {})
         assert planned.training.total_images == 60 * 10 * photos.TRAINED / 0.5
@@ -168,7 +168,7 @@ class TestInfo:
         assert "classes  3: a " in text
         assert "broken   1, as b/bad.png; --skip-bad" in text
         assert "train    pixels, 16x16: cifar10-t4" in text
-        assert re.search(r"memory   \d\.\d GB", text)
+        assert re.search(r"memory   [\d.]+ MB in training, and 0\.0 MB for the images", text)
         assert "an estimate" in text
         assert f"start    diffit train --data {folder}" in text
 

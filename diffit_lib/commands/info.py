@@ -7,6 +7,10 @@ def run_info(name: str) -> None:
     Args:
         name: preset, weights file, the name of ready-made weights, or pictures: a folder, a zip, a data set's name
     """
+    from diffit_lib.tasks.describe_data import are_pictures, describe_data
     from diffit_lib.tasks.info import info
 
-    print(info(name))
+    told = [] if are_pictures(name) else [info(name)]
+    if not told or name == "digits":  # a preset and data that need no download
+        told.append(describe_data(name))
+    print("\n".join(told))

@@ -3,12 +3,15 @@
 import math
 from collections import Counter
 from pathlib import Path
+from typing import cast
 
 from diffit_lib.autoencoders import load_vae
 from diffit_lib.errors import DiffitError
 from diffit_lib.pictures import Parts
-from diffit_lib.recipe import AnyRecipe
-from diffit_lib.sources import find_pictures
+from diffit_lib.presets import PRESETS
+from diffit_lib.recipe import AnyRecipe, Recipe, VAERecipe
+from diffit_lib.sources import NAMED, find_pictures
+from diffit_lib.tasks.dry_run import autoencoder_cost, diffusion_cost, size
 from diffit_lib.tasks.photos import Choice, choose_recipe
 from diffit_lib.tasks.plan import LONGEST
 from diffit_lib.tasks.rehearse import Pace, rehearse
@@ -21,11 +24,16 @@ SECONDS = 4.0  # of opening pictures
 NAMED_FILES, NAMED_CLASSES, NAMED_SIZES = 3, 12, 3  # that are named before "..."
 
 
+def are_pictures(name: str) -> bool:
+    """Whether it is a folder, a zip, or a data set by a name that no preset has."""
+    return Path(name).is_dir() or Path(name).suffix == ".zip" or (name in NAMED and name not in PRESETS)
+
+
 def describe_data(source: str | Path) -> str:
     """Pictures, sizes, modes, classes, unreadable files, test part; then recipe, memory and hours, in about 20 seconds.
 
-    Of many pictures as many are opened as there is time for, in random order, and it is said how many. Time and memory
-    are those of a few steps of training here.
+    Of many pictures as many are opened as there is time for, in random order, and it is said how many. Time is
+    that of a few steps of training here.
     """
     parts = find_pictures(source)
     survey = look(parts.train, len(parts.train), SECONDS)
@@ -72,10 +80,16 @@ def describe_choice(source: str | Path, choice: Choice, parts: Parts) -> list[st
     limits = " and ".join(f"{stage.training.minutes or LONGEST:g}" for stage in stages)
     return [
         f"  train    {choice.why}: {', then '.join(names)}",
-        f"  memory   {max(pace.memory for pace in paces) / 1e9:.1f} GB, and {held / 1e6:,.0f} MB for the images",
+        f"  memory   {size(max(map(memory, stages)))} in training, and {size(held)} for the images",
         f"  hours    {', '.join(hours)}; an estimate, of some steps on {device_name(best_device())} as busy as now",
         f"  start    diffit train --data {source}   (stops after {limits} minutes; --minutes 600 for a night)",
     ]
+
+
+def memory(recipe: AnyRecipe) -> int:
+    """Bytes that training takes, by count."""
+    cost = autoencoder_cost(recipe) if isinstance(recipe, VAERecipe) else diffusion_cost(cast(Recipe, recipe))
+    return cost.states + cost.activations
 
 
 def hours_of(recipe: AnyRecipe, pace: Pace) -> str:

@@ -1,4 +1,4 @@
-"""`info`: what a preset or a weights file is, and what pictures are."""
+"""`info`: what a preset or a weights file is."""
 
 from pathlib import Path
 
@@ -14,19 +14,11 @@ from diffit_lib.networks import ImageNetwork, Transformer
 from diffit_lib.presets import PRESETS
 from diffit_lib.presets_vae import VAE_PRESETS
 from diffit_lib.recipe import Recipe, VAERecipe
-from diffit_lib.sources import NAMED
-from diffit_lib.tasks.describe_data import describe_data
 from diffit_lib.weights import few, find_weights, load_weights
 
 
 def info(name: str | Path) -> str:
-    """A few lines on a preset and the ready-made weights of its name, on a weights file, or on pictures.
-
-    Pictures are a folder, a zip, or a data set by a name that no preset has; the digits, which need no download, are
-    told of beside their preset.
-    """
-    if Path(name).is_dir() or Path(name).suffix == ".zip" or (str(name) in NAMED and str(name) not in PRESETS):
-        return describe_data(name)
+    """A few lines on a preset and the ready-made weights of its name, or on a weights file."""
     if str(name) in VAE_PRESETS and not Path(name).is_file():
         return describe_vae(VAE_PRESETS[str(name)])
     if str(name) not in PRESETS or Path(name).is_file():
@@ -34,8 +26,6 @@ def info(name: str | Path) -> str:
     lines = [f"preset {describe(PRESETS[str(name)])}"]
     if (READY_MADE / f"{name}.safetensors").is_file():
         lines.append(describe_weights(name))
-    if str(name) == "digits":
-        lines.append(describe_data(name))
     return "\n".join(lines)
 
 

@@ -1,7 +1,5 @@
 """`rehearse`: a few steps of a recipe's training on noise, to see what a step takes."""
 
-import resource
-import sys
 import time
 from typing import Any, NamedTuple
 
@@ -23,7 +21,6 @@ class Pace(NamedTuple):
     """What training takes on this device."""
 
     seconds: float  # for one image
-    memory: int  # bytes: of the GPU, else of the whole process; its most so far
     parameters: int
 
 
@@ -63,7 +60,7 @@ def rehearse(recipe: AnyRecipe) -> Pace:
             size = min(fits, training.batch_size // training.accumulate)
             step(size)
             each = min(step(size), step(size)) / size
-    return Pace(each, memory(device), sum(tensor.numel() for tensor in module.model.parameters()))
+    return Pace(each, sum(tensor.numel() for tensor in module.model.parameters()))
 
 
 def rehearsed(recipe: AnyRecipe) -> RunModule:
@@ -78,11 +75,3 @@ def rehearsed(recipe: AnyRecipe) -> RunModule:
     known = recipe if recipe.denoiser.sigma_data else recipe.override(sigma_data=0.5)
     denoiser = build_denoiser(known).to(memory_format=torch.channels_last)
     return DiffusionModule(denoiser, recipe.training, noise)
-
-
-def memory(device: torch.device) -> int:
-    """The most bytes taken so far."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
