@@ -2,6 +2,8 @@
 
 import base64
 import io
+import math
+import shlex
 import time
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -24,6 +26,7 @@ from diffit_lib.tasks.info import parameters
 from diffit_lib.tasks.report import expected_rows
 from diffit_lib.tasks.verdict import Verdict, judge
 from diffit_lib.training import read_rows
+from diffit_lib.weights import Card
 
 PHOTOGRAPH = 48  # pixels, from which on a picture is stored as JPEG
 
@@ -42,7 +45,8 @@ section { background: var(--card); border: 1px solid var(--line); border-radius:
 .verdict { border-left: 6px solid var(--mark) } .verdict h2 { font-size: 1.4rem; color: var(--mark) }
 .copying, .overfitting { --mark: #d05a4e } .still { --mark: #c98a1b } .done { --mark: #3f9a63 }
 .two { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 1.2rem }
-figure { margin: 0 } img { width: 100%; height: auto; display: block; border-radius: 4px }
+figure { margin: 0 } figcaption { margin-top: .4rem }
+img { width: 100%; height: auto; display: block; border-radius: 4px }
 img.small { image-rendering: pixelated }
 table { border-collapse: collapse; width: 100% } td, th { text-align: left; padding: .35rem .8rem .35rem 0;
   border-bottom: 1px solid var(--line); vertical-align: top; } th { font-weight: 600; white-space: nowrap }
@@ -112,7 +116,7 @@ def page(
         section("<h2>Numbers</h2>" + table(found) + bullets(found.missing) + stamp(found)),
         section("<h2>Curves</h2>" + curves(pipe, rows)),
         *autoencoder(run, pipe),
-        section("<h2>Go on</h2>" + bullets_of_code(run)),
+        section("<h2>Go on</h2>" + commands(run, card)),
     ]
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{name}: {escape(verdict.word)}</title>'
@@ -172,11 +176,16 @@ def bullets(lines: Iterable[str]) -> str:
     return f'<ul class="soft">{items}</ul>' if items else ""
 
 
-def bullets_of_code(run: Path) -> str:
-    """Commands that go on from here."""
-    weights = run / "weights.safetensors"
-    commands = (f"diffit sample {weights} --seeds 0-63 --out pictures", f"diffit evaluate {weights}")
-    return "<ul>" + "".join(f"<li><code>{escape(command)}</code></li>" for command in commands) + "</ul>"
+def commands(run: Path, card: Card) -> str:
+    """What goes on from here: twice as much training, more samples, all numbers."""
+    folder, weights = shlex.quote(str(run)), shlex.quote(str(run / "weights.safetensors"))
+    minutes, images = math.ceil(2 * card.minutes), 2 * card.recipe.training.total_images
+    lines = (
+        f"diffit train --run {folder} --images {images} --minutes {minutes}",
+        f"diffit sample {weights} --seeds 0-63 --out pictures",
+        f"diffit evaluate {weights}",
+    )
+    return "<ul>" + "".join(f"<li><code>{escape(line)}</code></li>" for line in lines) + "</ul>"
 
 
 def section(body: str, kind: str = "") -> str:
