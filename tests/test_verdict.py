@@ -59,6 +59,11 @@ def test_it_falls_if_the_second_half_of_the_images_lowered_the_loss_by_three_per
     assert judge(rows([0.6, 0.5, 0.495, last], images=[1000, 2000, 3000, 4000])).word == word
 
 
+@pytest.mark.parametrize(("training_images", "word"), [(6000, "done"), (6001, "too short to tell")])
+def test_nothing_is_done_before_every_training_image_was_seen(training_images, word):
+    assert judge(LEVEL, 0.9, training_images=training_images).word == word
+
+
 def test_every_number_that_was_looked_at_is_told():
     reasons = judge(LEVEL, 0.9).reasons
     assert reasons[0] == "copy ratio 0.90 (copies below 0.5)"

@@ -19,6 +19,7 @@ from diffit_lib.tensors import to_uint8
 
 SHOWN, ROW = 32, 8  # samples in the grid, and pairs in the copy check
 MOST, SECONDS = 256, 90.0  # samples drawn: so many, or as many chunks of 32 as are begun in that time
+ROUGH = 128  # samples, below which a Frechet distance says little
 SMALL = 32  # pixels a side, to which images are shrunk for the classifier and for finding copies
 INCEPTION_REALS = 1_000  # training images that Inception looks at
 
@@ -70,6 +71,8 @@ def appraise(pipe: Pipeline, data: Split) -> Appraisal:
         )
     elif not train.class_names:
         found.missing.append("The images have no classes, so no classifier can be trained to look at them.")
+    if len(samples) < ROUGH:
+        found.missing.append(f"Only {len(samples)} images could be drawn in time: the Frechet distance says little.")
     look_with_inception(found, samples, train.images, test.images, pipe.device)
     return found
 

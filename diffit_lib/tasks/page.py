@@ -20,6 +20,8 @@ from diffit_lib.latents import CachedLatents
 from diffit_lib.pictures import say
 from diffit_lib.pipeline import Pipeline, load
 from diffit_lib.plots import enlargement, loss_curve, tile, to_image
+from diffit_lib.recipe import Recipe
+from diffit_lib.run_folder import WEIGHTS, read_options
 from diffit_lib.tasks.appraise import ROW, Appraisal, appraise
 from diffit_lib.tasks.encode import load_states
 from diffit_lib.tasks.info import parameters
@@ -69,14 +71,15 @@ def write_page(run: str | Path, data: Split | None = None) -> Path | None:
     given; of a run on latents alone there are no images to compare with, which is said, and there is no page.
     """
     run, begun = Path(run), time.monotonic()
-    pipe = load(run / "weights.safetensors", precision="auto")
+    pipe = load(run / WEIGHTS, precision=read_options(Recipe, run).training.precision)
     data = data or load_states(pipe.card.recipe, pipe.codec, pipe.card.vae)
     if isinstance(data.train, CachedLatents):
         say(f"{run}: no report.html, since {data.train.name} is latents alone, without the images")
         return None
     found, rows = appraise(pipe, data), read_rows(run / "metrics.csv")
     held_out = data.train is not data.test
-    verdict = judge(rows, found.numbers.get("copy_ratio"), held_out=held_out)
+    copies = found.numbers.get("copy_ratio")
+    verdict = judge(rows, copies, held_out=held_out, training_images=len(data.train))
     write_text(run / "report.html", page(run, pipe, data, rows, found, verdict))
     say(f"report: {verdict.word}: {verdict.says} ({time.monotonic() - begun:.0f} seconds)")
     return run / "report.html"
@@ -178,7 +181,7 @@ def bullets(lines: Iterable[str]) -> str:
 
 def commands(run: Path, card: Card) -> str:
     """What goes on from here: twice as much training, more samples, all numbers."""
-    folder, weights = shlex.quote(str(run)), shlex.quote(str(run / "weights.safetensors"))
+    folder, weights = shlex.quote(str(run)), shlex.quote(str(run / WEIGHTS))
     minutes, images = math.ceil(2 * card.minutes), 2 * card.recipe.training.total_images
     lines = (
         f"diffit train --run {folder} --images {images} --minutes {minutes}",

@@ -28,18 +28,27 @@ class Curves(NamedTuple):
     fall: float  # of the test loss from half of the images to the end
 
 
-def judge(rows: Sequence[dict[str, Any]], copy_ratio: float | None = None, *, held_out: bool = True) -> Verdict:
+def judge(
+    rows: Sequence[dict[str, Any]],
+    copy_ratio: float | None = None,
+    *,
+    held_out: bool = True,
+    training_images: int = 0,
+) -> Verdict:
     """The verdict on a run whose `metrics.csv` has these rows; the first rule that holds wins.
 
     copying: the copy ratio is below 0.5. overfitting: the test loss ends 2 % or more above its lowest, or 25 % or more
     above the training loss. still falling: over the second half of the images the test loss fell by 3 % or more. done:
-    none of these. With fewer than three reports, or none in the first half, it is too short to tell. Unless the test
-    images are `held_out`, neither copying nor overfitting can be seen, and both are left out.
+    none of these. With fewer than three reports, or none in the first half, or before each of the `training_images` was
+    seen once, it is too short to tell. Unless the test images are `held_out`, neither copying nor overfitting can be
+    seen, and both are left out.
     """
     copying = held_out and copy_ratio is not None and copy_ratio < COPIES
     reasons = [f"copy ratio {copy_ratio:.2f} (copies below {COPIES})"] if held_out and copy_ratio is not None else []
-    curves = measure(rows)
-    if curves:
+    curves, seen = measure(rows), float(rows[-1]["images"]) if rows else 0.0
+    if seen < training_images:
+        reasons.append(f"{seen / training_images:.0%} of the training images were seen (all, to tell)")
+    elif curves:
         reasons += [
             f"test loss {curves.rise:.1%} above its lowest (overfitting from {RISE:.0%} on)",
             f"test loss {curves.gap:+.0%} from the training loss (overfitting from {GAP:+.0%} on)",
@@ -47,8 +56,8 @@ def judge(rows: Sequence[dict[str, Any]], copy_ratio: float | None = None, *, he
         reasons.append(f"test loss fell by {curves.fall:.1%} over the second half (still falling from {FALL:.0%} on)")
     if copying:
         word, says = "copying", "The samples are nearly training images. Give more images, or train for less long."
-    elif curves is None:
-        word, says = "too short to tell", "There are too few reports to see a curve. Train for longer."
+    elif curves is None or seen < training_images:
+        word, says = "too short to tell", "It has only begun. Train for longer."
     elif held_out and (curves.rise >= RISE or curves.gap >= GAP):
         word = "overfitting"
         says = "It learns the training images by heart. Give more images or a smaller network, or train for less long."
