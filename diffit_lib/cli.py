@@ -17,6 +17,7 @@ from diffit_lib.commands.train import run_train
 from diffit_lib.commands.train_vae import run_train_vae
 from diffit_lib.config import Sampling
 from diffit_lib.errors import DiffitError
+from diffit_lib.launch import among_several, count, joined, launch, number, number_or_auto
 from diffit_lib.options import add_fields, add_recipe_fields
 from diffit_lib.recipe import AnyRecipe, Recipe, VAERecipe
 
@@ -32,8 +33,11 @@ VERBS: dict[str, Callable[..., None]] = {
     "encode": run_encode,
     "pack": run_pack,
 }
+SPREAD = (run_train, run_train_vae, run_encode, run_sample, run_evaluate)  # over several devices
 RECIPES: dict[Callable[..., None], type[AnyRecipe]] = {run_train: Recipe, run_train_vae: VAERecipe}
 BY_HAND: set[str | int] = {"preset", "dry_run"}  # a positional that may be missing, a switch without a value
+
+DEVICES = "GPUs on this machine, or processes where there is none; auto: all GPUs; batch_size is that of all together"
 
 
 class Parser(ArgumentParser):
@@ -53,6 +57,10 @@ def parser() -> Parser:
         sub = Parser(description=summary)
         sub.add_argument("--config", action="config", help="YAML file of these options; the command line wins")
         sub.add_function_arguments(verb, as_positional=True, skip=BY_HAND if verb in RECIPES else set())
+        if verb in SPREAD:
+            group = sub.add_argument_group("devices")
+            group.add_argument("--devices", type=number_or_auto, default=1, help=DEVICES)
+            group.add_argument("--num_nodes", type=number, default=1, help="machines, as many devices on each")
         if verb in RECIPES:
             add_recipe_fields(sub, RECIPES[verb])
         if verb in (run_sample, run_evaluate):
@@ -68,7 +76,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = parser().parse_args(words)
         options = config[config.verb].as_dict()
         del options["config"]
-        VERBS[config.verb](**options)
+        given, num_nodes = options.pop("devices", 1), options.pop("num_nodes", 1)
+        if not among_several() and count(given) * num_nodes > 1:
+            return launch(words, count(given), num_nodes)
+        with joined(given, num_nodes):
+            VERBS[config.verb](**options)
     except DiffitError as error:
         print(f"diffit: {error}", file=sys.stderr)
         return 2

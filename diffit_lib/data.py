@@ -24,11 +24,13 @@ from diffit_lib.crops import check_crop, to_pixels
 from diffit_lib.decoding import Decoder, first_shape
 from diffit_lib.errors import DiffitError
 from diffit_lib.pictures import Pictures, say
+from diffit_lib.processes import here
 from diffit_lib.recipe import AnyRecipe
 from diffit_lib.sources import find_pictures
 from diffit_lib.tensors import seeded_generator, to_float
 
 WORTH_SAYING = 1_000_000  # bytes, below which a part's size is not told
+WINDOW = 65_536  # images shuffled at once, where neighbours are read together: the most that memory need hold
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Images:
     images: Any  # uint8 (N, C, H, W): a Tensor, or a Decoder, which has `shape`, length and `[indices]` like one
     labels: Tensor  # (N,) int64; all 0 where there are no classes
     class_names: tuple[str, ...]  # empty where there are no classes
+
+    run = 1  # neighbours that are read together, for a disk's sake
 
     def __len__(self) -> int:
         return len(self.images)
@@ -109,8 +113,8 @@ def load_data(
     All images are made `image_size` (height, width) and `in_channels` (1 or 3); None keeps their own, which must then
     be one for all. `crop` is "center" (the largest box of that shape), "long-edge" (all of the image, on black) or
     "adm" (the usual one for ImageNet). An image that cannot be read is an error, or left out and counted by `skip_bad`.
-    A part larger than `memory_gb`, half of the machine's memory unless given, is not held in memory: whoever reads an
-    image, as training's workers do, decodes it.
+    A part larger than `memory_gb`, half of the machine's memory unless given (each process's share of it, where there
+    are several), is not held in memory: whoever reads an image, as training's workers do, decodes it.
     """
     if source == "":
         raise DiffitError("no data are named; give a data set by name, or the path of a folder or zip")
@@ -121,7 +125,7 @@ def load_data(
     check_classes(parts.train)
     form = partial(to_pixels, image_size=image_size, in_channels=in_channels, crop=crop)
     shape = first_shape(parts.train, form, skip_bad=skip_bad)
-    most = half_of_memory() if memory_gb is None else memory_gb * 1e9
+    most = half_of_memory() / here() if memory_gb is None else memory_gb * 1e9
     train = read_part(Decoder(parts.train, form, shape), "train", skip_bad, most)
     check_classes(train)
     test = train if parts.test is parts.train else read_part(Decoder(parts.test, form, shape), "test", skip_bad, most)
@@ -247,7 +251,7 @@ class TrainingStream(IterableDataset[Batch]):
         generator = seeded_generator(self.training.seed, "training", number)
         uniform, flip, drop = torch.rand(3, generator=generator).tolist()
         noise = torch.randn(self.state_shape, generator=generator)
-        index = _permutation(self.training.seed, epoch, len(self.data))[position]
+        index = _permutation(self.training.seed, epoch, len(self.data), self.data.run)[position]
         chance = self.training.augment
         augmentation = draw_augmentation(generator, chance) if chance else torch.zeros(8)
         posterior = torch.randn(self.state_shape, generator=generator) if self.latent else torch.zeros(0)
@@ -256,6 +260,11 @@ class TrainingStream(IterableDataset[Batch]):
 
 
 @lru_cache(maxsize=4)
-def _permutation(seed: int, epoch: int, length: int) -> list[int]:
-    """The order of one pass over the data."""
-    return torch.randperm(length, generator=seeded_generator(seed, "order", epoch)).tolist()
+def _permutation(seed: int, epoch: int, length: int, run: int = 1) -> list[int]:
+    """The order of one pass over the data; of many data in runs, those are shuffled, then so many images at a time."""
+    generator = seeded_generator(seed, "order", epoch)
+    if run == 1 or length <= WINDOW:
+        return torch.randperm(length, generator=generator).tolist()
+    runs = torch.arange(length).split(run)
+    order = torch.cat([runs[number] for number in torch.randperm(len(runs), generator=generator)])
+    return torch.cat([part[torch.randperm(len(part), generator=generator)] for part in order.split(WINDOW)]).tolist()

@@ -70,6 +70,8 @@ class CachedLatents(Images):
     mirror_images: Shards | None = None
     source: str = ""  # the images' fingerprint and the autoencoder's checksum
 
+    run = 64  # 1 MB at 32x32 places: one page fault reads some of them, and all are asked for while it is in memory
+
     def fetch(self, indices: list[int], mirrored: list[bool]) -> Tensor:
         """Moments at these indices, (B, 2z, h, w), some of them of the mirror image."""
         moments = self.images[indices]

@@ -2,6 +2,8 @@
 
 import csv
 import io
+import signal
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +21,7 @@ from diffit_lib.config import Training
 from diffit_lib.data import Batch, Images, TrainingStream
 from diffit_lib.errors import DiffitError
 from diffit_lib.files import write_text
+from diffit_lib.processes import anywhere, mean_everywhere, wait_for_all
 from diffit_lib.tensors import derive_seed
 
 KEPT = ("fingerprint", "seconds", "skipped", "skipped_in_a_row")  # in a checkpoint, besides Lightning's own
@@ -50,6 +53,7 @@ class RunModule(pl.LightningModule):
     """
 
     latent = False  # whether an image also brings noise for its posterior
+    some_idle = False  # whether a step may leave parameters without a gradient
 
     def __init__(self, model: nn.Module, training: Training, data: Images, state_shape: tuple[int, ...]):
         super().__init__()
@@ -87,7 +91,8 @@ class RunModule(pl.LightningModule):
             world=self.trainer.world_size,
         )
         pin = self.device.type == "cuda"
-        return DataLoader(stream, batch_size=None, num_workers=self.options.workers, pin_memory=pin)
+        workers = self.options.workers
+        return DataLoader(stream, batch_size=None, num_workers=workers, pin_memory=pin, worker_init_fn=stay)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Dropout's random numbers are a function of (seed, step, micro-batch, rank)."""
@@ -99,6 +104,12 @@ class RunModule(pl.LightningModule):
         for name, term in terms.items():
             self.sums[name] = self.sums[name] + term.detach() if name in self.sums else term.detach()
         self.count += 1
+
+    def gather_terms(self) -> None:
+        """Make the terms those of all processes, for the first one to tell."""
+        self.sums = {name: mean_everywhere(total) for name, total in self.sums.items()}
+        if self.global_rank:
+            self.mean_terms()
 
     def mean_terms(self) -> dict[str, float]:
         """The terms' means since the last call, "loss" among them, not a number where there were none."""
@@ -172,7 +183,7 @@ class Clock(pl.Callback):
         module.seconds = time.monotonic() - self.start
         late = module.options.minutes is not None and module.seconds >= 60 * module.options.minutes
         planned = module.global_step >= module.options.total_steps
-        if planned or any_rank(trainer, late):
+        if planned or anywhere(late):
             trainer.should_stop = True
 
 
@@ -185,13 +196,23 @@ class Report(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, module: RunModule) -> None:
         """The first report comes early, a quarter of an interval after the start."""
         self.next = time.monotonic() + 60 * module.options.report_minutes / 4
+        self.terminated = False
+        if threading.current_thread() is threading.main_thread():  # Lightning, which put its own there, takes it away
+            signal.signal(signal.SIGTERM, self.hear)
+
+    def hear(self, *_: Any) -> None:
+        """A scheduler's SIGTERM: this step is finished, then the run saved, by all processes at once."""
+        self.terminated = True
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: RunModule, batch: Batch, batch_idx: int) -> None:
         """Between two steps, where Lightning's own counters agree with the tensors."""
         if batch_idx % module.options.accumulate:
             return
+        if anywhere(self.terminated):
+            self.save(trainer)
+            raise SIGTERMException(128 + signal.SIGTERM)  # the exit status: go on with the same command
         start = time.monotonic()
-        if any_rank(trainer, start >= self.next):
+        if anywhere(start >= self.next):
             self.report(trainer, module)
             interval = 60 * module.options.report_minutes  # a slow report leaves half of it to training
             self.next = max(start + interval, time.monotonic() + interval / 2)
@@ -200,16 +221,10 @@ class Report(pl.Callback):
         """The last report closes the run."""
         self.report(trainer, module)
 
-    def on_exception(self, trainer: pl.Trainer, module: RunModule, exception: BaseException) -> None:
-        """A scheduler's SIGTERM is honoured between steps: nothing is lost."""
-        if isinstance(exception, SIGTERMException):
-            batches = trainer.fit_loop.epoch_loop.batch_progress.current
-            batches.completed -= batches.completed % module.options.accumulate  # half a step is taken anew
-            self.save(trainer)
-
     def report(self, trainer: pl.Trainer, module: RunModule) -> None:
         """Checkpoint first, so that a fault in showing loses nothing."""
         self.save(trainer)
+        module.gather_terms()
         if trainer.is_global_zero:
             self.show(module)
 
@@ -219,6 +234,7 @@ class Report(pl.Callback):
         trainer.save_checkpoint(beside, weights_only=False)
         if trainer.is_global_zero:
             beside.replace(self.checkpoint)
+        wait_for_all()  # or the first to leave would have the others ended
 
 
 class Progress(pl.Callback):
@@ -268,6 +284,6 @@ def append_row(path: Path, row: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def any_rank(trainer: pl.Trainer, decision: bool) -> bool:
-    """True on every process if it is on one: clocks differ, and all must stop at the same step."""
-    return trainer.strategy.reduce_boolean_decision(decision, all=False)
+def stay(worker: int) -> None:
+    """A SIGTERM that goes to a run's whole family is for the run to obey, not for the workers that feed it."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

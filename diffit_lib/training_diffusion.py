@@ -22,6 +22,7 @@ class DiffusionModule(RunModule):
         network = cast(Any, denoiser.network)
         super().__init__(denoiser, training, data, network.config.shape)
         self.codec, self.latent = codec, codec.latent
+        self.some_idle = network.config.augment_dim > 0 and not training.augment
         if codec.latent:
             self.fingerprint = source_of(codec, data)
 

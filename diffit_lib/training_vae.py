@@ -11,6 +11,7 @@ from diffit_lib.data import Batch, Images
 from diffit_lib.models.discriminator import PatchDiscriminator, hinge
 from diffit_lib.models.vae import KLAutoencoder
 from diffit_lib.perceptual import Perceptual
+from diffit_lib.processes import mean_everywhere
 from diffit_lib.recipe import VAERecipe
 from diffit_lib.tensors import autocast, to_float
 from diffit_lib.training import RunModule
@@ -47,6 +48,11 @@ class AutoencoderModule(RunModule):
         return [list(self.model.parameters()), list(self.discriminator.parameters())]
 
     @property
+    def some_idle(self) -> bool:  # type: ignore[override]
+        """Whether there is a discriminator, which waits for its turn."""
+        return self.loss.disc_weight > 0
+
+    @property
     def joined(self) -> bool:
         """Whether the discriminator takes part yet; until then it costs nothing."""
         return self.loss.disc_weight > 0 and self.images_seen >= self.loss.disc_start
@@ -77,7 +83,7 @@ class AutoencoderModule(RunModule):
         """Makes its gradient at the last layer as long as that of the rest (Esser et al. 2021, equation 7)."""
         last = self.network.decoder.conv_out.weight
         lengths = [
-            torch.autograd.grad(RAISED * term, last, retain_graph=True)[0].float().norm() / RAISED
+            mean_everywhere(torch.autograd.grad(RAISED * term, last, retain_graph=True)[0].float()).norm() / RAISED
             for term in (likeness, deceit)
         ]
         return (lengths[0] / (lengths[1] + 1e-6)).nan_to_num(0.0).clamp(0, LARGEST_WEIGHT).detach()

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from diffit_lib.config import Training
-from diffit_lib.data import Images, TrainingStream, digits, load_data
+from diffit_lib.data import Images, TrainingStream, _permutation, digits, load_data
 from diffit_lib.errors import DiffitError
 
 COUNT = 10
@@ -149,3 +149,16 @@ class TestStream:
     def test_a_batch_that_does_not_split_over_the_processes_is_refused(self, data):
         with pytest.raises(DiffitError, match=r"batch_size 4 in 2 parts .* 3 processes; give a multiple of 6"):
             TrainingStream(data, replace(PLAIN, accumulate=2), world=3)
+
+    def test_many_data_in_runs_are_read_a_window_of_whole_runs_at_a_time(self, data, monkeypatch):
+        few = read(TrainingStream(data, PLAIN), 15)
+        monkeypatch.setattr(Images, "run", 2)
+        assert_same(read(TrainingStream(data, PLAIN), 15), few)  # they fit into one window
+        monkeypatch.setattr("diffit_lib.data.WINDOW", 4)
+        orders = [_permutation(0, epoch, 100, 2) for epoch in range(3)]
+        assert [sorted(order) for order in orders] == [list(range(100))] * 3
+        for order in orders:
+            windows = [order[first : first + 4] for first in range(0, 100, 4)]
+            assert {len({index // 2 for index in window}) for window in windows} == {2}
+            assert windows != sorted(windows)
+        assert len({tuple(order) for order in orders}) == 3

@@ -20,7 +20,7 @@ FLOORS = (
     "training",
     "training_diffusion training_vae",
     "tasks",
-    "explorer notebook options",
+    "explorer notebook options launch",
     "commands",
     "cli",
     "__main__",  # python -m diffit_lib

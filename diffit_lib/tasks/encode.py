@@ -10,8 +10,8 @@ from diffit_lib.autoencoders import VAECard, load_vae
 from diffit_lib.codec import Codec, Latents
 from diffit_lib.data import Images, Split, recipe_data
 from diffit_lib.files import cache_folder, sweep
-from diffit_lib.latents import CachedLatents, is_latents, open_latents, source_of, write_latents
-from diffit_lib.processes import own_device, place
+from diffit_lib.latents import INDEX, CachedLatents, is_latents, open_latents, source_of, write_latents
+from diffit_lib.processes import own_device, place, wait_for, wait_for_all
 from diffit_lib.recipe import Recipe
 from diffit_lib.weights import image_shape
 
@@ -43,6 +43,7 @@ def cached_latents(codec: Latents, data: Split, *, mirrored: bool) -> Split:
     for images, flips in ((data.train, mirrored), (data.test, False)):
         folder = latents_folder(codec, images)
         write(codec, images, folder, mirrored=flips)
+        wait_for_all()
         parts.append(open_latents(folder, codec))
     return Split(*parts)
 
@@ -82,3 +83,4 @@ def write(codec: Latents, images: Images, folder: Path, *, mirrored: bool) -> No
             bar.update(done - bar.n)
 
         write_latents(codec, images, folder, mirrored=mirrored, rank=rank, world=world, progress=follow)
+    wait_for([folder / INDEX])  # the last process to finish writes it

@@ -12,6 +12,7 @@ from tensorboardX import SummaryWriter
 from tensorboardX.summary import hparams
 
 from diffit_lib.pictures import LOG
+from diffit_lib.processes import place
 from diffit_lib.recipe import AnyRecipe
 from diffit_lib.training import append_row, read_rows
 
@@ -53,26 +54,33 @@ class Record:
     """
 
     def __init__(self, run: Path, recipe: AnyRecipe):
-        self.path = run / "metrics.csv"
+        self.path, self.recipe = run / "metrics.csv", recipe
+
+    def __enter__(self) -> Self:
+        if place().rank == 0:  # who alone has anything to add
+            self.open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if place().rank == 0:
+            self.board.close()
+
+    def open(self) -> None:
+        """Begin TensorBoard's events with all there is."""
         rows = read_rows(self.path)
         self.begun = time.time() - (float(rows[-1]["seconds"]) if rows else 0.0)
-        shutil.rmtree(run / "tensorboard", ignore_errors=True)
-        self.board = SummaryWriter(str(run / "tensorboard"))
+        folder = self.path.with_name("tensorboard")
+        shutil.rmtree(folder, ignore_errors=True)
+        self.board = SummaryWriter(str(folder))
         options = {
             name: value if isinstance(value, bool | int | float) else str(value)
-            for name, value in recipe.to_options().items()
+            for name, value in self.recipe.to_options().items()
             if value is not None
         }
         for summary in hparams(options, {"loss": 0.0}):
             self.board.file_writer.add_summary(summary)
         for row in rows:
             self.draw(row)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.board.close()
 
     def __call__(self, row: dict[str, Any]) -> list[dict[str, Any]]:
         """Add a row, unless the last one is of as many images; all rows of the run."""

@@ -8,11 +8,13 @@ from typing import Any, TypeVar
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+from pytorch_lightning.strategies import DDPStrategy
 
 from diffit_lib.config import Training
 from diffit_lib.errors import DiffitError, check
 from diffit_lib.pictures import LOG, say
-from diffit_lib.processes import place
+from diffit_lib.processes import from_first, here, place
 from diffit_lib.recipe import AnyRecipe
 from diffit_lib.run_folder import clear, new_folder, read_options, verb, write_options
 from diffit_lib.tasks.record import RunLog
@@ -32,10 +34,18 @@ def start(
     """Make the folder ready, a new one of this name unless one is given; the settled recipe, and the folder.
 
     Where it holds a checkpoint, that must be of the same recipe. `settle(recipe, before)` decides what depends on data
-    and device; `before` is what the run began with, None at its beginning. The random state is that of the recipe's
-    seed afterwards. What is refused leaves no trace.
+    and device; `before` is what the run began with, None at its beginning. Of several processes the first does all
+    that. The random state is that of the recipe's seed afterwards. What is refused leaves no trace.
     """
-    check(run is not None or place().world == 1, "several processes train into one folder; name it: --run FOLDER")
+    recipe, folder = from_first(lambda: ready(recipe, run, name, settle, log))
+    torch.manual_seed(recipe.training.seed)
+    return recipe, folder
+
+
+def ready(
+    recipe: R, run: str | Path | None, name: str | None, settle: Callable[[R, R | None], R], log: RunLog
+) -> tuple[R, Path]:
+    """`start` in the first process."""
     if run is not None and (Path(run) / CHECKPOINT).is_file():
         run = Path(run)
         recipe = resumed(recipe, run, settle)
@@ -51,7 +61,6 @@ def start(
     log.open(run)
     for stale in run.glob(".*.part.*"):  # what a kill left of a half-written file
         stale.unlink()
-    torch.manual_seed(recipe.training.seed)
     return recipe, run
 
 
@@ -60,9 +69,13 @@ def fit(module: RunModule, run: Path, tell: Callable[[Any], None], *, progress: 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # what it says at the start helps nobody here
     checkpoint, options = run / CHECKPOINT, module.options
     precision: Any = options.precision
+    world = place().world
     trainer = pl.Trainer(
         accelerator="auto",
-        devices=1,
+        devices=here(),
+        num_nodes=world // here(),
+        strategy=DDPStrategy(find_unused_parameters=module.some_idle) if world > 1 else "auto",
+        plugins=TorchElasticEnvironment() if world > 1 else LightningEnvironment(),  # not what it would make of srun
         precision=precision,
         accumulate_grad_batches=options.accumulate,
         max_epochs=-1,

@@ -10,6 +10,7 @@ from diffit_lib.config import VP
 from diffit_lib.data import Images, Split
 from diffit_lib.errors import DiffitError, check
 from diffit_lib.latents import CachedLatents
+from diffit_lib.processes import in_turn, place
 from diffit_lib.recipe import Recipe
 from diffit_lib.run_folder import WEIGHTS, keep_newest
 from diffit_lib.tasks.encode import load_states, to_states
@@ -39,15 +40,18 @@ def train(
     new checkpoint lies in the folder, `after_report` once all that belongs to it does.
     """
     with RunLog() as log:
-        codec, vae = load_codec(recipe.vae)
-        codec.to(best_device())
-        data = data or load_states(recipe, codec, vae)
+        with in_turn():
+            codec, vae = load_codec(recipe.vae)
+            codec.to(best_device())
+            data = data or load_states(recipe, codec, vae)
         recipe, folder = start(recipe, run, name, lambda recipe, _: resolve(recipe, data.train, vae), log)
         denoiser = build_denoiser(recipe)
         if recipe.init_weights and not (folder / CHECKPOINT).is_file():
-            warm_start(denoiser, recipe.init_weights)
+            with in_turn():
+                warm_start(denoiser, recipe.init_weights)
         denoiser.to(memory_format=torch.channels_last)
-        show_reals(folder, data.train, codec)
+        if place().rank == 0:
+            show_reals(folder, data.train, codec)
         states = to_states(recipe, codec, data)
         module = DiffusionModule(denoiser, recipe.training, states.train, codec)
         watch, record = Watch(data.train, best_device()), Record(folder, recipe)

@@ -15,6 +15,7 @@ from diffit_lib.models.vae import KLAutoencoder
 from diffit_lib.perceptual import SMALLEST, load_perceptual
 from diffit_lib.pictures import say
 from diffit_lib.plots import enlargement, tile, vae_curves, write_figure, write_png
+from diffit_lib.processes import in_turn, place
 from diffit_lib.recipe import VAERecipe
 from diffit_lib.run_folder import WEIGHTS, keep_newest
 from diffit_lib.tasks.measure_vae import measure_vae, reconstructions
@@ -44,13 +45,16 @@ def train_vae(
     and the run does without it for good.
     """
     with RunLog() as log:
-        data = data or recipe_data(recipe)
+        with in_turn():
+            data = data or recipe_data(recipe)
         settle = partial(resolve_vae, train=data.train)
         recipe, folder = start(recipe, run, name, settle, log)
-        perceptual = load_perceptual(recipe.loss.vgg) if recipe.loss.perceptual_weight else None
+        with in_turn():
+            perceptual = load_perceptual(recipe.loss.vgg) if recipe.loss.perceptual_weight else None
         network = KLAutoencoder(recipe.network).to(memory_format=torch.channels_last)
         module = AutoencoderModule(network, recipe, data.train, perceptual)
-        show_reals(folder, data.train)
+        if place().rank == 0:
+            show_reals(folder, data.train)
         record = Record(folder, recipe)
 
         def tell(module: AutoencoderModule) -> None:

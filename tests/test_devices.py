@@ -1,0 +1,172 @@
+"""More than one device: two processes on a CPU do what one does, and stop, speak and fail as one."""
+
+import os
+import re
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from together import together
+
+from diffit_lib.cli import main
+from diffit_lib.errors import DiffitError
+from diffit_lib.launch import TOLD, joined
+from diffit_lib.presets_vae import vae_preset
+from diffit_lib.processes import anywhere, from_first, here, in_turn, join, mean_everywhere, place
+from diffit_lib.tasks import train as task
+from diffit_lib.tasks import train_vae as vae_task
+from diffit_lib.training import Report
+from diffit_lib.training_diffusion import DiffusionModule
+
+EVERY_STEP = 1e-9  # minutes between two reports
+
+
+def losses(recipe, run):
+    """The terms of the loss of every step, as the first process tells them."""
+    terms = []
+    task.show = vae_task.show = lambda module, **_: terms.append(module.mean_terms())
+    Report.save = lambda *_: None
+    train = vae_task.train_vae if hasattr(recipe, "loss") else task.train
+    train(recipe.override(report_minutes=EVERY_STEP), run, progress=False)
+    return terms[1:]  # the first report is before the first step
+
+
+def terminated(recipe, run, step):
+    """Train; in mid-step SIGTERM comes to the last process and its workers, and to no other."""
+    task.write_figure = lambda path, figure: None  # slow, and not at stake
+    training_step = DiffusionModule.training_step
+
+    def hit(self, batch, batch_idx):
+        if (self.global_step, batch_idx % self.options.accumulate) == (step, 0) and self.global_rank == 1:
+            os.killpg(0, signal.SIGTERM)
+        return training_step(self, batch, batch_idx)
+
+    DiffusionModule.training_step = hit
+    task.train(recipe, run, progress=False)
+
+
+def doings(folder):
+    """What the processes find out about each other."""
+    with in_turn():
+        before = len(list(folder.iterdir()))
+        (folder / str(place().rank)).touch()
+    made = from_first(lambda: place().rank + 10)
+    mean = mean_everywhere(torch.tensor([float(place().rank), 4.0])).tolist()
+    return [before, made, anywhere(place().rank == 1), anywhere(False), mean, here()]
+
+
+def close(one, other):
+    """Whether two lists of terms agree to rounding."""
+    return [list(terms) for terms in one] == [list(terms) for terms in other] and all(
+        terms[name] == pytest.approx(also[name], rel=1e-5, abs=1e-7)
+        for terms, also in zip(one, other, strict=True)
+        for name in terms
+    )
+
+
+@pytest.fixture
+def alone(monkeypatch, tmp_path):
+    """A function: `losses` in this process."""
+    for home, name in ((task, "show"), (vae_task, "show"), (Report, "save")):
+        monkeypatch.setattr(home, name, None)
+    return lambda recipe: losses(recipe, tmp_path / "alone")
+
+
+class TestTogether:
+    def test_two_processes_do_what_one_does(self, tmp_path):
+        (tmp_path / "turns").mkdir()
+        results, status = together(tmp_path, doings, tmp_path / "turns")
+        assert status == [0, 0]
+        assert results == [[0, 10, True, False, [0.5, 4.0], 2], [1, 10, True, False, [0.5, 4.0], 2]]
+
+    def test_losses_of_50_steps_are_those_of_one_process(self, tiny, alone, tmp_path):
+        recipe = tiny.override(max_steps=50, accumulate=2)
+        (told, silent), status = together(tmp_path, losses, recipe, tmp_path / "two")
+        assert (status, silent) == ([0, 0], [])
+        assert len(told) == 50
+        assert close(told, alone(recipe))
+
+    def test_an_autoencoder_and_its_judge_learn_as_in_one_process(self, alone, tmp_path):
+        small = {"channels": (8,), "down": (), "attn": (False,), "patch": 2, "disc_width": 8, "perceptual_weight": 0.0}
+        recipe = vae_preset("vae-digits").override(
+            **small, max_steps=8, batch_size=8, disc_weight=0.5, disc_start=24, threads=1, precision="32-true"
+        )
+        (told, _), status = together(tmp_path, losses, recipe, tmp_path / "two")
+        assert status == [0, 0]
+        assert [terms["discriminator"] > 0 for terms in told] == [False] * 3 + [True] * 5
+        assert close(told, alone(recipe))
+
+    def test_a_sigterm_to_one_stops_both_at_the_end_of_its_step_and_the_run_goes_on(self, tiny, tmp_path):
+        recipe = tiny.override(max_steps=6, accumulate=2, dropout=0.1, workers=1)
+        assert together(tmp_path, terminated, recipe, tmp_path / "run", 3)[1] == [143, 143]
+        assert torch.load(tmp_path / "run" / "last.ckpt")["global_step"] == 4
+        for run in ("run", "unbroken"):
+            assert together(tmp_path, terminated, recipe, tmp_path / run, 99)[1] == [0, 0]
+        one, other = (load_file(tmp_path / run / "weights.safetensors") for run in ("run", "unbroken"))
+        assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+@pytest.fixture
+def seat(monkeypatch):
+    """A function: this process is that rank of two."""
+
+    def seat(rank):
+        for name, value in {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": 2}.items():
+            monkeypatch.setenv(name, str(value))
+
+    return seat
+
+
+class TestSpeaking:
+    @pytest.mark.parametrize("rank", [0, 1])
+    def test_the_first_process_alone_speaks(self, seat, weights, capsys, rank):
+        seat(rank)
+        assert main(["info", str(weights)]) == 0
+        assert (capsys.readouterr().out == "") == (rank == 1)
+
+    def test_what_goes_wrong_is_told_once_by_whoever_sees_it_first(self, seat, capsys, monkeypatch, tmp_path):
+        monkeypatch.setenv(TOLD, str(tmp_path / "told"))
+        monkeypatch.setattr("diffit_lib.launch.PATIENCE", 0)
+        seat(1)
+        assert main(["sample", "nothing"]) == 2
+        assert capsys.readouterr().err.startswith("diffit: no weights file 'nothing'")
+        seat(0)
+        with pytest.raises(SystemExit):
+            main(["sample", "nothing"])
+        assert capsys.readouterr().err == ""
+
+    def test_devices_that_are_not_as_many_as_the_processes_are_refused(self, seat):
+        seat(0)
+        with pytest.raises(DiffitError, match="devices 4 times num_nodes 1 is not the number of processes, 2; "):
+            joined(4, 1).__enter__()
+
+    @pytest.mark.parametrize(
+        ("command", "says"),
+        [
+            ("train digits --devices=0", "devices: '0' is no number above 0"),
+            ("sample digits --devices=all", "devices: 'all' is no number above 0"),
+            ("encode vae-digits --num-nodes=auto", "num_nodes: 'auto' is no number above 0"),
+            ("evaluate digits --num-nodes=2", "num_nodes is 2, and nobody says where they meet; set MASTER_ADDR"),
+        ],
+    )
+    def test_mistakes_are_told_before_anything_is_started(self, capsys, monkeypatch, command, says):
+        monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", None)
+        assert main(command.split()) == 2
+        assert re.fullmatch(f"diffit: .*{says}.*\n", capsys.readouterr().err)
+
+
+class TestSlurm:
+    def test_what_srun_says_is_said_in_torchruns_words(self, monkeypatch):
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+            monkeypatch.setenv(name, "")  # so that what is set below is undone
+            monkeypatch.delenv(name)
+        srun = {"PROCID": "9", "STEP_NUM_TASKS": "16", "LOCALID": "1", "STEP_NUM_NODES": "2"}
+        for name, value in (srun | {"STEP_NODELIST": "gpu[07-08]", "JOB_ID": "123456"}).items():
+            monkeypatch.setenv(f"SLURM_{name}", value)
+        join()
+        assert {name: os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")} == {
+            "RANK": "9", "WORLD_SIZE": "16", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "8",
+        }  # fmt: skip
+        assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("gpu07", "18456")
+        assert here() == 8
