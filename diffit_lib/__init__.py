@@ -23,6 +23,7 @@ _HOMES = {
     "vae_preset": "presets_vae",
     "evaluate": "tasks.evaluate",
     "sample": "tasks.sample",
+    "reconstruct": "tasks.reconstruct",
     "info": "tasks.info",
     "demo": "tasks.demo",
 }

@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 
@@ -12,6 +12,7 @@ from diffit_lib.commands.encode import run_encode
 from diffit_lib.commands.evaluate import run_evaluate
 from diffit_lib.commands.info import run_info
 from diffit_lib.commands.pack import run_pack
+from diffit_lib.commands.reconstruct import run_reconstruct
 from diffit_lib.commands.sample import run_sample
 from diffit_lib.commands.train import run_train
 from diffit_lib.commands.train_vae import run_train_vae
@@ -32,6 +33,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "evaluate": run_evaluate,
     "encode": run_encode,
     "pack": run_pack,
+    "reconstruct": run_reconstruct,
 }
 SPREAD = (run_train, run_train_vae, run_encode, run_sample, run_evaluate)  # over several devices
 RECIPES: dict[Callable[..., None], type[AnyRecipe]] = {run_train: Recipe, run_train_vae: VAERecipe}
@@ -41,7 +43,12 @@ DEVICES = "GPUs on this machine, or processes where there is none; auto: all GPU
 
 
 class Parser(ArgumentParser):
-    """Mistakes become the user's one line."""
+    """Mistakes become the user's one line, and a switch needs no value."""
+
+    def add_argument(self, *names: Any, **settings: Any) -> Any:
+        """As the library's, but for switches."""
+        switch: dict[str, Any] = {"nargs": "?", "const": True} if settings.get("type") is bool else {}
+        return super().add_argument(*names, **settings, **switch)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """One line, whatever the library says."""
@@ -64,7 +71,8 @@ def parser() -> Parser:
         if verb in RECIPES:
             add_recipe_fields(sub, RECIPES[verb])
         if verb in (run_sample, run_evaluate):
-            add_fields(sub, "sampling (the weights' own unless given)", [Sampling], set())
+            taken = {"guidance"} if verb is run_sample else set()  # of which it takes several
+            add_fields(sub, "sampling (the weights' own unless given)", [Sampling], taken)
         verbs.add_subcommand(name, sub, help=summary)
     return top
 

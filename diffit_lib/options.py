@@ -65,11 +65,10 @@ def add_fields(sub: ArgumentParser, title: str, kinds: Sequence[Any], taken: set
     group = sub.add_argument_group(title)
     for field in (field for kind in kinds for field in fields(kind) if field.name not in taken):
         taken.add(field.name)  # kinds of one part share some fields
-        switch: dict[str, Any] = {"nargs": "?", "const": True} if field.type is bool else {}
         value = field.type
         if get_origin(field.type) is tuple:
             value = booleans if get_args(field.type)[0] is bool else integers
-        group.add_argument(f"--{field.name}", type=value, default=SUPPRESS, **switch)
+        group.add_argument(f"--{field.name}", type=value, default=SUPPRESS)
     return group
 
 
@@ -109,3 +108,19 @@ def parse_resolution(text: str | None) -> tuple[int, int] | None:
     if not match:
         raise DiffitError(f"resolution is {text!r}; give width and height, e.g. 64x48, or one number for both")
     return int(match[2] or match[1]), int(match[1])
+
+
+def parse_numbers(name: str, text: str) -> list[float]:
+    """The numbers in "1,2,4"; `name` is what they are for."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise DiffitError(f"{name} is {text!r}; give a number, or several, e.g. 1,2,4") from None
+
+
+def parse_grid(text: str) -> tuple[int, int]:
+    """Columns and rows in "8x4"."""
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text.strip().lower())
+    if not match:
+        raise DiffitError(f"grid is {text!r}; give columns and rows, e.g. 8x8")
+    return int(match[1]), int(match[2])

@@ -41,6 +41,15 @@ def read_tensors(path: Path, form: str | None, remedy: str, prefix: str = "") ->
     return metadata.get("card", ""), tensors
 
 
+def format_of(path: Path) -> str:
+    """The format a file names, "" where it names none or is no whole safetensors file."""
+    try:
+        with safe_open(path, "pt") as file:
+            return (file.metadata() or {}).get("format", "")
+    except SafetensorError:
+        return ""
+
+
 def read_card(from_json: Callable[[str], Card], text: str, path: Path) -> Card:
     """A file's card; one that makes no sense is the file's fault, and is told so."""
     try:

@@ -18,6 +18,7 @@ from diffit_lib.stamp import Stamp
 from diffit_lib.tasks.evaluate import evaluate
 from diffit_lib.tasks.info import parameters
 from diffit_lib.tasks.train import train
+from diffit_lib.tasks.trajectory import every, seen
 from diffit_lib.tensors import cpu_threads
 
 
@@ -59,16 +60,15 @@ def draw_grid(pipe: Pipeline, **settings: Any) -> np.ndarray:
 def draw_strip(pipe: Pipeline, columns: int = 9, **settings: Any) -> np.ndarray:
     """From noise to image: one row per class, of at most ten, of ever later states; one picture (H, W, C).
 
-    About `columns` states, the last one among them, are shown in the coordinate of a variance-preserving process, so
-    that pure noise has unit variance. Latents are decoded, each as if it were without noise.
+    About `columns` states, the last one among them, are shown.
     """
     classes = pipe.card.recipe.network.num_classes
     seeds = list(range(min(classes, 10) or 6))
     steps = pipe.sampling(**settings).steps
     states = [
-        pipe.decode(state.x / (1 + state.sigma**2) ** 0.5)
+        seen(pipe, state)
         for state in pipe.stream(seeds, seeds if classes else None, **settings)
-        if (steps - state.step) % max(1, steps // columns) == 0
+        if every(steps, columns, state.step)
     ]
     rows = np.stack(states, axis=1)  # (classes, states, H, W, C)
     return tile(rows.reshape(-1, *rows.shape[2:]), columns=len(states), scale=enlargement(states[0], 48))

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
@@ -15,6 +16,7 @@ from diffit_lib.extractors import inception_path, load_inception, train_classifi
 from diffit_lib.metrics import class_accuracy, frechet_distance
 from diffit_lib.perceptual import SMALLEST, load_perceptual, vgg_path
 from diffit_lib.pictures import say
+from diffit_lib.plots import enlargement, tile
 from diffit_lib.tasks.evaluate import HELD
 from diffit_lib.tensors import best_device, to_float, to_uint8
 
@@ -55,6 +57,13 @@ def measure_vae(codec: Codec, images: Tensor, *, vgg: str | Path | None = None, 
     elif rfid and images.shape[1] == 3:
         say(f"rFID is left out, since there are no Inception weights at {inception_path()}")
     return numbers
+
+
+def comparison(originals: Tensor, again: Tensor, columns: int = 8) -> np.ndarray:
+    """Rows of originals, each over a row of what came back, uint8 (N, C, H, W) each -> one picture (H, W, C)."""
+    rows = [part for pair in zip(originals.split(columns), again.split(columns), strict=True) for part in pair]
+    images = torch.cat(rows).permute(0, 2, 3, 1).numpy()
+    return tile(images, columns, scale=enlargement(images))
 
 
 def legibility(codec: Codec, data: Split) -> tuple[float, float]:

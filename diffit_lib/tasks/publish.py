@@ -15,8 +15,7 @@ from diffit_lib.stamp import Stamp
 from diffit_lib.tasks.demo import draw_grid
 from diffit_lib.tasks.evaluate import HELD, evaluate
 from diffit_lib.tasks.info import parameters, title
-from diffit_lib.tasks.measure_vae import legibility, measure_vae, reconstructions
-from diffit_lib.tasks.train_vae import comparison
+from diffit_lib.tasks.measure_vae import comparison, legibility, measure_vae, reconstructions
 from diffit_lib.tensors import cpu_threads
 from diffit_lib.training import read_rows
 from diffit_lib.weights import Card, load_own_codec, load_weights, save_weights

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from diffit_lib.autoencoders import VAECard, save_vae
@@ -14,11 +13,11 @@ from diffit_lib.errors import DiffitError, check
 from diffit_lib.models.vae import KLAutoencoder
 from diffit_lib.perceptual import SMALLEST, load_perceptual
 from diffit_lib.pictures import say
-from diffit_lib.plots import enlargement, tile, vae_curves, write_figure, write_png
+from diffit_lib.plots import vae_curves, write_figure, write_png
 from diffit_lib.processes import in_turn, place
 from diffit_lib.recipe import VAERecipe
 from diffit_lib.run_folder import WEIGHTS, keep_newest
-from diffit_lib.tasks.measure_vae import measure_vae, reconstructions
+from diffit_lib.tasks.measure_vae import comparison, measure_vae, reconstructions
 from diffit_lib.tasks.record import Record, RunLog
 from diffit_lib.tasks.report import device_name, show_reals
 from diffit_lib.tasks.run import fit, settled_precision, start
@@ -129,10 +128,3 @@ def show(module: AutoencoderModule, run: Path, recipe: VAERecipe, data: Split, r
         "skipped": module.skipped,
     }
     write_figure(run / "loss.png", vae_curves(record(row)))
-
-
-def comparison(originals: torch.Tensor, again: torch.Tensor, columns: int = 8) -> np.ndarray:
-    """Rows of originals, each over a row of what came back, uint8 (N, C, H, W) each -> one picture (H, W, C)."""
-    rows = [part for pair in zip(originals.split(columns), again.split(columns), strict=True) for part in pair]
-    images = torch.cat(rows).permute(0, 2, 3, 1).numpy()
-    return tile(images, columns, scale=enlargement(images))
