@@ -92,6 +92,12 @@ class TestMistakes:
             ("sample nothing --seeds=-1", "seeds are '-1'; "),
             ("sample nothing --seeds=1.5", "seeds are '1.5'; "),
             ("sample nothing --steps=few", "steps.*few"),
+            ("sample nothing --grid=8x", "grid is '8x'; give columns and rows, e.g. 8x8"),
+            ("sample nothing --grid=0x3", "grid is '0x3'; give columns and rows, e.g. 8x8"),
+            ("sample nothing --format=gif", "format.*gif"),
+            ("reconstruct nothing", "no autoencoder 'nothing'; give the path of one"),
+            ("reconstruct vae-digits --images=0", "images is 0; give 1 or more"),
+            ("reconstruct digits", "digits draws pixels, without an autoencoder; give an autoencoder's weights, or "),
         ],
     )
     def test_in_words_are_told_in_one_line(self, refuse, command, says):
@@ -100,9 +106,19 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("options", "says"),
         [
-            ("--labels=10", "no class '10'; give a number from 0 to 9"),
-            ("--labels=onee", "no class 'onee'; "),
-            ("--labels=1,2,3", "3 labels for 2 seeds; give one label, or one per seed"),
+            ("--classes=10", "no class '10'; give a number from 0 to 9"),
+            ("--classes=uno", "no class 'uno'; "),
+            ("--classes=1,2,3", "3 classes for 2 seeds, which get them in turn; give more seeds, or fewer classes"),
+            ("--seeds=1,0-3", "seed 1 is given more than once, and names one file; give each seed once"),
+            ("--grid=2x2", "a grid of 2x2 shows 4 images, but 2 are drawn; give more seeds"),
+            ("--per-class=2 --classes=1,1", "class 1 is given more than once"),
+            ("--per-class=2 --classes=none", "per_class is 2, but 'none' is no class; give seeds instead"),
+            ("--per-class=3", "per_class is 3, but 2 seeds are given, .* leave one of the two out"),
+            ("--per-class=0", "per_class is 0; give 1 or more"),
+            ("--per-class=2 --grid=3x2", "a grid of 3x2 has a class in each row, but 10 classes .* give 2x10 at most"),
+            ("--batch-size=0", "batch_size is 0; give 1 or more"),
+            ("--guidance=1,2,1", "guidance 1.0 is given more than once"),
+            ("--guidance=1,", "guidance is '1,'; give a number, or several, e.g. 1,2,4"),
             ("--steps=1", "steps is 1; give an integer of 2 or more"),
             ("--sampler=huen", "sampler is 'huen'; give one of heun, "),
             ("--guidance=nan", "guidance"),
@@ -115,8 +131,9 @@ class TestMistakes:
         (tmp_path / "tiny.safetensors").write_bytes(weights.read_bytes())
         refuse(f"sample tiny.safetensors --seeds=0,1 {options}", says)
 
-    def test_labels_for_unconditional_weights_are_told_in_one_line(self, refuse, unconditional):
-        refuse(f"sample {unconditional} --labels=3", "these weights are unconditional; leave labels out")
+    def test_classes_of_unconditional_weights_are_told_in_one_line(self, refuse, unconditional):
+        refuse(f"sample {unconditional} --classes=3", "these weights are unconditional; leave classes out")
+        refuse(f"sample {unconditional} --per-class=3", "these weights are unconditional; give seeds instead")
 
 
 def other_program(path, weights):
@@ -197,22 +214,43 @@ class TestVerbs:
         recipe = load_weights("runs/00000-digits/weights.safetensors")[1].recipe
         assert (recipe.training.max_steps, recipe.training.batch_size, recipe.network.channel_mult) == (2, 8, (1, 1))
 
-        command = "sample runs/00000-digits/weights.safetensors --out=new --seeds=3-5,9 --labels=1,2,3,none --steps=3"
+        command = "sample runs/00000-digits/weights.safetensors --out=new --seeds=3-5,9 --classes=1,2,3,none --steps=3"
         assert main(command.split()) == 0
-        assert capsys.readouterr().out == "4 images and grid.png: new/\n"
-        names = {path.name for path in (tmp_path / "new").iterdir()}
-        assert names == {"000003.png", "000004.png", "000005.png", "000009.png", "grid.png"}
+        assert capsys.readouterr().out == "images: new/images; which is which: new/index.csv\n"
+        names = {path.name for path in (tmp_path / "new").rglob("*.*")}
+        images = {"000003.png", "000004.png", "000005.png", "000009.png"}
+        assert names == images | {"grid.png", "index.csv", "settings.json"}
 
         assert main(["info", "runs/00000-digits/weights.safetensors"]) == 0
         assert "digits, trained on digits/train" in capsys.readouterr().out
 
-    def test_one_label_is_for_all_images(self, weights, monkeypatch):
+    def test_words_of_sample_become_numbers(self, monkeypatch):
         calls = []
-        monkeypatch.setattr("diffit_lib.tasks.sample.sample", lambda *args, **settings: calls.append((args, settings)))
-        main(f"sample {weights} --labels=7 --guidance=2 --seeds=1".split())
-        main(f"sample {weights} --labels=7,8 --sampler=euler --seeds=1,2".split())
-        assert [args[2:] for args, _ in calls] == [([1], "7"), ([1, 2], ["7", "8"])]
-        assert [settings for _, settings in calls] == [{"guidance": 2.0}, {"sampler": "euler"}]
+        monkeypatch.setattr(
+            "diffit_lib.tasks.sample.sample", lambda *args, **options: calls.append((args, options)) or []
+        )
+        main(["sample", "tiny", "--classes=7", "--guidance=2", "--seeds=1", "--grid=4x2", "--trajectory"])
+        main(
+            ["sample", "tiny", "--classes=7,8", "--guidance=1,2.5", "--sampler=euler", "--per-class=3", "--format=npz"]
+        )
+        assert [args for args, _ in calls] == [("tiny", "samples", [1], "7"), ("tiny", "samples", None, "7,8")]
+        usual = {"batch_size": 64, "protocol": "round"}
+        first = {"per_class": None, "guidance": 2.0, "grid": (4, 2), "format": "png", "trajectory": True}
+        second = {"per_class": 3, "guidance": [1.0, 2.5], "grid": None, "format": "npz", "trajectory": False}
+        assert [options for _, options in calls] == [usual | first, usual | second | {"sampler": "euler"}]
+
+    def test_options_come_from_a_file_too(self, tmp_path, monkeypatch):
+        calls = []
+        monkeypatch.setattr(
+            "diffit_lib.tasks.sample.sample", lambda *args, **options: calls.append((args, options)) or []
+        )
+        (tmp_path / "few.yaml").write_text(
+            "seeds: 5\nclasses: [1, two]\nguidance: [1, 2]\ntrajectory: true\nsteps: 3\n"
+        )
+        main(["sample", "tiny", "--config=few.yaml", "--steps=4"])
+        ((args, options),) = calls
+        assert args[2:] == ([5], [1, "two"])
+        assert (options["guidance"], options["trajectory"], options["steps"]) == ([1.0, 2.0], True, 4)
 
     def test_every_field_of_a_recipe_is_an_option_of_train(self, capsys):
         with pytest.raises(SystemExit) as stop:

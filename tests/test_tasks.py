@@ -17,7 +17,6 @@ from diffit_lib.tasks.demo import demo, table
 from diffit_lib.tasks.evaluate import evaluate
 from diffit_lib.tasks.info import info
 from diffit_lib.tasks.publish import publish
-from diffit_lib.tasks.sample import sample
 from diffit_lib.tasks.train import train
 from diffit_lib.training_diffusion import DiffusionModule
 
@@ -100,21 +99,6 @@ class TestDemo:
             assert f"{run[1][name]:.3f}" in text
         assert f"{run[1]['parameters']:,} parameters, 320 images seen" in text
         assert "note: n = 360 is small" in text
-
-
-class TestSample:
-    def test_writes_one_file_per_seed_and_a_grid(self, weights, tmp_path):
-        out = tmp_path / "new" / "samples"
-        paths = sample(weights, out, [3, 1000000, 5], 7)
-        assert [path.name for path in paths] == ["000003.png", "1000000.png", "000005.png"]
-        assert sorted(path.name for path in out.iterdir()) == sorted(["grid.png", *[path.name for path in paths]])
-        expected = load(weights)([3, 1000000, 5], 7)
-        assert all(np.array_equal(pixels(path), image[..., 0]) for path, image in zip(paths, expected, strict=True))
-        assert pixels(out / "grid.png").shape == (2 * 72 + 8, 2 * 72 + 8)
-
-    def test_passes_the_settings_on(self, unconditional, tmp_path):
-        (path,) = sample(unconditional, tmp_path, [3], steps=3, sampler="euler")
-        assert np.array_equal(pixels(path), load(unconditional)([3], steps=3, sampler="euler")[0])
 
 
 class TestInfo:

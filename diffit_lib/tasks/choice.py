@@ -52,7 +52,7 @@ def choose(pipe: Pipeline, seeds: Sequence[int] | None, classes: Classes, per_cl
     check(known not in numbers, f"per_class is {per_class}, but 'none' is no class; give seeds instead")
     check_once("class", numbers)
     return [
-        Chosen(seed, number, f"{class_folder(pipe, number)}/{seed:06d}.png")
+        Chosen(seed, number, f"{class_folder(number, pipe.card.class_names, known)}/{seed:06d}.png")
         for number in numbers
         for seed in (range(number, per_class * known, known) if seeds is None else seeds)
     ]
@@ -72,10 +72,9 @@ def class_numbers(pipe: Pipeline, classes: Classes) -> list[Any] | None:
     return [pipe.class_number(each) for each in ([classes] if isinstance(classes, int) else classes)]
 
 
-def class_folder(pipe: Pipeline, number: int) -> str:
-    """Where a class's images lie, "207-golden-retriever": sorted by name the folders are in order of class."""
-    network, names = pipe.card.recipe.network, pipe.card.class_names
-    digits = f"{number:0{len(str(network.num_classes - 1))}d}"
+def class_folder(number: int, names: Sequence[str], count: int) -> str:
+    """Where images of one of `count` classes lie, "207-golden-retriever": sorted by name they are in order of class."""
+    digits = f"{number:0{len(str(count - 1))}d}"
     name = re.sub(r"\W+", "-", names[number]).strip("-") if names else ""  # a stranger's file may say "../.."
     return digits if name in ("", str(number)) else f"{digits}-{name}"
 

@@ -54,7 +54,9 @@ def reconstruct(
     latents = codec.clean(shown)
     out, back = Path(out), to_uint8(codec.decode(latents)).cpu()
     scale = enlargement(pictures(back))
-    write_png(out / "encoded.png", tile(maps(latents, back.shape[2] * scale), COLUMNS))
+    write_png(
+        out / "encoded.png", tile(maps(latents), COLUMNS, scale=max(1, scale * back.shape[2] // latents.shape[2]))
+    )
     write_png(out / "reconstructed.png", tile(pictures(back), COLUMNS, scale=scale))
     if isinstance(test, CachedLatents):
         return {}
@@ -84,8 +86,6 @@ def pictures(images: Tensor) -> np.ndarray:
     return images.permute(0, 2, 3, 1).numpy()
 
 
-def maps(latents: Tensor, height: int) -> np.ndarray:
-    """Normalised latents (N, z, h, w) -> their channels side by side in grey, uint8 (N, about `height`, W, 1)."""
-    grey = to_uint8((latents / REACH).clamp(-1, 1)).cpu()
-    scale = max(1, height // grey.shape[2])
-    return grey.transpose(1, 2).flatten(2).numpy().repeat(scale, 1).repeat(scale, 2)[..., None]
+def maps(latents: Tensor) -> np.ndarray:
+    """Normalised latents (N, z, h, w) -> their channels side by side in grey, uint8 (N, h, z w, 1)."""
+    return to_uint8(latents / REACH).cpu().transpose(1, 2).flatten(2).numpy()[..., None]
