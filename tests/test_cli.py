@@ -205,10 +205,12 @@ class TestWrongFiles:
 
 
 class TestVerbs:
-    def test_train_then_sample_then_info(self, tmp_path, capsys):
+    def test_train_then_sample_then_info(self, tmp_path, capsys, monkeypatch):
+        monkeypatch.setattr("diffit_lib.tasks.page.write_page", lambda run: run / "report.html")
         assert main(["train", "digits", "--max-steps=2", "--batch-size=8", "--channel_mult=[1,1]"]) == 0
         out, err = capsys.readouterr()
-        assert out == "weights: runs/00000-digits/weights.safetensors\n"
+        folder = "runs/00000-digits"
+        assert out == f"weights: {folder}/weights.safetensors; report: {folder}/report.html\n"
         assert err.startswith("run: runs/00000-digits; stopped, it goes on by `diffit train --run runs/00000-digits`\n")
         assert "images/s" in err
         recipe = load_weights("runs/00000-digits/weights.safetensors")[1].recipe
