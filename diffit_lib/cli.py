@@ -37,7 +37,7 @@ VERBS: dict[str, Callable[..., None]] = {
 }
 SPREAD = (run_train, run_train_vae, run_encode, run_sample, run_evaluate)  # over several devices
 RECIPES: dict[Callable[..., None], type[AnyRecipe]] = {run_train: Recipe, run_train_vae: VAERecipe}
-BY_HAND: set[str | int] = {"preset", "dry_run"}  # a positional that may be missing, a switch without a value
+BY_HAND: set[str | int] = {"preset"}  # a positional that may be missing
 
 DEVICES = "GPUs on this machine, or processes where there is none; auto: all GPUs; batch_size is that of all together"
 

@@ -47,9 +47,8 @@ def spelled_out(recipe: AnyRecipe, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def add_recipe_fields(sub: ArgumentParser, recipe: type[AnyRecipe]) -> None:
-    """The preset, a rehearsal, and one option for each field of the recipe, absent unless given."""
+    """The preset, and one option for each field of the recipe, absent unless given."""
     sub.add_argument("preset", nargs="?", type=str, default=SUPPRESS, help="name; --run of an earlier run needs none")
-    sub.add_argument("--dry_run", nargs="?", const=True, default=False, type=bool, help="say what it takes, no more")
     sub.add_argument("--data", type=str, default=SUPPRESS, help="data set by name, or the path of a folder or zip")
     taken = {"name", "data", *recipe.PARTS, *recipe.NOT_KNOWN}
     for title, kinds in {"images": (recipe,), **recipe.PARTS}.items():
