@@ -48,7 +48,7 @@ class Parser(ArgumentParser):
     def add_argument(self, *names: Any, **settings: Any) -> Any:
         """As the library's, but for switches."""
         switch: dict[str, Any] = {"nargs": "?", "const": True} if settings.get("type") is bool else {}
-        return super().add_argument(*names, **settings, **switch)
+        return super().add_argument(*names, **(switch | settings))
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """One line, whatever the library says."""
