@@ -72,7 +72,9 @@ def parser() -> Parser:
             add_recipe_fields(sub, RECIPES[verb])
         if verb in (run_sample, run_evaluate):
             taken = {"guidance"} if verb is run_sample else set()  # of which it takes several
-            add_fields(sub, "sampling (the weights' own unless given)", [Sampling], taken)
+            several = verb is run_evaluate
+            more = "; several values, e.g. 5,10,20, are measured one by one" if several else ""
+            add_fields(sub, f"sampling (the weights' own unless given{more})", [Sampling], taken, several=several)
         verbs.add_subcommand(name, sub, help=summary)
     return top
 

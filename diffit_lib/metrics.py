@@ -6,7 +6,7 @@ A Frechet distance over any features but Inception's 2048 is a Frechet distance,
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from statistics import fmean
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import scipy.linalg
@@ -14,26 +14,9 @@ import torch
 from torch import Tensor
 
 from diffit_lib.errors import DiffitError
+from diffit_lib.references import Extractor, InceptionLike, Moments, Reference, evenly
 from diffit_lib.stamp import Stamp
 from diffit_lib.tensors import to_uint8
-
-
-class Extractor(Protocol):
-    """Images to features."""
-
-    def features(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) uint8 -> (N, D) float32."""
-        ...
-
-    @property
-    def name(self) -> str:
-        """What to call it."""
-        ...
-
-    @property
-    def checksum(self) -> str:
-        """Names the very weights."""
-        ...
 
 
 class ClassifierLike(Extractor, Protocol):
@@ -41,14 +24,6 @@ class ClassifierLike(Extractor, Protocol):
 
     def predict(self, images: Tensor) -> Tensor:
         """(N, C, H, W) uint8 -> (N,) int64."""
-        ...
-
-
-class InceptionLike(Extractor, Protocol):
-    """The extractor that FID, Inception Score, KID, precision and recall are defined by."""
-
-    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, C, H, W) uint8 -> features (N, 2048) and logits (N, 1008), float32."""
         ...
 
 
@@ -106,12 +81,6 @@ def copy_ratio(samples: Tensor, train: Tensor, test: Tensor) -> float:
     return nearest(samples, train)[0].median().item() / real
 
 
-def evenly(labels: Tensor, n: int) -> Tensor:
-    """Indices (n,) of a subset that keeps the shares of the classes (N,) and is spread evenly within each."""
-    positions = torch.arange(n) * len(labels) // n
-    return labels.argsort(stable=True)[positions]
-
-
 def measure_small(
     samples: Tensor,
     labels: Tensor | None,
@@ -158,93 +127,66 @@ def measure_small(
     }
 
 
-class Reference(NamedTuple):
-    """What is kept of the real images."""
-
-    mean: Tensor  # (D,) float64
-    covariance: Tensor  # (D, D) float64
-    features: Tensor  # (M, D) float32 of at most 10,000 of them, evenly spread: for KID, precision and recall
-
-
-def reference_statistics(images: Any, extractor: Extractor) -> Reference:
-    """Statistics of real images: uint8 (N, C, H, W), or whatever has their `shape` and yields them by index.
-
-    They are taken in one pass, 512 images at a time.
-    """
-    count = images.shape[0]
-    if count < 2:
-        raise DiffitError(f"a Frechet distance needs at least 2 images on each side and got {count}; give more")
-    kept = evenly(torch.zeros(count), min(count, 10_000))
-    first = extractor.features(images[torch.arange(min(count, 512))]).double().cpu()
-    origin, found = first.mean(0), []  # squares around a point near the mean cancel least
-    total, square = torch.zeros_like(origin), torch.zeros_like(origin.outer(origin))
-    for indices in torch.arange(count).split(512):
-        features = extractor.features(images[indices]).cpu()
-        found.append(features[kept[(kept >= indices[0]) & (kept <= indices[-1])] - indices[0]])
-        values = features.double() - origin
-        total, square = total + values.sum(0), square + values.T @ values
-    mean = total / count
-    return Reference(mean + origin, (square - count * mean.outer(mean)) / (count - 1), torch.cat(found))
-
-
 def measure_inception(
-    batches: Iterable[Tensor], reference: Reference, inception: InceptionLike, stamp: Stamp, protocol: str = "round"
+    batches: Iterable[Tensor], reference: Reference, inception: InceptionLike, stamp: Stamp
 ) -> dict[str, Any]:
-    """FID, Inception Score, KID, precision and recall of images that come in batches, ready for JSON.
+    """FID, sFID, Inception Score, KID, precision and recall of images that come in batches, ready for JSON.
 
-    Batches are float in [-1, 1] or uint8, (B, C, H, W), and are not kept. `protocol` turns floats into uint8: "round",
-    or "adm", which truncates as the published evaluators do. Settings are torch-fidelity's: 10 splits, 100 subsets of
-    1000 images (of all where there are fewer), 3 neighbours, random seed 2020.
+    Batches are uint8, (B, C, H, W), and are not kept. What the reference does not tell is left out, and the warnings
+    say so: statistics alone have no features for KID, precision and recall. Settings are torch-fidelity's: 10 splits,
+    100 subsets of 1000 images (of all where there are fewer), 3 neighbours, random seed 2020.
     """
     from torch_fidelity.metric_isc import isc_features_to_metric
-    from torch_fidelity.metric_kid import kid_features_to_metric
-    from torch_fidelity.metric_prc import prc_features_to_metric
 
-    if protocol not in PROTOCOLS:
-        raise DiffitError(f"unknown protocol {protocol!r}; the protocols are {', '.join(PROTOCOLS)}")
-    features, logits = _extract(batches, inception, protocol)
-    n = min(len(features), len(reference.features))
+    found, spatial = [], Moments()
+    for images in batches:
+        seen = inception(images)
+        found.append(seen[:2])
+        spatial.add(seen.spatial)
+    if not found:
+        raise DiffitError("there are no images to measure")
+    features, logits = (torch.cat(part) for part in zip(*found, strict=True))
+    n = len(features) if reference.features is None else min(len(features), len(reference.features))
     if n < 10:
         raise DiffitError(f"Inception metrics need at least 10 images on each side and got {n}; give more")
+    numbers = {"fid": frechet_from_moments(*moments(features), reference.mean.numpy(), reference.covariance.numpy())}
+    left_out = []
+    if reference.spatial_mean is not None and reference.spatial_covariance is not None:
+        real = reference.spatial_mean.numpy(), reference.spatial_covariance.numpy()
+        numbers["sfid"] = frechet_from_moments(spatial.mean.numpy(), spatial.covariance.numpy(), *real)
+    else:
+        left_out.append("sFID is left out: the reference has no mu_s and sigma_s")
     score = isc_features_to_metric(logits)
-    kid = kid_features_to_metric(features, reference.features, kid_subset_size=min(n, 1000), verbose=False)
-    manifold = prc_features_to_metric(
-        features, reference.features, save_cpu_ram=True, prc_batch_size=2000, verbose=False
-    )
+    numbers["inception_score"] = score["inception_score_mean"]
+    numbers["inception_score_std"] = score["inception_score_std"]
+    if reference.features is not None:
+        numbers |= neighbourhoods(features, reference.features)
+    else:
+        left_out.append("KID, precision and recall are left out: the reference is statistics alone, without images")
     stamp = replace(
         stamp,
         n=len(features),
         drawn=len(features),
         extractor=inception.name,
         extractor_checksum=inception.checksum,
-        rounding=protocol,
     )
+    return numbers | {"stamp": stamp.to_dict(), "warnings": stamp.warnings() + left_out}
+
+
+def neighbourhoods(features: Tensor, real: Tensor) -> dict[str, float]:
+    """KID, precision and recall, which need features (N, D) and (M, D) of single images on both sides."""
+    from torch_fidelity.metric_kid import kid_features_to_metric
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
+    n = min(len(features), len(real))
+    kid = kid_features_to_metric(features, real, kid_subset_size=min(n, 1000), verbose=False)
+    manifold = prc_features_to_metric(features, real, save_cpu_ram=True, prc_batch_size=2000, verbose=False)
     return {
-        "fid": frechet_from_moments(*moments(features), reference.mean.numpy(), reference.covariance.numpy()),
-        "inception_score": score["inception_score_mean"],
-        "inception_score_std": score["inception_score_std"],
         "kid": kid["kernel_inception_distance_mean"],
         "kid_std": kid["kernel_inception_distance_std"],
         "precision": manifold["precision"],
         "recall": manifold["recall"],
-        "stamp": stamp.to_dict(),
-        "warnings": stamp.warnings(),
     }
-
-
-def _extract(batches: Iterable[Tensor], inception: InceptionLike, protocol: str) -> tuple[Tensor, Tensor]:
-    """Features and logits of all batches."""
-    found = []
-    for images in batches:
-        if images.is_floating_point():
-            images = PROTOCOLS[protocol](images)
-        elif protocol == "adm":
-            raise DiffitError("protocol adm truncates float images and got uint8 ones, rounded before; give floats")
-        found.append(inception(images))
-    if not found:
-        raise DiffitError("there are no images to measure")
-    features, logits = (torch.cat(part) for part in zip(*found, strict=True))
-    return features, logits
 
 
 def _truncate(images: Tensor) -> Tensor:
@@ -252,7 +194,7 @@ def _truncate(images: Tensor) -> Tensor:
     return ((images + 1) * 127.5).clamp(0, 255).to(torch.uint8)
 
 
-PROTOCOLS = {"round": to_uint8, "adm": _truncate}
+PROTOCOLS = {"round": to_uint8, "adm": _truncate}  # from float to uint8; "adm" as the published evaluators do
 
 
 def _root(sigma: np.ndarray) -> np.ndarray:

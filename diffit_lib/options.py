@@ -59,14 +59,19 @@ def add_recipe_fields(sub: ArgumentParser, recipe: type[AnyRecipe]) -> None:
             group.add_argument(f"--{title}", type=Literal[names], default=SUPPRESS, help="kind")
 
 
-def add_fields(sub: ArgumentParser, title: str, kinds: Sequence[Any], taken: set[str]) -> Any:
-    """A group of options, one for each field of these dataclasses that is not taken yet, absent unless given."""
+def add_fields(sub: ArgumentParser, title: str, kinds: Sequence[Any], taken: set[str], *, several: bool = False) -> Any:
+    """A group of options, one for each field of these dataclasses that is not taken yet, absent unless given.
+
+    `several`: each takes several values, of which the dataclass says later whether they are right.
+    """
     group = sub.add_argument_group(title)
     for field in (field for kind in kinds for field in fields(kind) if field.name not in taken):
         taken.add(field.name)  # kinds of one part share some fields
         value = field.type
         if get_origin(field.type) is tuple:
             value = booleans if get_args(field.type)[0] is bool else integers
+        if several:
+            value = some
         group.add_argument(f"--{field.name}", type=value, default=SUPPRESS)
     return group
 
@@ -86,6 +91,22 @@ def booleans(text: str | Sequence[bool]) -> tuple[bool, ...]:
     if wrong := set(words) - {"true", "false"}:
         raise ValueError(f"{min(wrong)!r} is neither true nor false")
     return tuple(word == "true" for word in words)
+
+
+def some(given: Any) -> tuple[int | float | str, ...]:
+    """The words, numbers where they are such, in "heun,ddim", "5,10,20" or "1.5"; of a YAML list as they are."""
+    if isinstance(given, list | tuple):
+        return tuple(given)
+    return tuple(_number(word.strip()) for word in str(given).strip("[]() ").split(",") if word.strip())
+
+
+def _number(word: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(word)
+        except ValueError:
+            continue
+    return word
 
 
 def parse_seeds(text: str) -> list[int]:

@@ -123,6 +123,31 @@ def level_curves(losses: dict[str, dict[float, float]]) -> Figure:
     return figure
 
 
+def sweep_curves(rows: Sequence[dict[str, Any]], varied: Sequence[str]) -> Figure:
+    """Measured numbers over what was varied, a field for each number.
+
+    Along x goes what has most values that are numbers, if any; there is a curve for each combination of the rest.
+    """
+    numbers = [name for name in rows[0] if name not in varied and not name.endswith("_std")]
+    counts = {name: len({row[name] for row in rows}) for name in varied}
+    along = max(varied, key=lambda name: (not isinstance(rows[0][name], str), counts[name]))
+    height, width = -(-len(numbers) // 4), min(len(numbers), 4)
+    figure = Figure(figsize=(4 * width, 3.4 * height), layout="constrained")
+    grid = list(figure.subplots(height, width, squeeze=False).flat)
+    curves: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        curves.setdefault(" ".join(f"{name}={row[name]}" for name in varied if name != along), []).append(row)
+    for axes, number in zip(grid, numbers, strict=False):
+        for label, curve in curves.items():
+            axes.plot([row[along] for row in curve], [row[number] for row in curve], marker="o", label=label)
+        axes.set(xlabel=along, title=number.replace("_", " "))
+    for axes in grid[len(numbers) :]:
+        axes.set_axis_off()
+    if len(curves) > 1:
+        grid[0].legend()
+    return figure
+
+
 def attention_figure(maps: dict[str, Any]) -> Figure:
     """Attention of one window, (h, N, N) for each name: a row of heads, every token's view of all tokens as a row."""
     heads = max(len(each) for each in maps.values())

@@ -8,21 +8,24 @@ from typing import Any
 class Stamp:
     """What a number depends on; saved and printed with it.
 
-    Whoever draws the images fills in all but n and the extractor, which the measurement knows. None: does not apply.
+    Whoever draws the images fills in all but the reference, n and the extractor, which the measurement knows. None:
+    does not apply.
     """
 
     n: int = 0  # generated images compared by a Frechet distance or its like
     drawn: int = 0  # generated images in all: class accuracy and copy ratio are over all of them
-    reference: str  # the real images compared with: a train part
-    reference_hash: str
+    reference: str = ""  # the real images compared with: a train part, a folder, or published statistics
+    reference_hash: str = ""
     extractor: str = ""
     extractor_checksum: str = ""
     sampler: str | None = None
     steps: int | None = None
     guidance: str | None = None
     seeds: str | None = None  # e.g. "0..359"
+    images: str | None = None  # images given as files: their name
+    images_hash: str | None = None
     precision: str | None = None
-    rounding: str = "round"  # of float to uint8; "adm": truncated, as the published evaluators do
+    rounding: str | None = "round"  # of float to uint8; "adm": truncated, as the published evaluators do
     decoder: str | None = None  # the VAE's, for latent models
     weights_hash: str | None = None
     best_by_this_metric: bool = False  # the checkpoint was chosen by the very number it goes with

@@ -28,7 +28,7 @@ def hasty(monkeypatch, tmp_path):
 
 
 def images(drawn, pipe, seeds, labels=None, **settings):
-    return torch.cat(list(drawn.batches(pipe, seeds, labels, batch_size=4, **settings)))
+    return torch.cat(list(drawn.read(drawn.draw(pipe, seeds, labels, batch_size=4, **settings))))
 
 
 def test_images_are_those_of_the_pipeline(weights, tmp_path):

@@ -1,39 +1,51 @@
-"""`evaluate`: which numbers are taken of which weights, and what their stamp says."""
+"""`evaluate`: which numbers are taken of which weights or images, and what their stamp says."""
 
+import csv
+import json
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from image_files import fill
+from PIL import Image
 
+from diffit_lib.cli import main
 from diffit_lib.data import Images, Split
 from diffit_lib.errors import DiffitError
-from diffit_lib.metrics import measure_inception, reference_statistics
-from diffit_lib.pipeline import load
+from diffit_lib.metrics import measure_inception
+from diffit_lib.pipeline import Pipeline, load
+from diffit_lib.references import Seen, reference_statistics
+from diffit_lib.stamp import Stamp
+from diffit_lib.tasks import bench
 from diffit_lib.tasks import evaluate as task
-from diffit_lib.tasks.evaluate import FIRST_SEED, cached_reference, evaluate
+from diffit_lib.tasks.bench import cached_reference
+from diffit_lib.tasks.drawn import Drawn
+from diffit_lib.tasks.evaluate import FIRST_SEED, evaluate, evaluate_each
 from diffit_lib.tensors import digest
 from diffit_lib.weights import load_weights, save_weights
 
 
 class PixelInception(torch.nn.Module):
-    """Stands in for Inception: a few pixels for features and logits."""
+    """Stands in for Inception: eight pixels for features and logits, three for the spatial features."""
 
-    name, checksum = "pixels", "none"
+    name, checksum, num_features, num_spatial = "pixels", "none", 8, 3
 
     def forward(self, images):
-        features = images[..., :4].flatten(1).float() / 255
-        return features, features
+        pixels = images.flatten(1).float() / 255
+        return Seen(pixels[:, :8], pixels[:, :8], pixels[:, 8:11])
 
     def features(self, images):
-        return self(images)[0]
+        return self(images).features
 
 
 @pytest.fixture
 def inception(monkeypatch, tmp_path):
-    """Measure by a stand-in, with an empty cache; what `load_inception` was asked for."""
+    """Measure by a stand-in, with an empty cache; what `load_spatial_inception` was asked for."""
     asked = []
     monkeypatch.setenv("DIFFIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(task, "load_inception", lambda path: (asked.append(path), PixelInception())[1])
+    monkeypatch.setattr(task, "load_spatial_inception", lambda path: (asked.append(path), PixelInception())[1])
     return asked
 
 
@@ -77,7 +89,7 @@ def test_numbers_by_inception_are_those_of_the_weights_images(weights, data, inc
     labels = [k // 3 for k in range(30)]
     pictures = torch.from_numpy(pipe(range(FIRST_SEED, FIRST_SEED + 30), labels, batch_size=100)).permute(0, 3, 1, 2)
     expected = measure_inception(
-        [pictures], reference_statistics(data.train.images, network), network, task.Stamp(**report["stamp"])
+        [pictures], reference_statistics(data.train.images, network), network, Stamp(**report["stamp"])
     )
     assert report == expected
     assert [report["stamp"][key] for key in ("extractor", "rounding", "n", "drawn")] == ["pixels", "round", 30, 30]
@@ -93,7 +105,7 @@ def test_protocol_adm_truncates_what_the_weights_draw(weights, data, inception):
 
 def test_reference_is_taken_once_and_kept(weights, data, inception, monkeypatch):
     first = cached_reference(data.train, PixelInception())
-    monkeypatch.setattr(task, "reference_statistics", lambda *_: pytest.fail("taken again"))
+    monkeypatch.setattr(bench, "reference_statistics", lambda *_: pytest.fail("taken again"))
     again = cached_reference(data.train, PixelInception())
     assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
 
@@ -104,7 +116,7 @@ def test_reference_of_other_images_or_another_extractor_is_another(data, incepti
     network = PixelInception()
     if other == "weights":
         network.checksum = "other"
-        monkeypatch.setattr(network, "features", lambda images: 2 * images[..., :4].flatten(1).float())
+        monkeypatch.setattr(network, "forward", lambda images: PixelInception().forward(images // 2))
     again = cached_reference(data.test if other == "images" else data.train, network)
     assert not torch.equal(first.mean, again.mean)
 
@@ -164,3 +176,166 @@ def test_data_of_another_shape_are_refused(unconditional, data):
 def test_too_few_images_are_refused(weights, data, images):
     with pytest.raises(DiffitError, match=f"images is {images}; give 2 or more"):
         evaluate(weights, data, images=images)
+
+
+@pytest.fixture
+def hasty(monkeypatch, tmp_path):
+    """The classifiers see the training images once; the cache is empty."""
+    monkeypatch.setattr("diffit_lib.extractors.TRAINING_IMAGES", 0)
+    monkeypatch.setenv("DIFFIT_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def drawn(weights, tmp_path):
+    """An `.npz` of what the weights draw to be measured: 20 images and their classes."""
+    labels = [k // 2 for k in range(20)]
+    images = load(weights)(range(FIRST_SEED, FIRST_SEED + 20), labels, batch_size=20)
+    np.savez(tmp_path / "drawn.npz", images, np.array(labels))
+    return tmp_path / "drawn.npz"
+
+
+def numbers_of(report):
+    return {name: value for name, value in report.items() if name not in ("stamp", "warnings")}
+
+
+def test_given_images_measure_as_the_weights_that_drew_them(weights, data, drawn, hasty):
+    report = evaluate(drawn, "digits")
+    assert numbers_of(report) == numbers_of(evaluate(weights, data, images=20))
+    stamp = report["stamp"]
+    assert (stamp["images"], stamp["n"], stamp["reference"]) == ("drawn.npz", 20, "digits/train")
+    assert stamp["images_hash"]
+    assert [stamp[name] for name in ("sampler", "steps", "seeds", "weights_hash", "rounding")] == [None] * 5
+
+
+def test_of_given_images_so_many_are_measured_evenly_spread(data, drawn, inception):
+    half = evaluate(drawn, data, extractor="inception", images=10)
+    with np.load(drawn) as file:
+        np.savez(drawn, file["arr_0"][::2])
+    assert numbers_of(half) == numbers_of(evaluate(drawn, data, extractor="inception"))
+    with pytest.raises(DiffitError, match=r"images is 11, but drawn\.npz holds 10; give 10 or fewer"):
+        evaluate(drawn, data, extractor="inception", images=11)
+
+
+def test_statistics_give_the_numbers_that_their_images_give(weights, data, inception, tmp_path):
+    path = tmp_path / "statistics.npz"
+    by_images = evaluate(weights, data, images=20, extractor="inception", save_statistics=path)
+    by_statistics = evaluate(weights, path, images=20)
+    known = ("fid", "sfid", "inception_score", "inception_score_std")
+    assert numbers_of(by_statistics) == {name: by_images[name] for name in known}
+    assert "KID, precision and recall are left out" in by_statistics["warnings"][-1]
+    assert (by_statistics["stamp"]["reference"], by_images["stamp"]["reference"]) == (path.name, "digits/train")
+
+    with np.load(path) as file:  # as ADM publishes them: with some of the images
+        pixels = data.train.images[:200].permute(0, 2, 3, 1).numpy()
+        np.savez(path, arr_0=pixels, **file)
+        np.savez(tmp_path / "bare.npz", mu=file["mu"], sigma=file["sigma"])
+    both = evaluate(weights, path, images=20)
+    assert both["fid"] == by_images["fid"]
+    assert both.keys() == by_images.keys()
+    assert both["kid"] != by_images["kid"]
+    assert "sFID is left out" in evaluate(weights, tmp_path / "bare.npz", images=20)["warnings"][-2]
+
+
+def test_inception_measures_against_all_images_of_a_folder(drawn, inception, tmp_path):
+    pictures = torch.randint(256, (60, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    fill(tmp_path / "real", {f"{k}.png": Image.fromarray(picture.numpy()) for k, picture in enumerate(pictures)})
+    np.savez(tmp_path / "real.npz", pictures[..., None].numpy())
+    by_folder, by_file = (evaluate(drawn, tmp_path / name) for name in ("real", "real.npz"))
+    assert by_folder["fid"] == pytest.approx(by_file["fid"])  # the order of the images is another
+    assert by_folder["stamp"]["reference"] == "real"
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({}, r"drawn\.npz holds images; say by --data what to measure them against"),
+        ({"data": "digits", "steps": 5}, r"steps is for drawing, but .*drawn\.npz holds images; leave it out"),
+        ({"data": "digits", "protocol": "adm"}, r"protocol is 'adm', but .*drawn\.npz holds whole numbers already"),
+        ({"data": "nowhere"}, "unknown data 'nowhere'"),
+        ({"data": "nowhere.npz"}, r"there is no file nowhere\.npz"),
+        (
+            {"data": "nowhere.npz", "extractor": "classifier"},
+            r"no classifier can be trained on nowhere\.npz; give a data",
+        ),
+        ({"data": "digits", "save_statistics": "s.npz"}, "save_statistics is 's.npz', but they are Inception's; give"),
+    ],
+)
+def test_mistakes_with_given_images_are_told_in_one_line(drawn, inception, options, says):
+    with pytest.raises(DiffitError, match=says) as error:
+        evaluate(drawn, **options)
+    assert "\n" not in str(error.value)
+
+
+def test_given_images_of_another_shape_than_the_classifiers_are_refused(coloured, drawn):
+    with pytest.raises(
+        DiffitError, match=r"drawn\.npz has images of \(1, 8, 8\), toy/a of \(3, 8, 16\); give equal ones"
+    ):
+        evaluate(drawn, with_classes(coloured, "cat", "dog"))
+
+
+def test_several_processes_draw_their_shares_and_the_first_one_measures(
+    weights, data, inception, tmp_path, monkeypatch
+):
+    options = {"images": 50, "batch_size": 10, "extractor": "inception"}
+    alone = evaluate(weights, data, **options)
+    drew = []
+    batches = Pipeline.batches
+    monkeypatch.setattr(
+        Pipeline, "batches", lambda self, seeds, *a, **k: drew.append(seeds[0]) or batches(self, seeds, *a, **k)
+    )
+    for rank, share in ((1, [10_010, 10_040]), (2, [10_020]), (0, [10_000, 10_030])):
+        for name, value in zip(("RANK", "WORLD_SIZE", "LOCAL_RANK"), (rank, 3, rank), strict=True):
+            monkeypatch.setenv(name, str(value))
+        drew.clear()
+        report = evaluate(weights, data, **options)
+        assert drew == share
+        assert report == ({} if rank else alone)
+    assert list((tmp_path / "cache" / "drawn").iterdir()) == []  # measured, and so no longer kept
+
+
+def test_every_combination_of_several_settings_is_measured(weights, data, inception):
+    settings = {"sampler": ("euler", "heun"), "steps": (3, 4), "guidance": (2.0,)}
+    options = {"images": 20, "extractor": "inception"}
+    reports = evaluate_each(weights, data, **options, **settings)
+    assert [(r["stamp"]["sampler"].split()[0], r["stamp"]["steps"]) for r in reports] == [
+        ("euler", 3), ("euler", 4), ("heun", 3), ("heun", 4),
+    ]  # fmt: skip
+    assert reports[2] == evaluate(weights, data, **options, sampler="heun", steps=3, guidance=2.0)
+    with pytest.raises(DiffitError, match="steps is 1; give an integer of 2 or more"):  # before anything is drawn
+        evaluate_each(weights, data, **options, steps=(3, 1), drawn=Drawn("nowhere", pytest.fail))
+
+
+def test_results_grow_in_a_list_with_a_table_and_a_plot_beside_it(weights, inception, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    command = f"evaluate {weights} --images=20 --extractor=inception --out=results.json"
+    assert main([*command.split(), "--steps=3"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert json.loads(Path("results.json").read_text()) == [{"measured": str(weights), **printed}]
+    assert main([*command.split(), "--steps=3,4", "--sampler=euler,heun"]) == 0
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.split()[:3] == ["steps", "sampler", "fid"]
+    assert rows[1].split()[:2] == ["3", "heun"]
+    results = json.loads(Path("results.json").read_text())
+    assert [entry["stamp"]["steps"] for entry in results] == [3, 3, 3, 4, 4]
+    with open("results.csv") as file:
+        table = list(csv.DictReader(file))
+    assert [(row["steps"], row["sampler"]) for row in table] == [
+        ("3", "euler"),
+        ("3", "heun"),
+        ("4", "euler"),
+        ("4", "heun"),
+    ]
+    assert [float(row["fid"]) for row in table] == [entry["fid"] for entry in results[1:]]
+    assert table[0]["stamp_extractor"] == "pixels"
+    assert Image.open("results.png").format == "PNG"
+
+
+@pytest.mark.parametrize("content", ["{}", "[1]", '[{"fid": 1}', '[{"fid": 1}]', ""])
+def test_a_file_of_anything_else_is_not_appended_to(weights, tmp_path, content, capsys):
+    path = tmp_path / "notes.json"
+    path.write_text(content)
+    assert main(["evaluate", str(weights), f"--out={path}"]) == 2
+    assert (
+        "notes.json is no JSON list of measurements, to which more could be appended; give" in capsys.readouterr().err
+    )
+    assert path.read_text() == content

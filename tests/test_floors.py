@@ -11,10 +11,10 @@ PACKAGE = ROOT / "diffit_lib"
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted(PACKAGE.rglob("*.py"))}
 FLOORS = (
     "errors",
-    "config networks stamp tensors files folders pictures crops colab imagenet",
-    "blocks noise bound processes recipe augment sources decoding published backup tensor_files",
+    "config networks stamp tensors files folders pictures crops colab imagenet npz",
+    "blocks noise bound processes recipe augment sources decoding published backup tensor_files references",
     "models run_folder presets presets_vae perceptual denoiser samplers data extractors metrics codec",
-    "autoencoders foreign",
+    "autoencoders foreign inception given",
     "guidance weights plots latents",
     "pipeline",
     "training",

@@ -14,7 +14,9 @@ from diffit_lib.data import digits
 from diffit_lib.errors import DiffitError
 from diffit_lib.extractors import INCEPTION_SHA256, INCEPTION_URL, Inception, cached, load_inception
 from diffit_lib.files import sha256
-from diffit_lib.metrics import Reference, measure_inception, reference_statistics
+from diffit_lib.inception import SpatialInception
+from diffit_lib.metrics import frechet_distance, measure_inception
+from diffit_lib.references import Reference, Seen, reference_statistics
 from diffit_lib.stamp import Stamp
 
 torch_fidelity = pytest.importorskip("torch_fidelity")
@@ -69,7 +71,7 @@ def inception_reports(random_weights):
     path, network = random_weights
     generated, real = tinted_digits(0, 500, noise=60, seed=1), tinted_digits(500, 300, noise=0, seed=2)
 
-    inception = Inception(network, checksum="random")
+    inception = SpatialInception(Inception(network, checksum="random"))
     before = torch.get_rng_state()
     ours = measure_inception(generated.split(130), reference_statistics(real, inception), inception, STAMP)
     assert torch.equal(torch.get_rng_state(), before)
@@ -113,7 +115,7 @@ def test_inception_metrics_equal_torch_fidelity(ours, theirs, inception_reports)
 class PixelInception:
     """Stands in for Inception where the numbers do not matter: pixels for features and logits. Counts its batches."""
 
-    name, checksum = "pixels", "none"
+    name, checksum, num_features, num_spatial = "pixels", "none", 9, 9
 
     def __init__(self):
         self.seen = []
@@ -121,7 +123,7 @@ class PixelInception:
     def __call__(self, images):
         self.seen.append(images)
         features = images.flatten(1).float() / 255
-        return features, features
+        return Seen(features, features, features)
 
     def features(self, images):
         return self(images)[0]
@@ -149,30 +151,13 @@ def test_inception_score_does_not_depend_on_the_global_random_state():
     assert measure_inception([images], REAL, PixelInception(), STAMP) == first
 
 
-def test_protocol_adm_truncates_and_the_default_rounds():
-    levels = torch.tensor([10.2, 10.7, 254.9, 300.0, -3.0])
-    batch = (levels / 127.5 - 1).view(1, 1, 1, 5).expand(12, 1, 1, 5)
-    expected = {"round": [10, 11, 255, 255, 0], "adm": [10, 10, 254, 255, 0]}
-    reference = reference_statistics(pictures(12, 1, 1, 5), PixelInception())
-    for protocol, values in expected.items():
-        inception = PixelInception()
-        report = measure_inception([batch], reference, inception, STAMP, protocol)
-        assert inception.seen[0][0].flatten().tolist() == values
-        assert report["stamp"]["rounding"] == protocol
-
-
 @pytest.mark.parametrize(
-    ("batches", "protocol", "message"),
-    [
-        ([], "round", "no images"),
-        ([pictures(1, 1, 3, 3)], "round", "at least 10 images on each side and got 1"),
-        ([pictures(20, 1, 3, 3)], "adm", "truncates float images and got uint8"),
-        ([pictures(20, 1, 3, 3)], "clean", "unknown protocol 'clean'; the protocols are round, adm"),
-    ],
+    ("batches", "message"),
+    [([], "no images"), ([pictures(1, 1, 3, 3)], "at least 10 images on each side and got 1")],
 )
-def test_what_cannot_be_measured_is_refused_in_one_line(batches, protocol, message):
+def test_what_cannot_be_measured_is_refused_in_one_line(batches, message):
     with pytest.raises(DiffitError, match=message) as error:
-        measure_inception(batches, REAL, PixelInception(), STAMP, protocol)
+        measure_inception(batches, REAL, PixelInception(), STAMP)
     assert "\n" not in str(error.value)
 
 
@@ -187,7 +172,7 @@ def test_reference_keeps_all_moments_and_an_even_share_of_the_features():
 
 def test_reference_survives_the_cache_bit_for_bit(monkeypatch, tmp_path):
     monkeypatch.setenv("DIFFIT_CACHE", str(tmp_path))
-    first = Reference(**cached("references/toy", REAL._asdict))
+    first = Reference(**cached("references/toy", REAL.tensors))
     again = Reference(**cached("references/toy", lambda: pytest.fail("computed again")))
     for one, other in zip(first, again, strict=True):
         assert one.dtype == other.dtype
@@ -195,6 +180,34 @@ def test_reference_survives_the_cache_bit_for_bit(monkeypatch, tmp_path):
     images = pictures(30, 1, 3, 3, seed=9)
     reports = [measure_inception([images], r, PixelInception(), STAMP) for r in (REAL, first, again)]
     assert reports[0] == reports[1] == reports[2]
+
+
+def test_spatial_features_are_those_of_the_seventh_mixed_blocks_first_branch(random_weights):
+    network = random_weights[1]
+    images = tinted_digits(0, 70, noise=20, seed=4)
+    seen = SpatialInception(Inception(network, checksum="random"))(images)
+    again = SpatialInception(Inception(network, checksum="random"))  # a second pass adds nothing of the first
+    assert torch.equal(again(images).spatial, again(images).spatial)
+    blocks = {}
+    for name in ("Mixed_6c", "Mixed_6d"):
+        getattr(network, name).register_forward_hook(lambda *call, name=name: blocks.update({name: call[2]}))
+    network(images[64:])
+    with torch.no_grad():
+        expected = network.Mixed_6d.branch1x1.bn(network.Mixed_6d.branch1x1.conv(blocks["Mixed_6c"])).relu()
+    assert torch.equal(expected, blocks["Mixed_6d"][:, :192])  # the branch comes first in what the block returns
+    channels_last = expected[:, :7].permute(0, 2, 3, 1).reshape(6, -1)
+    torch.testing.assert_close(seen.spatial[64:], channels_last, rtol=1e-4, atol=1e-4)
+    assert seen.spatial.shape == (70, 7 * 3 * 3)  # of images seen at 75x75
+    assert SpatialInception.num_spatial == 2023  # ADM's, at 299x299
+
+
+def test_sfid_is_the_frechet_distance_of_spatial_features(random_weights):
+    inception = SpatialInception(Inception(random_weights[1], checksum="random"))
+    generated, real = tinted_digits(0, 40, noise=60, seed=1), tinted_digits(500, 50, noise=0, seed=2)
+    report = measure_inception(generated.split(16), reference_statistics(real, inception), inception, STAMP)
+    by_hand = frechet_distance(inception(generated).spatial, inception(real).spatial)
+    assert report["sfid"] == pytest.approx(by_hand, rel=1e-6)
+    assert report["sfid"] != pytest.approx(report["fid"], rel=1e-2)
 
 
 @pytest.fixture

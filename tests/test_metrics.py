@@ -8,15 +8,15 @@ import torch
 
 from diffit_lib.errors import DiffitError
 from diffit_lib.metrics import (
-    Stamp,
     class_accuracy,
     copy_ratio,
-    evenly,
     frechet_distance,
     frechet_from_moments,
     measure_small,
     nearest,
 )
+from diffit_lib.references import evenly
+from diffit_lib.stamp import Stamp
 
 
 def covariance(dim, rank, seed):

@@ -34,7 +34,7 @@ def loaded(monkeypatch):
         times.append(path)
         raise DiffitError("no network")
 
-    monkeypatch.setattr(task, "load_inception", load_inception)
+    monkeypatch.setattr(task, "load_spatial_inception", load_inception)
     return times
 
 

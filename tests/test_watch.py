@@ -66,7 +66,7 @@ def test_data_without_classes_are_watched_by_inception_where_it_is_at_hand(monke
     (tmp_path / "inception.pth").touch()
     assert Watch(UNKNOWN, CPU).kind == ""
     assert "is not the published Inception" in capsys.readouterr().err
-    monkeypatch.setattr(watch, "load_inception", lambda path: torch.nn.Identity())
+    monkeypatch.setattr(watch, "load_spatial_inception", lambda path: torch.nn.Identity())
     assert (Watch(UNKNOWN, CPU).kind, Watch(UNKNOWN, CPU).column) == ("inception", "fid")
     one = Images("photo/train", UNKNOWN.images[:1], UNKNOWN.labels[:1], ())
     assert Watch(one, CPU).kind == ""

@@ -1,7 +1,7 @@
 """`appraise`: samples of finished weights beside real images, in a few minutes: numbers, floors, likeness to copies."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,10 +11,12 @@ from torch import Tensor
 from diffit_lib.data import Split
 from diffit_lib.errors import DiffitError
 from diffit_lib.extractors import inception_path, load_inception, train_classifier
-from diffit_lib.metrics import copy_ratio, evenly, frechet_distance, measure_small, nearest
+from diffit_lib.metrics import copy_ratio, frechet_distance, measure_small, nearest
 from diffit_lib.pictures import say
 from diffit_lib.pipeline import Pipeline
-from diffit_lib.tasks.evaluate import FIRST_SEED, HELD, in_turn, make_stamp
+from diffit_lib.references import evenly
+from diffit_lib.tasks.bench import HELD, named
+from diffit_lib.tasks.evaluate import FIRST_SEED, in_turn, make_stamp
 from diffit_lib.tensors import to_uint8
 
 SHOWN, ROW = 32, 8  # samples in the grid, and pairs in the copy check
@@ -67,7 +69,7 @@ def appraise(pipe: Pipeline, data: Split) -> Appraisal:
             test=small_test,
             test_labels=test.labels,
             classifiers=[train_classifier(small_train, train.labels, device=pipe.device)],
-            stamp=make_stamp(pipe, data.train, "classifier", len(samples), {}),
+            stamp=replace(make_stamp(pipe, "classifier", len(samples), {}), **named(data.train)),
         )
     elif not train.class_names:
         found.missing.append("The images have no classes, so no classifier can be trained to look at them.")

@@ -1,4 +1,7 @@
-"""Images drawn for a measurement, kept on disk batch by batch: broken off, it goes on where it was."""
+"""Images drawn for a measurement, kept on disk batch by batch: broken off, it goes on where it was.
+
+Several processes share the folder: batch k of the seeds is drawn by process k mod world.
+"""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -8,10 +11,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from diffit_lib.files import replacing
+from diffit_lib.metrics import PROTOCOLS
 from diffit_lib.pipeline import Labels, Pipeline, per_seed
-from diffit_lib.tensors import derive_seed, digest, to_uint8
+from diffit_lib.processes import place, wait_for
+from diffit_lib.tensors import derive_seed, digest
 
 
 class Drawn:
@@ -19,25 +25,53 @@ class Drawn:
 
     def __init__(self, folder: str | Path, after: Callable[[], None] = lambda: None):
         self.folder, self.after = Path(folder), after
+        self.used: set[Path] = set()
 
-    def batches(
-        self, pipe: Pipeline, seeds: Sequence[int], labels: Labels, *, batch_size: int, **settings: Any
-    ) -> Iterator[Tensor]:
-        """The images of `Pipeline.batches`, uint8 (B, C, H, W): those in the folder are not drawn again.
+    def draw(
+        self,
+        pipe: Pipeline,
+        seeds: Sequence[int],
+        labels: Labels,
+        *,
+        batch_size: int,
+        protocol: str = "round",
+        **settings: Any,
+    ) -> list[Path]:
+        """Draw this process's share of the images of `Pipeline.batches`; the files of all batches, in order.
 
-        What other weights drew goes out of the folder.
+        Those in the folder are not drawn again, and what other weights drew goes out of it.
         """
         each = per_seed(labels, len(seeds))
         sampling, weights = json.dumps(vars(pipe.sampling(**settings))), digest(pipe.denoiser.state_dict())
         for stale in set(self.folder.glob("*.safetensors")) - set(self.folder.glob(f"{weights}-*")):
-            stale.unlink()
-        for first in range(0, len(seeds), batch_size):
+            stale.unlink(missing_ok=True)
+        rank, world, _ = place()
+        paths: list[Path] = []
+        bar = tqdm(range(0, len(seeds), batch_size), "drawing", unit=" batches", leave=False, delay=3)
+        for number, first in enumerate(bar):
             part = slice(first, first + batch_size)
-            key = derive_seed(sampling, pipe.precision, batch_size, str(seeds[part]), str(each and each[part]))
-            path = self.folder / f"{weights}-{key:016x}.safetensors"
-            if not path.is_file():
-                drawn = pipe.batches(seeds[part], each and each[part], batch_size=batch_size, **settings)
-                with replacing(path) as beside:
-                    save_file({"images": torch.cat([to_uint8(images).cpu() for images in drawn])}, beside)
-                self.after()
+            key = derive_seed(
+                sampling, pipe.precision, protocol, batch_size, str(seeds[part]), str(each and each[part])
+            )
+            paths.append(self.folder / f"{weights}-{key:016x}.safetensors")
+            if number % world != rank or paths[-1].is_file():
+                continue
+            drawn = pipe.batches(seeds[part], each and each[part], batch_size=batch_size, **settings)
+            with replacing(paths[-1]) as beside:
+                save_file({"images": torch.cat([PROTOCOLS[protocol](images).cpu() for images in drawn])}, beside)
+            self.after()
+        self.used |= set(paths)
+        return paths
+
+    def read(self, paths: Sequence[Path]) -> Iterator[Tensor]:
+        """What lies in these files, uint8 (B, C, H, W), each as soon as whoever draws it has written it."""
+        for path in paths:
+            wait_for([path])
             yield load_file(path)["images"]
+
+    def clear(self) -> None:
+        """Delete what was drawn or used; the folder too where nothing else is in it."""
+        for path in self.used:
+            path.unlink(missing_ok=True)
+        if self.folder.is_dir() and not any(self.folder.iterdir()):
+            self.folder.rmdir()

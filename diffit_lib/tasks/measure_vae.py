@@ -17,7 +17,7 @@ from diffit_lib.metrics import class_accuracy, frechet_distance
 from diffit_lib.perceptual import SMALLEST, load_perceptual, vgg_path
 from diffit_lib.pictures import say
 from diffit_lib.plots import enlargement, tile
-from diffit_lib.tasks.evaluate import HELD
+from diffit_lib.tasks.bench import HELD
 from diffit_lib.tensors import best_device, to_float, to_uint8
 
 

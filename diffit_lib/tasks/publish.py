@@ -12,8 +12,9 @@ from diffit_lib.files import READY_MADE, write_text
 from diffit_lib.pipeline import load
 from diffit_lib.plots import loss_curve, write_figure, write_png
 from diffit_lib.stamp import Stamp
+from diffit_lib.tasks.bench import HELD
 from diffit_lib.tasks.demo import draw_grid
-from diffit_lib.tasks.evaluate import HELD, evaluate
+from diffit_lib.tasks.evaluate import evaluate
 from diffit_lib.tasks.info import parameters, title
 from diffit_lib.tasks.measure_vae import comparison, legibility, measure_vae, reconstructions
 from diffit_lib.tensors import cpu_threads

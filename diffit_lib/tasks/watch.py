@@ -9,12 +9,15 @@ import torch
 
 from diffit_lib.data import Images
 from diffit_lib.errors import DiffitError, check
-from diffit_lib.extractors import inception_path, load_inception, train_classifier
+from diffit_lib.extractors import inception_path, train_classifier
+from diffit_lib.inception import load_spatial_inception
 from diffit_lib.latents import CachedLatents
-from diffit_lib.metrics import Extractor, Reference, frechet_from_moments, moments
+from diffit_lib.metrics import frechet_from_moments, moments
 from diffit_lib.pictures import say
 from diffit_lib.pipeline import Pipeline
-from diffit_lib.tasks.evaluate import HELD, cached_reference, in_turn, to_tensor
+from diffit_lib.references import Extractor, Reference
+from diffit_lib.tasks.bench import HELD, cached_reference
+from diffit_lib.tasks.evaluate import in_turn, to_tensor
 
 WATCHED = 128  # images drawn, always of the same seeds: more than the classifier has features
 SMALL = 64  # pixels a side, up to which the classifier is asked
@@ -51,7 +54,7 @@ class Watch:
         path = inception_path()
         check(path.is_file(), f"there are no Inception weights at {path}")
         check(len(self.train) > 1, "there is one image only")
-        return load_inception(path).to(self.device)
+        return load_spatial_inception(path).to(self.device)
 
     @cached_property
     def extractor(self) -> Extractor:
@@ -75,7 +78,7 @@ class Watch:
         spent = sum(float(earlier.get("metric_seconds") or 0) for earlier in rows)
         if not self.kind or spent + WATCHED * each > SHARE * seconds:
             return row
-        mean, covariance, _ = self.reference
+        mean, covariance = self.reference.mean, self.reference.covariance
         start = time.monotonic()
         images = to_tensor(pipe(range(WATCHED), in_turn(pipe.card, WATCHED)))
         found = moments(self.extractor.features(images))

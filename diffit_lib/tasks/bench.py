@@ -1,0 +1,106 @@
+"""What images are measured against, and by what: made once, for any number of measurements."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffit_lib.data import Images, Split
+from diffit_lib.errors import DiffitError, check
+from diffit_lib.extractors import cached, train_classifier
+from diffit_lib.given import read_npz
+from diffit_lib.metrics import measure_inception, measure_small
+from diffit_lib.npz import names
+from diffit_lib.references import (
+    NAMES,
+    Extractor,
+    InceptionLike,
+    Reference,
+    read_statistics,
+    reference_statistics,
+)
+from diffit_lib.stamp import Stamp
+from diffit_lib.tensors import digest
+
+HELD = 20_000  # images fetched to train the classifier and to look for copies where the data are not in memory
+
+
+def kind_of(data: Split | Images | Path, extractor: str | None) -> str:
+    """What sees the images: the classifier where a data set has classes, unless said otherwise, else Inception."""
+    classes = isinstance(data, tuple) and len(data.train.class_names) > 1
+    return extractor or ("classifier" if classes else "inception")
+
+
+def named(images: Images) -> dict[str, str]:
+    """What a stamp says of a reference."""
+    return {"reference": images.name, "reference_hash": images.fingerprint()}
+
+
+class ByClassifier:
+    """Numbers by a small classifier, trained three times on the train part of a data set."""
+
+    def __init__(self, data: Split | Images | Path, device: torch.device):
+        if not isinstance(data, tuple):
+            raise DiffitError(f"no classifier can be trained on {data.name}; give a data set, or --extractor inception")
+        self.reference, self.class_names = data.train, data.train.class_names
+        check(
+            len(self.class_names) > 1,
+            f"{data.train.name} has no classes, which the classifier needs; give --extractor inception",
+        )
+        check(
+            data.train is not data.test,
+            f"{data.train.name} has no test images to compare with; give 50 images or more, or --extractor inception",
+        )
+        self.train, self.test = data.train.held(HELD), data.test.held(HELD)
+        self.classifiers = [train_classifier(self.train.images, self.train.labels, seed, device) for seed in range(3)]
+
+    def __call__(self, batches: Iterable[Tensor], labels: Tensor | None, stamp: Stamp) -> dict[str, Any]:
+        """Of uint8 images (B, C, H, W) and the classes asked for (N,), the numbers of `measure_small`."""
+        return measure_small(
+            torch.cat(list(batches)),
+            labels,
+            train=self.train.images,
+            test=self.test.images,
+            test_labels=self.test.labels,
+            classifiers=self.classifiers,
+            stamp=replace(stamp, **named(self.reference)),
+        )
+
+
+class ByInception:
+    """FID and its like, over the train part of a data set, over images, or over what an `.npz` holds."""
+
+    class_names = ()  # the class asked for is of no account
+
+    def __init__(self, data: Split | Images | Path, inception: InceptionLike):
+        self.inception = inception
+        if isinstance(data, Path):
+            self.reference = npz_reference(data, inception)
+            self.named = {"reference": data.name, "reference_hash": digest(self.reference.tensors())}
+        else:
+            images = data.train if isinstance(data, tuple) else data
+            self.reference, self.named = cached_reference(images, inception), named(images)
+
+    def __call__(self, batches: Iterable[Tensor], labels: Tensor | None, stamp: Stamp) -> dict[str, Any]:
+        """Of uint8 images (B, C, H, W), the numbers of `measure_inception`."""
+        return measure_inception(batches, self.reference, self.inception, replace(stamp, **self.named))
+
+
+def npz_reference(path: Path, inception: InceptionLike) -> Reference:
+    """Published statistics, with the features of the images beside them if there are any; or images alone."""
+    found = names(path)
+    if not found & set(NAMES.values()):
+        return cached_reference(read_npz(path), inception)
+    reference = read_statistics(path, inception)
+    if "arr_0" not in found:
+        return reference
+    return reference._replace(features=cached_reference(read_npz(path), inception).features)
+
+
+def cached_reference(images: Images, extractor: Extractor) -> Reference:
+    """Statistics of real images, from the cache where they were taken before."""
+    name = f"statistics/{images.fingerprint()}-{extractor.name}-{extractor.checksum}"
+    return Reference(**cached(name, lambda: reference_statistics(images.images, extractor).tensors()))
