@@ -1,6 +1,6 @@
 """The stamp: what a measured number depends on, saved and printed with it."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 
@@ -29,6 +29,10 @@ class Stamp:
     decoder: str | None = None  # the VAE's, for latent models
     weights_hash: str | None = None
     best_by_this_metric: bool = False  # the checkpoint was chosen by the very number it goes with
+
+    def against(self, reference: str, reference_hash: str) -> "Stamp":
+        """The same of a number that compares with these images."""
+        return replace(self, reference=reference, reference_hash=reference_hash)
 
     def warnings(self) -> list[str]:
         """What has to be said aloud beside the number."""

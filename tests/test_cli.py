@@ -177,7 +177,7 @@ class TestWrongFiles:
             (truncated, "is no whole safetensors file .*; copy or download it again"),
             (empty, "is no whole safetensors file"),
             (text, "is no whole safetensors file"),
-            (folder, "no weights file 'wrong'"),
+            (folder, "no weights file 'wrong'|wrong holds no images"),
             (plain_pickle, "it is a pickle, which could run code and is never opened"),
             (torch_zip, "it is a pickle, which could run code and is never opened"),
             (torch_legacy, "it is a pickle, which could run code and is never opened"),

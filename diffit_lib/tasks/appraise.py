@@ -1,7 +1,7 @@
 """`appraise`: samples of finished weights beside real images, in a few minutes: numbers, floors, likeness to copies."""
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from diffit_lib.metrics import copy_ratio, frechet_distance, measure_small, near
 from diffit_lib.pictures import say
 from diffit_lib.pipeline import Pipeline
 from diffit_lib.references import evenly
-from diffit_lib.tasks.bench import HELD, named
+from diffit_lib.tasks.bench import HELD
 from diffit_lib.tasks.evaluate import FIRST_SEED, in_turn, make_stamp
 from diffit_lib.tensors import to_uint8
 
@@ -69,7 +69,7 @@ def appraise(pipe: Pipeline, data: Split) -> Appraisal:
             test=small_test,
             test_labels=test.labels,
             classifiers=[train_classifier(small_train, train.labels, device=pipe.device)],
-            stamp=replace(make_stamp(pipe, "classifier", len(samples), {}), **named(data.train)),
+            stamp=make_stamp(pipe, "classifier", len(samples), {}).against(data.train.name, data.train.fingerprint()),
         )
     elif not train.class_names:
         found.missing.append("The images have no classes, so no classifier can be trained to look at them.")

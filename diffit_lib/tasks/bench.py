@@ -1,7 +1,6 @@
 """What images are measured against, and by what: made once, for any number of measurements."""
 
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +33,6 @@ def kind_of(data: Split | Images | Path, extractor: str | None) -> str:
     return extractor or ("classifier" if classes else "inception")
 
 
-def named(images: Images) -> dict[str, str]:
-    """What a stamp says of a reference."""
-    return {"reference": images.name, "reference_hash": images.fingerprint()}
-
-
 class ByClassifier:
     """Numbers by a small classifier, trained three times on the train part of a data set."""
 
@@ -66,7 +60,7 @@ class ByClassifier:
             test=self.test.images,
             test_labels=self.test.labels,
             classifiers=self.classifiers,
-            stamp=replace(stamp, **named(self.reference)),
+            stamp=stamp.against(self.reference.name, self.reference.fingerprint()),
         )
 
 
@@ -79,14 +73,15 @@ class ByInception:
         self.inception = inception
         if isinstance(data, Path):
             self.reference = npz_reference(data, inception)
-            self.named = {"reference": data.name, "reference_hash": digest(self.reference.tensors())}
+            self.names = data.name, digest(self.reference.tensors())
         else:
             images = data.train if isinstance(data, tuple) else data
-            self.reference, self.named = cached_reference(images, inception), named(images)
+            self.reference = cached_reference(images, inception)
+            self.names = images.name, images.fingerprint()
 
     def __call__(self, batches: Iterable[Tensor], labels: Tensor | None, stamp: Stamp) -> dict[str, Any]:
         """Of uint8 images (B, C, H, W), the numbers of `measure_inception`."""
-        return measure_inception(batches, self.reference, self.inception, replace(stamp, **self.named))
+        return measure_inception(batches, self.reference, self.inception, stamp.against(*self.names))
 
 
 def npz_reference(path: Path, inception: InceptionLike) -> Reference:
