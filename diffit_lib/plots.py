@@ -124,12 +124,13 @@ def level_curves(losses: dict[str, dict[float, float]]) -> Figure:
 
 
 def sweep_curves(rows: Sequence[dict[str, Any]], varied: Sequence[str]) -> Figure:
-    """Measured numbers over what was varied, a field for each number.
+    """Measured numbers over what was varied, a field for each number that differs.
 
     Along x goes what has most values that are numbers, if any; there is a curve for each combination of the rest.
     """
-    numbers = [name for name in rows[0] if name not in varied and not name.endswith("_std")]
-    counts = {name: len({row[name] for row in rows}) for name in varied}
+    counts = {name: len({row[name] for row in rows}) for name in rows[0]}
+    measured = [name for name in rows[0] if name not in varied and not name.endswith("_std")]
+    numbers = [name for name in measured if counts[name] > 1] or measured
     along = max(varied, key=lambda name: (not isinstance(rows[0][name], str), counts[name]))
     height, width = -(-len(numbers) // 4), min(len(numbers), 4)
     figure = Figure(figsize=(4 * width, 3.4 * height), layout="constrained")
