@@ -181,9 +181,9 @@ class Clock(pl.Callback):
     def look(self, trainer: pl.Trainer, module: RunModule) -> None:
         """Count, and decide for all processes."""
         module.seconds = time.monotonic() - self.start
-        late = module.options.minutes is not None and module.seconds >= 60 * module.options.minutes
+        minutes = module.options.minutes
         planned = module.global_step >= module.options.total_steps
-        if planned or anywhere(late):
+        if planned or (minutes is not None and anywhere(module.seconds >= 60 * minutes)):
             trainer.should_stop = True
 
 
@@ -208,11 +208,11 @@ class Report(pl.Callback):
         """Between two steps, where Lightning's own counters agree with the tensors."""
         if batch_idx % module.options.accumulate:
             return
-        if anywhere(self.terminated):
-            self.save(trainer)
-            raise SIGTERMException(128 + signal.SIGTERM)  # the exit status: go on with the same command
         start = time.monotonic()
-        if anywhere(start >= self.next):
+        if anywhere(self.terminated or start >= self.next):
+            if anywhere(self.terminated):
+                self.save(trainer)
+                raise SIGTERMException(128 + signal.SIGTERM)  # the exit status: go on with the same command
             self.report(trainer, module)
             interval = 60 * module.options.report_minutes  # a slow report leaves half of it to training
             self.next = max(start + interval, time.monotonic() + interval / 2)

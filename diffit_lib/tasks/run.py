@@ -70,11 +70,12 @@ def fit(module: RunModule, run: Path, tell: Callable[[Any], None], *, progress: 
     checkpoint, options = run / CHECKPOINT, module.options
     precision: Any = options.precision
     world = place().world
+    spread = DDPStrategy(find_unused_parameters=module.some_idle, broadcast_buffers=False)  # buffers are constants
     trainer = pl.Trainer(
         accelerator="auto",
         devices=here(),
         num_nodes=world // here(),
-        strategy=DDPStrategy(find_unused_parameters=module.some_idle) if world > 1 else "auto",
+        strategy=spread if world > 1 else "auto",
         plugins=TorchElasticEnvironment() if world > 1 else LightningEnvironment(),  # not what it would make of srun
         precision=precision,
         accumulate_grad_batches=options.accumulate,
