@@ -130,7 +130,7 @@ def test_drill(folder, start, diffit):
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
 
     for devices in (1, 2):
-        words = f"sample run/weights.safetensors --seeds 0-15 --steps 50 --devices {devices}"
+        words = f"sample run/weights.safetensors --seeds 0-15 --steps 50 --batch-size 4 --devices {devices}"
         diffit(f"{words} --out drawn{devices}")
     assert len(files(folder / "drawn2")) > 16
     assert files(folder / "drawn1") == files(folder / "drawn2")
