@@ -23,6 +23,7 @@ def train(tmp_path, monkeypatch, tiny, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DIFFIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setitem(presets.PRESETS, "digits", tiny.override(name="digits", max_steps=1))
+    monkeypatch.setattr("diffit_lib.tasks.page.write_page", lambda run: run / "report.html")  # reads the data again
 
     def train(source, *options):
         capsys.readouterr()
