@@ -75,10 +75,30 @@ def copy_ratio(samples: Tensor, train: Tensor, test: Tensor) -> float:
 
     Near 1 for new images, near 0 for copies of the training set.
     """
+    return nearest(samples, train)[0].median().item() / real_distance(train, test)
+
+
+def real_distance(train: Tensor, test: Tensor) -> float:
+    """Median distance of test images to their nearest training image; none at all is refused."""
     real = nearest(test, train)[0].median().item()
     if real == 0:
         raise DiffitError("more than half of the test part are copies of training images; split the data anew")
-    return nearest(samples, train)[0].median().item() / real
+    return real
+
+
+def real_side(
+    train: Tensor, test: Tensor, test_labels: Tensor, classifiers: Sequence[ClassifierLike]
+) -> dict[str, Tensor]:
+    """What `measure_small` needs of real images alone, whatever is measured: float64, in the classifiers' order."""
+    pairs = [moments(classifier.features(train)) for classifier in classifiers]
+    return {
+        "means": torch.from_numpy(np.stack([mean for mean, _ in pairs])),
+        "covariances": torch.from_numpy(np.stack([covariance for _, covariance in pairs])),
+        "accuracies": torch.tensor(
+            [class_accuracy(c.predict(test), test_labels) for c in classifiers], dtype=torch.float64
+        ),
+        "distance": torch.tensor(real_distance(train, test), dtype=torch.float64),
+    }
 
 
 def measure_small(
@@ -90,22 +110,24 @@ def measure_small(
     test_labels: Tensor,
     classifiers: Sequence[ClassifierLike],
     stamp: Stamp,
+    real: dict[str, Tensor] | None = None,
 ) -> dict[str, Any]:
     """All numbers for small or grey data, ready for JSON; images are uint8 (N, C, H, W), labels (N,) int64.
 
     `labels` are the classes asked for; without any there is no class accuracy.
     The Frechet distances to the train part are taken at equal n, over generated images and over real ones of the test
     part (the floor); their ratio is 1 for images as good as new real ones. Every number but the copy ratio is the mean
-    over the classifiers, the ratio the mean of their ratios.
+    over the classifiers, the ratio the mean of their ratios. `real` is what `real_side` found, if it is known.
     """
+    real = real or real_side(train, test, test_labels, classifiers)
     n = min(len(samples), len(test))
     drawn = samples[evenly(torch.zeros(len(samples)) if labels is None else labels, n)]
-    real = test[evenly(test_labels, n)]
+    held_out = test[evenly(test_labels, n)]
     generated, floor = [], []
-    for classifier in classifiers:
-        reference = moments(classifier.features(train))
+    for classifier, mean, covariance in zip(classifiers, real["means"], real["covariances"], strict=True):
+        reference = mean.numpy(), covariance.numpy()
         generated.append(frechet_from_moments(*moments(classifier.features(drawn)), *reference))
-        floor.append(frechet_from_moments(*moments(classifier.features(real)), *reference))
+        floor.append(frechet_from_moments(*moments(classifier.features(held_out)), *reference))
     stamp = replace(
         stamp,
         n=n,
@@ -117,11 +139,11 @@ def measure_small(
     if labels is not None:
         accuracy = {"class_accuracy": fmean(class_accuracy(c.predict(samples), labels) for c in classifiers)}
     return accuracy | {
-        "classifier_test_accuracy": fmean(class_accuracy(c.predict(test), test_labels) for c in classifiers),
+        "classifier_test_accuracy": fmean(real["accuracies"].tolist()),
         "frechet": fmean(generated),
         "frechet_floor": fmean(floor),
         "frechet_ratio": fmean(g / f for g, f in zip(generated, floor, strict=True)),
-        "copy_ratio": copy_ratio(samples, train, test),
+        "copy_ratio": nearest(samples, train)[0].median().item() / real["distance"].item(),
         "stamp": stamp.to_dict(),
         "warnings": stamp.warnings(),
     }

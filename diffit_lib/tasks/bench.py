@@ -11,7 +11,7 @@ from diffit_lib.data import Images, Split
 from diffit_lib.errors import DiffitError, check
 from diffit_lib.extractors import cached, train_classifier
 from diffit_lib.given import read_npz
-from diffit_lib.metrics import measure_inception, measure_small
+from diffit_lib.metrics import measure_inception, measure_small, real_side
 from diffit_lib.npz import names
 from diffit_lib.references import (
     NAMES,
@@ -50,6 +50,10 @@ class ByClassifier:
         )
         self.train, self.test = data.train.held(HELD), data.test.held(HELD)
         self.classifiers = [train_classifier(self.train.images, self.train.labels, seed, device) for seed in range(3)]
+        parts = self.train.images, self.test.images, self.test.labels
+        seen_by = "-".join(classifier.checksum for classifier in self.classifiers)
+        name = f"statistics/{self.train.fingerprint()}-{self.test.fingerprint()}-{seen_by}"
+        self.real = cached(name, lambda: real_side(*parts, self.classifiers))
 
     def __call__(self, batches: Iterable[Tensor], labels: Tensor | None, stamp: Stamp) -> dict[str, Any]:
         """Of uint8 images (B, C, H, W) and the classes asked for (N,), the numbers of `measure_small`."""
@@ -60,6 +64,7 @@ class ByClassifier:
             test=self.test.images,
             test_labels=self.test.labels,
             classifiers=self.classifiers,
+            real=self.real,
             stamp=stamp.against(self.reference.name, self.reference.fingerprint()),
         )
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from diffit_lib.files import replacing
+from diffit_lib.files import replacing, sweep
 from diffit_lib.metrics import PROTOCOLS
 from diffit_lib.pipeline import Labels, Pipeline, per_seed
 from diffit_lib.processes import place, wait_for
@@ -70,8 +70,9 @@ class Drawn:
             yield load_file(path)["images"]
 
     def clear(self) -> None:
-        """Delete what was drawn or used; the folder too where nothing else is in it."""
+        """Delete what was drawn or used, and what a kill left of it; the folder too where nothing else is in it."""
         for path in self.used:
             path.unlink(missing_ok=True)
+        sweep(self.folder)
         if self.folder.is_dir() and not any(self.folder.iterdir()):
             self.folder.rmdir()
