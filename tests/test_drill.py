@@ -135,7 +135,7 @@ def test_drill(folder, start, diffit):
     assert len(files(folder / "drawn2")) > 16
     assert files(folder / "drawn1") == files(folder / "drawn2")
 
-    words = "evaluate run/weights.safetensors --data digits --images 40"
+    words = "evaluate run/weights.safetensors --data digits --images 40 --batch-size 10"
     one, other = (diffit(f"{words} --devices {devices}") for devices in (1, 2))
     assert one == other != ""
 
