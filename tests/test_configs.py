@@ -35,11 +35,11 @@ def options_of(path):
 
 def recipe_of(path, leaving_out=None):
     """The recipe that a config's verb would train, all of its options but one taken."""
-    vae, options = path.stem.endswith("-vae"), dict(options_of(path))
-    named = {key: options.pop(key) for key in ("config", "preset", "run", "name", "dry_run")}
-    assert (named["run"], named["name"], named["dry_run"]) == (None, None, False)
-    options.pop(leaving_out, None)
-    return asked_for(VAERecipe if vae else Recipe, vae_preset if vae else preset, named["preset"], None, options)
+    kind, named = (VAERecipe, vae_preset) if path.stem.endswith("-vae") else (Recipe, preset)
+    options, fields = options_of(path), {*kind.field_names(), *kind.PARTS} - {"name", leaving_out}
+    assert (options["run"], options["name"], options["dry_run"]) == (None, None, False)
+    taken = {name: value for name, value in options.items() if name in fields}
+    return asked_for(kind, named, options["preset"], None, taken)
 
 
 def test_there_is_one_for_the_paper_and_for_the_seeds():
