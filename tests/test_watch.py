@@ -9,10 +9,10 @@ from safetensors.torch import load_file
 from diffit_lib.data import Images
 from diffit_lib.metrics import frechet_distance
 from diffit_lib.pipeline import load
-from diffit_lib.tasks import report, watch
+from diffit_lib.tasks import watch
 from diffit_lib.tasks.train import train
 from diffit_lib.tasks.watch import SHARE, WATCHED, Watch
-from diffit_lib.training import read_rows
+from diffit_lib.training import append_row, read_rows
 from diffit_lib.weights import load_weights
 
 CPU = torch.device("cpu")
@@ -99,7 +99,7 @@ def test_run_keeps_its_best_weights_apart_from_its_last(tiny, data, tmp_path, mo
 
 def test_run_begun_before_there_was_a_distance_goes_on(tiny, data, tmp_path, monkeypatch):
     def old_row(module, run, **_):
-        report.append_row(run / "metrics.csv", {"images": module.images_seen, "test_loss_0.1": 1.0})
+        append_row(run / "metrics.csv", {"images": module.images_seen, "test_loss_0.1": 1.0})
 
     with monkeypatch.context() as patched:
         patched.setattr("diffit_lib.tasks.train.show", old_row)

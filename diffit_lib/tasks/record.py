@@ -68,7 +68,7 @@ class Record:
     def open(self) -> None:
         """Begin TensorBoard's events with all there is."""
         rows = read_rows(self.path)
-        self.begun = time.time() - (float(rows[-1]["seconds"]) if rows else 0.0)
+        self.begun = time.time() - (seconds(rows[-1]) if rows else 0.0)
         folder = self.path.with_name("tensorboard")
         shutil.rmtree(folder, ignore_errors=True)
         self.board = SummaryWriter(str(folder))
@@ -96,7 +96,7 @@ class Record:
         for name, value in row.items():
             if name != "images" and value != "":
                 tag = name.replace(BY_LEVEL, "test_loss_by_level/")
-                self.board.add_scalar(tag, float(value), int(row["images"]), self.begun + float(row["seconds"]))
+                self.board.add_scalar(tag, float(value), int(row["images"]), self.begun + seconds(row))
         self.board.flush()
 
 
@@ -105,3 +105,8 @@ def line(row: dict[str, Any]) -> str:
     told = {name: value for name, value in row.items() if value != "" and not name.startswith(BY_LEVEL)}
     images = told.pop("images")
     return ", ".join([f"{images:,} images", *(f"{name} {value:.4g}" for name, value in told.items())])
+
+
+def seconds(row: dict[str, Any]) -> float:
+    """Of training until a row; one of an older run may not say."""
+    return float(row.get("seconds") or 0.0)
