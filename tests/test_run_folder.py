@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
-from diffit_lib import presets
+from diffit_lib import presets, run_folder
 from diffit_lib.cli import main
 from diffit_lib.data import Images, Split
 from diffit_lib.errors import DiffitError
@@ -20,7 +20,7 @@ from diffit_lib.options import asked_for
 from diffit_lib.presets import PRESETS, preset
 from diffit_lib.presets_vae import VAE_PRESETS
 from diffit_lib.recipe import Recipe, VAERecipe
-from diffit_lib.run_folder import keep_newest, new_folder, read_options, write_options
+from diffit_lib.run_folder import keep_newest, new_folder, numbers, read_options, write_options
 from diffit_lib.tasks import train as task
 from diffit_lib.tasks.record import Record, RunLog
 from diffit_lib.tasks.report import show_reals
@@ -42,6 +42,13 @@ class TestNumber:
         assert sorted(int(folder.name[:5]) for folder in folders) == list(range(64))
         assert all(folder.is_dir() for folder in folders)
         assert len(list(tmp_path.iterdir())) == 64
+
+    def test_that_was_given_away_after_it_was_looked_up_is_not_taken(self, tmp_path, monkeypatch):
+        (tmp_path / "00000-other").mkdir()
+        found = iter([[]])  # at the first look it was still free
+        monkeypatch.setattr(run_folder, "numbers", lambda runs: next(found, numbers(runs)))
+        assert new_folder("mine", tmp_path).name == "00001-mine"
+        assert {path.name for path in tmp_path.iterdir()} == {"00000-other", "00001-mine"}
 
     @pytest.mark.parametrize("name", ["", "a b", "a:b", "a/"])
     def test_has_a_name_that_can_be_typed(self, tmp_path, name):
@@ -133,6 +140,8 @@ class TestRecord:
     def test_stands_once_in_table_and_curves_however_often_a_run_is_started(self, tmp_path, tiny):
         with Record(tmp_path, tiny) as record:
             assert len(record(self.row(16, 1.0))) == 1
+        (file,) = (tmp_path / "tensorboard").iterdir()
+        file.rename(file.with_name("events.out.tfevents.1.elsewhere"))  # names count seconds: two in one would be one
         with Record(tmp_path, tiny) as record:
             record(self.row(16, 9.0))
             assert len(record(self.row(32, 0.5))) == 2
