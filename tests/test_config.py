@@ -179,6 +179,7 @@ REFUSED = [
     (VP, {"sigma_min": 0.0}),
     (VP, {"sigma_max": -1.0}),
     (Training, {"threads": 0}),
+    (Training, {"keep": -1}),
     (Training, {"memory_gb": 0.0}),
     (Training, {"label_dropout": 1.1}),
     (Training, {"flip": 1}),
