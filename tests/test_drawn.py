@@ -38,6 +38,17 @@ def test_images_are_those_of_the_pipeline(weights, tmp_path):
     assert torch.equal(images(Drawn(tmp_path), pipe, range(10), 3), expected)
 
 
+def test_colour_images_in_the_layout_of_an_autoencoder_are_kept(unconditional, tmp_path, monkeypatch):
+    pipe, batches = load(unconditional), Pipeline.batches
+    expected = images(Drawn(tmp_path / "usual"), pipe, range(5))
+
+    def channels_last(*args, **settings):
+        return (batch.to(memory_format=torch.channels_last) for batch in batches(*args, **settings))
+
+    monkeypatch.setattr(Pipeline, "batches", channels_last)
+    assert torch.equal(images(Drawn(tmp_path / "other"), pipe, range(5)), expected)
+
+
 def test_broken_off_measurement_goes_on(weights, data, tmp_path, hasty, count):
     unbroken = evaluate(weights, data, images=250)
     count.clear()

@@ -57,8 +57,9 @@ class Drawn:
             if number % world != rank or paths[-1].is_file():
                 continue
             drawn = pipe.batches(seeds[part], each and each[part], batch_size=batch_size, **settings)
-            with replacing(paths[-1]) as beside:
-                save_file({"images": torch.cat([PROTOCOLS[protocol](images).cpu() for images in drawn])}, beside)
+            images = torch.cat([PROTOCOLS[protocol](batch).cpu() for batch in drawn])
+            with replacing(paths[-1]) as beside:  # an autoencoder may answer channels last, which no file takes
+                save_file({"images": images.contiguous()}, beside)
             self.after()
         self.used |= set(paths)
         return paths
