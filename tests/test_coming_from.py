@@ -166,11 +166,11 @@ def test_every_option_of_ours_is_understood_and_run():
     for command in COMMANDS:
         _, verb, *words = shlex.split(command)
         run.setdefault(verb, set()).update(options(words))
-    wanting = set()
+    wanting, line = set(), parser()
     for verb, words in ours():
         whole = [word for word in words if "=" in word or not word.startswith("--")]
         if whole or set(words) <= {"--flip", "--clip", "--checkpointing", "--trajectory", "--dry-run"}:
-            parser().parse_args([verb, POSITIONAL[verb], *map(with_underscores, words)])
+            line.parse_args([verb, POSITIONAL[verb], *map(with_underscores, words)])
         wanting |= {(verb, option) for option in options(words) - run[verb]}
     assert wanting == set()
 
