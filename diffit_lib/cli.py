@@ -80,7 +80,7 @@ def parser() -> Parser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb and return the exit status: 0, or 2 for a mistake of the user's."""
+    """Run one verb and return the exit status: 0, 2 for a mistake of the user's, or 130 after Ctrl-C."""
     words = config_first([with_underscores(word) for word in (sys.argv[1:] if arguments is None else arguments)])
     try:
         config = parser().parse_args(words)
@@ -97,6 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UnicodeDecodeError as error:
         print(f"diffit: a file of options is no text ({error.reason}); give a YAML file in UTF-8", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # Ctrl-C needs no words
+        return 130
     except BrokenPipeError:  # `diffit info cifar10 | head -1`: whoever reads has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:  # a file where a folder should be, no permission, a full disk

@@ -10,6 +10,7 @@ from uuid import uuid4
 
 from diffit_lib.errors import DiffitError
 
+MOST_IMAGES = 10_000_000  # drawn into one folder: more is a slip of the finger, and their list alone would fill memory
 READY_MADE = Path(__file__).resolve().parent.parent / "weights"  # our own weights, beside the package
 
 
@@ -63,7 +64,5 @@ def fetched(url: str, checksum: str, name: str, otherwise: str) -> Path:
             torch.hub.download_url_to_file(url, str(path), hash_prefix=checksum)
         except (OSError, RuntimeError) as error:
             reason = error.reason if isinstance(error, urllib.error.URLError) else error
-            raise DiffitError(
-                f"{name} could not be downloaded ({reason}); put {url} at {path}, or {otherwise}"
-            ) from None
+            raise DiffitError(f"{name} could not be downloaded ({reason}); put {url} at {path}, {otherwise}") from None
     return path

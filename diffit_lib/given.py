@@ -11,6 +11,7 @@ from diffit_lib.crops import to_pixels
 from diffit_lib.data import Images
 from diffit_lib.decoding import Decoder, first_shape
 from diffit_lib.errors import check
+from diffit_lib.files import READY_MADE
 from diffit_lib.folders import find_images
 from diffit_lib.npz import array, names
 from diffit_lib.pictures import name_classes
@@ -18,8 +19,12 @@ from diffit_lib.sources import from_files
 
 
 def is_given(what: str | Path) -> bool:
-    """Whether this is a folder, a zip or an `.npz`, rather than weights."""
-    return Path(what).suffix.lower() in (".zip", ".npz") or Path(what).is_dir()
+    """Whether this is a folder, a zip or an `.npz`, rather than weights; the name of ready-made ones is theirs.
+
+    A folder of that name is given as `./NAME`.
+    """
+    ready_made = str(what) in {file.stem for file in READY_MADE.glob("*.safetensors")}
+    return Path(what).suffix.lower() in (".zip", ".npz") or (Path(what).is_dir() and not ready_made)
 
 
 def is_npz(what: object) -> bool:
@@ -34,8 +39,17 @@ def read_given(source: str | Path, image_shape: tuple[int, ...] | None = None) -
     are made, cropped at the centre; their own unless given.
     """
     path = Path(source).expanduser()
+    several = sorted(index.parent for index in path.glob("guidance-*/settings.json"))
+    names_of_them = ", ".join(map(str, several))
+    check(not several, f"{path} holds a folder of images for each guidance; give one of them: {names_of_them}")
     if (path / "index.csv").is_file():
-        path = next(filter(Path.exists, (path / name for name in ("images", "images.zip", "images.npz"))), path)
+        there = [path / name for name in ("images", "images.zip", "images.npz") if (path / name).exists()]
+        made = (path / "settings.json").is_file()
+        check(
+            not made or bool(there),
+            f"{path} holds a grid of its images alone; draw them with another --format, e.g. png",
+        )
+        path = there[0] if there else path
     if is_npz(path):
         return read_npz(path)
     check(path.exists(), f"there is no folder or zip {path}; give one, or an .npz")

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 from jsonargparse import SUPPRESS, ArgumentParser
 
 from diffit_lib.errors import DiffitError
+from diffit_lib.files import MOST_IMAGES
 from diffit_lib.recipe import AnyRecipe
 from diffit_lib.run_folder import OPTIONS, read_options
 
@@ -116,7 +117,10 @@ def parse_seeds(text: str) -> list[int]:
         match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
         if not match or (match[2] and int(match[2]) < int(match[1])):
             raise DiffitError(f"seeds are {text!r}; give numbers and rising ranges, e.g. 0-63,100")
-        seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
+        first, last = int(match[1]), int(match[2] or match[1])
+        if len(seeds) + last - first >= MOST_IMAGES:
+            raise DiffitError(f"seeds are {text!r}, more than {MOST_IMAGES:,}; give fewer")
+        seeds += range(first, last + 1)
     return seeds
 
 

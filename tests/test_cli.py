@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from diffit_lib import presets
-from diffit_lib.cli import main, parser, with_underscores
+from diffit_lib.cli import VERBS, main, parser, with_underscores
 from diffit_lib.errors import DiffitError
 from diffit_lib.options import parse_seeds
 from diffit_lib.recipe import Recipe
@@ -117,7 +117,7 @@ class TestMistakes:
             ("--per-class=0", "per_class is 0; give 1 or more"),
             ("--per-class=2 --grid=3x2", "a grid of 3x2 has a class in each row, but 10 classes .* give 2x10 at most"),
             ("--batch-size=0", "batch_size is 0; give 1 or more"),
-            ("--guidance=1,2,1", "guidance 1.0 is given more than once"),
+            ("--guidance=1,2,1", "guidance 1 is given more than once"),
             ("--guidance=1,", "guidance is '1,'; give a number, or several, e.g. 1,2,4"),
             ("--steps=1", "steps is 1; give an integer of 2 or more"),
             ("--sampler=huen", "sampler is 'huen'; give one of heun, "),
@@ -288,6 +288,20 @@ class TestSeeds:
     def test_anything_else_is_refused(self, text):
         with pytest.raises(DiffitError, match="give numbers and rising ranges"):
             parse_seeds(text)
+
+    def test_more_than_memory_holds_are_refused(self):
+        with pytest.raises(DiffitError, match="more than 10,000,000; give fewer"):
+            parse_seeds("0-99999999999")
+
+
+def test_ctrl_c_ends_without_a_traceback(monkeypatch, capsys):
+    def interrupted(weights: str):
+        """Draw."""
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(VERBS, "info", interrupted)
+    assert main(["info", "digits"]) == 130
+    assert capsys.readouterr().err == ""
 
 
 class TestStart:

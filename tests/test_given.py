@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from diffit_lib.errors import DiffitError
-from diffit_lib.given import read_given
+from diffit_lib.given import is_given, read_given
 from diffit_lib.references import NAMES, Reference, read_statistics, write_statistics
 
 PIXELS = np.random.default_rng(0).integers(256, size=(6, 4, 5, 3)).astype(np.uint8)
@@ -105,6 +105,25 @@ def test_of_a_folder_that_sample_made_the_images_alone_count(tmp_path):
     Image.fromarray(PIXELS.reshape(24, 5, 3)).save(tmp_path / "grid.png")
     (tmp_path / "index.csv").touch()
     assert len(read_given(tmp_path)) == 1
+
+
+def test_what_sample_made_without_images_is_refused(tmp_path):
+    one = tmp_path / "guidance-2"
+    one.mkdir()
+    for name in ("index.csv", "settings.json"):
+        (one / name).touch()
+    Image.fromarray(PIXELS.reshape(24, 5, 3)).save(one / "grid.png")
+    with pytest.raises(DiffitError, match="guidance-2 holds a grid of its images alone"):
+        read_given(one)
+    with pytest.raises(DiffitError, match=r"for each guidance; give one of them: .*guidance-2"):
+        read_given(tmp_path)
+
+
+def test_a_folder_called_like_ready_made_weights_is_given_with_a_dot(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("digits", "drawn"):
+        (tmp_path / name).mkdir()
+    assert (is_given("digits"), is_given("./digits"), is_given("drawn")) == (False, True, True)
 
 
 def test_images_of_several_sizes_are_refused(tmp_path):

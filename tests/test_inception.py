@@ -246,6 +246,7 @@ def test_offline_without_weights_both_remedies_are_named(published, monkeypatch,
         load_inception()
     assert f"at {tmp_path / 'cache' / 'inception.pth'}" in one_line(error)
     assert "or, for data with classes, use the classifier extractor" in one_line(error)
+    assert "or or" not in one_line(error)
 
 
 def test_damaged_download_leaves_nothing_behind(published, monkeypatch, tmp_path):

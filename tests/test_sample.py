@@ -183,6 +183,16 @@ class TestForms:
         assert tree(out[1]) == tree(alone)
         assert tree(out[0])["grid.png"] != tree(alone)["grid.png"]
 
+    def test_strengths_of_guidance_whose_folders_are_one_are_refused(self, weights, tmp_path):
+        with pytest.raises(DiffitError, match="guidance 1 is given more than once"):
+            sample(weights, tmp_path / "out", [0], 3, guidance=[1, 1.0000001], **QUICK)
+        assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize("asked", [{"per_class": 10**7}, {"grid": (10**5, 10**5)}])
+    def test_numbers_beyond_all_measure_are_refused_at_once(self, weights, tmp_path, asked):
+        with pytest.raises(DiffitError, match="0,000 images are asked for, and 10,000,000 is the most; give fewer"):
+            sample(weights, tmp_path / "out", **asked, **QUICK)
+
 
 class TestTrajectory:
     def test_ends_with_the_images(self, weights, tmp_path):

@@ -7,6 +7,7 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 from diffit_lib.errors import check
+from diffit_lib.files import MOST_IMAGES
 from diffit_lib.pipeline import Pipeline
 
 SHOWN = 64  # images in a grid at most, unless one of another size is asked for
@@ -30,6 +31,8 @@ def choose(pipe: Pipeline, seeds: Sequence[int] | None, classes: Classes, per_cl
     `per_class` nor other classes beside it change an image.
     """
     known, numbers = pipe.card.recipe.network.num_classes, class_numbers(pipe, classes)
+    count = (per_class or 0) * known if seeds is None else len(seeds)
+    check(count <= MOST_IMAGES, f"{count:,} images are asked for, and {MOST_IMAGES:,} is the most; give fewer")
     check_once("seed", seeds or [])
     if per_class is None:
         seeds = range(SHOWN) if seeds is None else seeds

@@ -86,5 +86,6 @@ def folders(out: Path, guidance: float | Sequence[float] | None) -> list[tuple[P
     if guidance is None or isinstance(guidance, int | float):
         return [(out, guidance)]
     check(len(guidance) > 0, "guidance is given without a number; give one or more")
-    check_once("guidance", guidance)
-    return [(out / f"guidance-{scale:g}", scale) for scale in guidance]
+    names = [f"{scale:g}" for scale in guidance]
+    check_once("guidance", names)
+    return [(out / f"guidance-{name}", scale) for name, scale in zip(names, guidance, strict=True)]
