@@ -163,6 +163,9 @@ SAMPLER_OPTIONS: dict[str, tuple[str, ...]] = {
 }
 
 
+MOST_STEPS = 100_000  # of a sampler
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How to draw images from the trained network, unless told otherwise."""
@@ -182,7 +185,10 @@ class Sampling:
 
     def __post_init__(self) -> None:
         check_types(self)
-        check(self.steps >= 2, f"steps is {self.steps}; give an integer of 2 or more")
+        check(
+            2 <= self.steps <= MOST_STEPS,
+            f"steps is {self.steps}; give an integer of 2 or more, {MOST_STEPS:,} at most",
+        )
         check(self.churn >= 0, f"churn is {self.churn}; give 0 (deterministic) or more")
         check(0 <= self.eta <= 1, f"eta is {self.eta}; give a share from 0 (ddim) to 1")
         check_positive(self, "guidance_power", "guidance_channels")

@@ -59,4 +59,5 @@ def _name(hint: Any) -> str:
     """A type in the user's words."""
     if get_origin(hint) is tuple:
         return "integers, e.g. 1,2,2" if ... in get_args(hint) else f"{len(get_args(hint))} integers, e.g. 32,32"
-    return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)
+    words = hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)
+    return words.replace("float", "a finite number").replace("int", "an integer")

@@ -42,18 +42,22 @@ def read_given(source: str | Path, image_shape: tuple[int, ...] | None = None) -
     several = sorted(index.parent for index in path.glob("guidance-*/settings.json"))
     names_of_them = ", ".join(map(str, several))
     check(not several, f"{path} holds a folder of images for each guidance; give one of them: {names_of_them}")
-    if (path / "index.csv").is_file():
+    name = path.resolve().name.removesuffix(".zip")
+    begun, whole = ((path / file).is_file() for file in ("settings.json", "index.csv"))
+    check(
+        whole or not begun, f"{path} is not drawn to its end; give its `diffit sample` command again, then measure it"
+    )
+    if whole:
         there = [path / name for name in ("images", "images.zip", "images.npz") if (path / name).exists()]
-        made = (path / "settings.json").is_file()
         check(
-            not made or bool(there),
+            not begun or bool(there),
             f"{path} holds a grid of its images alone; draw them with another --format, e.g. png",
         )
         path = there[0] if there else path
     if is_npz(path):
         return read_npz(path)
     check(path.exists(), f"there is no folder or zip {path}; give one, or an .npz")
-    files, name = find_images(path), path.resolve().name.removesuffix(".zip")
+    files = find_images(path)
     pictures = from_files(name, path, files.paths, *name_classes(name, files.labels, files.class_names))
     channels, *size = image_shape or (None,)
     form = partial(to_pixels, image_size=(size[0], size[1]) if size else None, in_channels=channels)

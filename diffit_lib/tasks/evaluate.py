@@ -126,7 +126,7 @@ def combinations(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
 def beside_weights(card: Card, weights: str, data: Split | str | Path | None) -> Split | Path:
     """What weights are measured against: their own data unless others are given, or the path of an `.npz`."""
     if is_npz(data):
-        return Path(str(data))
+        return existing(str(data))
     check(
         data is not None or not is_latents(Path(card.recipe.data) / "train"),
         f"{weights} was trained on latents alone, {card.recipe.data}; give the images they are of as --data",
@@ -135,6 +135,12 @@ def beside_weights(card: Card, weights: str, data: Split | str | Path | None) ->
         data = recipe_data(card.recipe, data, card.image_shape)
     check_fits(card, data.train, weights)
     return data
+
+
+def existing(path: str) -> Path:
+    """The path of an `.npz`, which must be there before Inception's weights are asked for."""
+    check(Path(path).is_file(), f"there is no file {path}; give statistics, or images, as an .npz")
+    return Path(path)
 
 
 def beside_images(given: Images, data: Split | str | Path | None, extractor: str | None) -> Split | Images | Path:
@@ -147,7 +153,7 @@ def beside_images(given: Images, data: Split | str | Path | None, extractor: str
         raise DiffitError(f"{given.name} holds images; say by --data what to measure them against")
     channels, height, width = given.images.shape[1:]
     if is_npz(data):
-        return Path(str(data))
+        return existing(str(data))
     if isinstance(data, str | Path):
         path = Path(data).expanduser()
         files = path.exists() and str(data) not in NAMED
