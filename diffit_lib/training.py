@@ -154,11 +154,6 @@ class RunModule(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The inverse of `on_save_checkpoint`."""
         kept = checkpoint["diffit"]
-        if kept["fingerprint"] != self.fingerprint:
-            raise DiffitError(
-                f"the run was trained on other images ({kept['fingerprint']}) than {self.data.name} "
-                f"({self.fingerprint}); give the same data, or train into another folder"
-            )
         for name in KEPT:
             setattr(self, name, kept[name])
 

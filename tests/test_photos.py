@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from image_files import fill, noise, one_line, plain
+from PIL import Image
 from safetensors.torch import load_file
 
 from diffit_lib.autoencoders import stable_diffusion_card
@@ -177,6 +178,20 @@ class TestInfo:
         shutil.make_archive(str(folder), "zip", folder)
         assert main(["info", f"{folder}.zip"]) == 0
         assert ": 60 images\n" in capsys.readouterr().out
+
+    def test_broken_files_of_the_test_part_and_what_training_refuses_are_counted(self, tmp_path, capsys):
+        folder = pictures(tmp_path, 8)
+        shutil.copytree(folder, folder / "train")
+        shutil.copytree(folder / "train", folder / "test")
+        for name in "abc":
+            shutil.rmtree(folder / name)
+        (folder / "test" / "b" / "1.png").write_bytes(b"no image")
+        Image.new("F", (8, 8)).save(folder / "train" / "a" / "floats.tif")
+        assert main(["info", str(folder)]) == 0
+        text = capsys.readouterr().out
+        assert ": 121 images\n" in text
+        assert re.search(r"broken   2, as (train/a/floats.tif, test/b/1.png);", text)
+        assert "classes  3: a 41, b 40, c 40" in text
 
     def test_the_digits_are_told_of_beside_their_preset(self, capsys):
         assert main(["info", "digits"]) == 0

@@ -318,6 +318,13 @@ class TestSettings:
         with pytest.raises(DiffitError, match=r"was trained on other images .*; give the same data, or "):
             train(tiny, begun, data._replace(train=mirrored), progress=False)
 
+    def test_what_is_refused_for_its_data_leaves_the_run_as_it_was(self, tiny, data, begun):
+        mirrored = replace(data.train, name="mirrored", images=data.train.images.flip(3))
+        before = {path: path.read_bytes() for path in begun.rglob("*") if path.is_file()}
+        with pytest.raises(DiffitError, match="was trained on other images"):
+            train(replace(tiny, data="elsewhere"), begun, data._replace(train=mirrored), progress=False)
+        assert {path: path.read_bytes() for path in begun.rglob("*") if path.is_file()} == before
+
 
 @dataclass
 class Payload:

@@ -16,7 +16,7 @@ from diffit_lib.tasks.photos import Choice, choose_recipe
 from diffit_lib.tasks.plan import LONGEST
 from diffit_lib.tasks.rehearse import Pace, rehearse
 from diffit_lib.tasks.report import device_name
-from diffit_lib.tasks.survey import Survey, look
+from diffit_lib.tasks.survey import Survey, look_at_all
 from diffit_lib.tensors import best_device
 from diffit_lib.weights import image_shape as shape_of
 
@@ -36,9 +36,8 @@ def describe_data(source: str | Path) -> str:
     that of a few steps of training here.
     """
     parts = find_pictures(source)
-    survey = look(parts.train, len(parts.train), SECONDS)
-    count = len(parts.train) + (len(parts.test) if parts.test is not parts.train else 0)
-    lines = [f"{source}: {count:,} images", *describe_pictures(survey, parts)]
+    survey, labels = look_at_all(parts, SECONDS), labels_of_all(parts)
+    lines = [f"{source}: {len(labels):,} images", *describe_pictures(survey, parts, labels)]
     try:
         choice = choose_recipe(source, download=False)
     except DiffitError as error:
@@ -46,8 +45,13 @@ def describe_data(source: str | Path) -> str:
     return "\n".join([*lines, *describe_choice(source, choice, parts)])
 
 
-def describe_pictures(survey: Survey, parts: Parts) -> list[str]:
-    """Lines on what is there; shares and counts are of the pictures that were opened."""
+def labels_of_all(parts: Parts) -> list[int]:
+    """The class numbers of both parts' pictures."""
+    return [label for part in (parts if parts.test is not parts.train else parts[:1]) for label in part.labels.tolist()]
+
+
+def describe_pictures(survey: Survey, parts: Parts, labels: list[int]) -> list[str]:
+    """Lines on what is there; sizes, modes and broken ones are of the pictures that were opened."""
     train, classes = parts.train, parts.train.class_names
     opened = survey.sizes.total()
     widths, heights = zip(*survey.sizes, strict=True)
@@ -59,9 +63,9 @@ def describe_pictures(survey: Survey, parts: Parts) -> list[str]:
     if survey.unreadable:
         bad += f", as {some(survey.unreadable, NAMED_FILES)}; --skip-bad leaves such out"
     lines = [f"  sizes    {sizes}", f"  modes    {modes}", f"  broken   {bad}"]
-    if survey.looked < len(train):
-        lines.append(f"           (of {survey.looked:,} of {len(train):,} training images, opened in random order)")
-    counts = Counter(train.labels.tolist())
+    if survey.looked < len(labels):
+        lines.append(f"           (of {survey.looked:,} of {len(labels):,} images, opened in random order)")
+    counts = Counter(labels)
     named = [f"{name} {counts[number]:,}" for number, name in enumerate(classes)]
     lines.append(f"  classes  {len(classes)}: {some(named, NAMED_CLASSES)}" if classes else "  classes  none")
     test = f"{len(parts.test):,} of them, never trained on" if parts.test is not train else "none: too few images"

@@ -67,6 +67,11 @@ def to_states(recipe: Recipe, codec: Codec, data: Split) -> Split:
     return data
 
 
+def fingerprint_of_states(recipe: Recipe, codec: Codec, images: Images) -> str:
+    """The fingerprint of what `to_states` will make of these images, known before they are encoded."""
+    return source_of(codec, images) if isinstance(codec, Latents) and recipe.cache_latents else images.fingerprint()
+
+
 def latents_folder(codec: Latents, images: Images) -> Path:
     """Where the cache keeps the latents of these images."""
     return cache_folder() / "latents" / source_of(codec, images)

@@ -29,27 +29,28 @@ R = TypeVar("R", bound=AnyRecipe)
 
 
 def start(
-    recipe: R, run: str | Path | None, name: str | None, settle: Callable[[R, R | None], R], log: RunLog
+    recipe: R, run: str | Path | None, name: str | None, images: str, settle: Callable[[R, R | None], R], log: RunLog
 ) -> tuple[R, Path]:
     """Make the folder ready, a new one of this name unless one is given; the settled recipe, and the folder.
 
-    Where it holds a checkpoint, that must be of the same recipe. `settle(recipe, before)` decides what depends on data
-    and device; `before` is what the run began with, None at its beginning. Of several processes the first does all
-    that. The random state is that of the recipe's seed afterwards. What is refused leaves no trace.
+    Where it holds a checkpoint, that must be of the same recipe, and of `images`, the training part's fingerprint.
+    `settle(recipe, before)` decides what depends on data and device; `before` is what the run began with, None at its
+    beginning. Of several processes the first does all that. The random state is that of the recipe's seed afterwards.
+    What is refused leaves no trace.
     """
-    recipe, folder = from_first(lambda: ready(recipe, run, name, settle, log))
+    recipe, folder = from_first(lambda: ready(recipe, run, name, images, settle, log))
     torch.manual_seed(recipe.training.seed)
     return recipe, folder
 
 
 def ready(
-    recipe: R, run: str | Path | None, name: str | None, settle: Callable[[R, R | None], R], log: RunLog
+    recipe: R, run: str | Path | None, name: str | None, images: str, settle: Callable[[R, R | None], R], log: RunLog
 ) -> tuple[R, Path]:
     """`start` in the first process."""
     if run is not None and (Path(run) / CHECKPOINT).is_file():
         run = Path(run)
         recipe = resumed(recipe, run, settle)
-        check_readable(run / CHECKPOINT)
+        check_readable(run / CHECKPOINT, images)
     else:
         recipe = settle(recipe, None)
         if run is None:
@@ -156,10 +157,15 @@ def shaping(recipe: AnyRecipe) -> dict[str, Any]:
     }
 
 
-def check_readable(checkpoint: Path) -> None:
-    """Refuse a checkpoint that is damaged or not ours; nothing in it is run."""
+def check_readable(checkpoint: Path, images: str) -> None:
+    """Refuse a checkpoint that is damaged, not ours, or of other training images; nothing in it is run."""
     try:
-        torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["diffit"]
+        trained_on = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["diffit"]["fingerprint"]
     except Exception as error:  # torch has no exception of its own for this
         problem = type(error).__name__
         raise DiffitError(f"{checkpoint} is damaged ({problem}); delete it to start over from nothing") from error
+    check(
+        trained_on == images,
+        f"{checkpoint.parent} was trained on other images ({trained_on}) than these ({images}); "
+        "give the same data, or train into another folder",
+    )

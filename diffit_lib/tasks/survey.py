@@ -8,9 +8,9 @@ from statistics import median
 
 import torch
 
-from diffit_lib.crops import GREY_MODES
+from diffit_lib.crops import GREY_MODES, flatten
 from diffit_lib.decoding import none_readable
-from diffit_lib.pictures import Pictures
+from diffit_lib.pictures import Parts, Pictures
 
 
 @dataclass
@@ -43,7 +43,7 @@ def look(pictures: Pictures, most: int, seconds: float = float("inf")) -> Survey
         survey.looked += 1
         try:
             picture = pictures.open(key)
-            picture.load()
+            flatten(picture)
         except Exception:  # a broken file may raise nearly anything
             survey.unreadable.append(key)
         else:
@@ -53,6 +53,19 @@ def look(pictures: Pictures, most: int, seconds: float = float("inf")) -> Survey
             break
     if not survey.sizes:
         raise none_readable(pictures)
+    return survey
+
+
+def look_at_all(parts: Parts, seconds: float) -> Survey:
+    """`look` at both parts, all of them as far as about so many seconds suffice; each gets its share of the time."""
+    both = list(parts) if parts.test is not parts.train else [parts.train]
+    total, survey = sum(map(len, both)), Survey()
+    for part in both:
+        found = look(part, len(part), seconds * len(part) / total)
+        survey.looked += found.looked
+        survey.sizes += found.sizes
+        survey.modes += found.modes
+        survey.unreadable += found.unreadable
     return survey
 
 

@@ -13,7 +13,7 @@ from diffit_lib.latents import CachedLatents
 from diffit_lib.processes import in_turn, place
 from diffit_lib.recipe import Recipe
 from diffit_lib.run_folder import WEIGHTS, keep_newest
-from diffit_lib.tasks.encode import load_states, to_states
+from diffit_lib.tasks.encode import fingerprint_of_states, load_states, to_states
 from diffit_lib.tasks.record import Record, RunLog
 from diffit_lib.tasks.report import show, show_reals
 from diffit_lib.tasks.run import CHECKPOINT, fit, settled_precision, start
@@ -44,7 +44,8 @@ def train(
             codec, vae = load_codec(recipe.vae)
             codec.to(best_device())
             data = data or load_states(recipe, codec, vae)
-        recipe, folder = start(recipe, run, name, lambda recipe, _: resolve(recipe, data.train, vae), log)
+        images = fingerprint_of_states(recipe, codec, data.train)
+        recipe, folder = start(recipe, run, name, images, lambda recipe, _: resolve(recipe, data.train, vae), log)
         denoiser = build_denoiser(recipe)
         if recipe.init_weights and not (folder / CHECKPOINT).is_file():
             with in_turn():

@@ -47,7 +47,7 @@ def train_vae(
         with in_turn():
             data = data or recipe_data(recipe)
         settle = partial(resolve_vae, train=data.train)
-        recipe, folder = start(recipe, run, name, settle, log)
+        recipe, folder = start(recipe, run, name, data.train.fingerprint(), settle, log)
         with in_turn():
             perceptual = load_perceptual(recipe.loss.vgg) if recipe.loss.perceptual_weight else None
         network = KLAutoencoder(recipe.network).to(memory_format=torch.channels_last)
