@@ -1,6 +1,7 @@
 """`diffit VERB ...`: the command line. torch is imported only once a verb runs."""
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -49,6 +50,11 @@ class Parser(ArgumentParser):
         """As the library's, but for switches."""
         switch: dict[str, Any] = {"nargs": "?", "const": True} if settings.get("type") is bool else {}
         return super().add_argument(*names, **(switch | settings))
+
+    def format_help(self, *args: Any, **settings: Any) -> str:
+        """The words for a type of ours, "number or auto", in place of Python's."""
+        words = super().format_help(*args, **settings)
+        return re.sub(r"<function\s+(\w+)\s+at\s+0x\w+>", lambda found: found[1].replace("_", " "), words)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """One line, whatever the library says."""

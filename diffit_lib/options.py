@@ -30,7 +30,8 @@ def asked_for(
     if name is None and run is not None and (Path(run) / OPTIONS).is_file():
         recipe = read_options(kind, Path(run))
     elif name is None:
-        raise DiffitError("no preset is named; give one, or --run FOLDER of an earlier run to go on with")
+        here = f", and {run} holds no {OPTIONS} to go on from" if run else ""
+        raise DiffitError(f"no preset is named{here}; give one, or --run FOLDER of an earlier run, or --data PICTURES")
     else:
         recipe = preset(name)
     return recipe.override(**spelled_out(recipe, options))
@@ -77,17 +78,17 @@ def add_fields(sub: ArgumentParser, title: str, kinds: Sequence[Any], taken: set
     return group
 
 
-def integers(text: str | Sequence[int]) -> tuple[int, ...]:
+def integers(text: str | int | Sequence[int]) -> tuple[int, ...]:
     """The numbers in "1,2,2" or "[1,2,2]"."""
-    if not isinstance(text, str):  # a list in YAML; jsonargparse shows its own results to the type again, too
-        return tuple(text)
+    if not isinstance(text, str):  # a number or a list in YAML; jsonargparse shows its results to the type again, too
+        return (text,) if isinstance(text, int) else tuple(text)
     return tuple(int(part) for part in text.strip("[]() ").split(",") if part)
 
 
-def booleans(text: str | Sequence[bool]) -> tuple[bool, ...]:
+def booleans(text: str | bool | Sequence[bool]) -> tuple[bool, ...]:
     """The choices in "true,true,false"."""
     if not isinstance(text, str):
-        return tuple(text)
+        return (text,) if isinstance(text, bool) else tuple(text)
     words = [part.strip().lower() for part in text.strip("[]() ").split(",") if part]
     if wrong := set(words) - {"true", "false"}:
         raise ValueError(f"{min(wrong)!r} is neither true nor false")

@@ -49,7 +49,11 @@ class TestMistakes:
             ("", "demo,info,train,train-vae"),
             ("draw", "invalid choice: 'draw' .*demo"),
             ("train", "no preset is named; give one, or --run FOLDER"),
-            ("train --run=nowhere", "no preset is named; give one, or --run FOLDER"),
+            (
+                "train --run=nowhere",
+                "no preset is named, and nowhere holds no options.yaml to go on from; ",
+            ),
+            ("train --data=photos --width=8 --dry-run", "what the pictures alone decide, not width; name a preset too"),
             ("train-vae", "no preset is named; give one, or --run FOLDER"),
             ("train digits --name=a/b:c", "name is 'b:c'; give letters, digits, dots and dashes"),
             ("train digits --network=unet", "network.*unet"),
@@ -263,6 +267,17 @@ class TestVerbs:
         for kinds in Recipe.PARTS.values():
             for kind in kinds:
                 assert options >= set(kind.__dataclass_fields__)
+
+    @pytest.mark.parametrize("verb", ["train", "train-vae", "evaluate", "sample"])
+    def test_help_speaks_no_python(self, capsys, verb):
+        with pytest.raises(SystemExit):
+            main([verb, "--help"])
+        assert not re.search(r"<function|0x[0-9a-f]{6}", capsys.readouterr().out)
+
+    def test_one_number_in_a_file_is_a_list_of_one(self, tmp_path):
+        (tmp_path / "one.yaml").write_text("channel_mult: 1\n")
+        given = parser().parse_args(["train", "digits", f"--config={tmp_path}/one.yaml"])
+        assert given.train.channel_mult == (1,)
 
     def test_dashes_and_underscores_are_one(self):
         words = ["--batch-size=8", "--out=a-b", "--max-steps", "a-b", "-h", "sample"]

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from diffit_lib.errors import check
 from diffit_lib.options import asked_for
 from diffit_lib.presets import preset as named
 from diffit_lib.recipe import Recipe
@@ -27,6 +28,9 @@ def run_train(
         from diffit_lib.tasks.describe_data import describe_data
         from diffit_lib.tasks.dry_run import dry_run_train
 
+        if recipe is None:
+            others = ", ".join(sorted(overrides.keys() - {"data"}))
+            check(not others, f"--dry-run tells what the pictures alone decide, not {others}; name a preset too")
         print(dry_run_train(recipe) if recipe else describe_data(overrides["data"]))
         return
     from diffit_lib.processes import place
