@@ -91,7 +91,16 @@ def numbered(run: Path) -> list[Path]:
     return sorted(run.glob("weights-*.safetensors"), key=lambda path: int(path.stem.rpartition("-")[2]))
 
 
-def clear(run: Path) -> None:
-    """Delete what an earlier run left of numbers and weights, whose checkpoint was deleted."""
-    for stale in (run / "metrics.csv", run / "best.safetensors", *numbered(run)):
-        stale.unlink(missing_ok=True)
+def set_aside(run: Path) -> Path | None:
+    """Move weights and numbers of an earlier run, whose checkpoint was deleted, into `run`/earlier-1, -2, ...
+
+    Returns that folder; None where there are none.
+    """
+    old = [path for path in (run / WEIGHTS, run / "best.safetensors", run / "metrics.csv") if path.is_file()]
+    if not (old := [*old, *numbered(run)]):
+        return None
+    aside = next(folder for number in count(1) if not (folder := run / f"earlier-{number}").exists())
+    aside.mkdir()
+    for path in old:
+        path.rename(aside / path.name)
+    return aside

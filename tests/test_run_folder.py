@@ -133,6 +133,15 @@ def events(run):
     return sorted(points), options
 
 
+def test_a_run_whose_checkpoint_was_deleted_is_set_aside_not_written_over(tmp_path, tiny, fit, capsys):
+    for number, name in enumerate(("weights.safetensors", "weights-000000016.safetensors", "metrics.csv"), start=1):
+        write_text(tmp_path / "run" / name, "of an earlier run")
+        fit(tiny.override(max_steps=1))
+        (tmp_path / "run/last.ckpt").unlink()
+        assert (tmp_path / "run" / f"earlier-{number}" / name).read_text() == "of an earlier run"
+        assert capsys.readouterr().err.count("is now in") == 1
+
+
 class TestRecord:
     def row(self, images, loss):
         return {"images": images, "seconds": images / 10, "loss": loss, "test_loss_0.3": 2.0, "frechet": ""}

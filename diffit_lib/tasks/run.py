@@ -16,7 +16,7 @@ from diffit_lib.errors import DiffitError, check
 from diffit_lib.pictures import LOG, say
 from diffit_lib.processes import from_first, here, place
 from diffit_lib.recipe import AnyRecipe
-from diffit_lib.run_folder import clear, new_folder, read_options, verb, write_options
+from diffit_lib.run_folder import new_folder, read_options, set_aside, verb, write_options
 from diffit_lib.tasks.record import RunLog
 from diffit_lib.tensors import best_device, best_precision, cpu_threads
 from diffit_lib.training import Clock, Progress, Report, RunModule
@@ -57,7 +57,8 @@ def ready(
             run = new_folder(name or recipe.name)
             say(f"run: {run}; stopped, it goes on by `diffit {verb(recipe)} --run {run}`")
         run = Path(run)
-        clear(run)
+        if aside := set_aside(run):
+            say(f"{run} holds no checkpoint to go on from; what an earlier run left there is now in {aside}")
     write_options(recipe, run)
     log.open(run)
     for stale in run.glob(".*.part.*"):  # what a kill left of a half-written file
