@@ -205,16 +205,22 @@ class Report(pl.Callback):
             return
         start = time.monotonic()
         if anywhere(self.terminated or start >= self.next):
-            if anywhere(self.terminated):
-                self.save(trainer)
-                raise SIGTERMException(128 + signal.SIGTERM)  # the exit status: go on with the same command
+            self.obey(trainer)
             self.report(trainer, module)
             interval = 60 * module.options.report_minutes  # a slow report leaves half of it to training
             self.next = max(start + interval, time.monotonic() + interval / 2)
 
     def on_train_end(self, trainer: pl.Trainer, module: RunModule) -> None:
-        """The last report closes the run."""
+        """The last report closes the run; a SIGTERM in the last step or in the report is obeyed too."""
+        self.obey(trainer)
         self.report(trainer, module)
+        self.obey(trainer)
+
+    def obey(self, trainer: pl.Trainer) -> None:
+        """If SIGTERM came to any process, save and end."""
+        if anywhere(self.terminated):
+            self.save(trainer)
+            raise SIGTERMException(128 + signal.SIGTERM)  # the exit status: go on with the same command
 
     def report(self, trainer: pl.Trainer, module: RunModule) -> None:
         """Checkpoint first, so that a fault in showing loses nothing."""

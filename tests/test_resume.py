@@ -200,22 +200,24 @@ class TestStopped:
             actual = fit(recipe, run=str(step)).state_dict()
             assert [name for name in expected if not torch.equal(actual[name], expected[name])] == []
 
-    @pytest.mark.parametrize("micro", [0, 1])
-    def test_by_sigterm_run_finishes_its_step_and_says_that_it_goes_on(self, fit, recipe, tmp_path, monkeypatch, micro):
+    @pytest.mark.parametrize(("batch", "saved"), [(6, 4), (7, 4), (11, 6)])  # the last one is of the last step
+    def test_by_sigterm_run_finishes_its_step_and_says_that_it_goes_on(
+        self, fit, recipe, tmp_path, monkeypatch, batch, saved
+    ):
         recipe = recipe.override(max_steps=6)
         expected = fit(recipe, run="unbroken").state_dict()
         step = DiffusionModule.training_step
 
-        def terminated(self, batch, batch_idx):
-            if batch_idx == 6 + micro:
+        def terminated(self, images, batch_idx):
+            if batch_idx == batch:
                 os.kill(os.getpid(), signal.SIGTERM)
-            return step(self, batch, batch_idx)
+            return step(self, images, batch_idx)
 
         with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
             patch.setattr(DiffusionModule, "training_step", terminated)
             fit(recipe)
         assert stopped.value.code == 143
-        assert torch.load(tmp_path / "run" / "last.ckpt")["global_step"] == 4
+        assert torch.load(tmp_path / "run" / "last.ckpt")["global_step"] == saved
         actual = fit(recipe).state_dict()
         assert [name for name in expected if not torch.equal(actual[name], expected[name])] == []
 
