@@ -32,7 +32,8 @@ def decode(pictures: Pictures, key: str, to_pixels: ToPixels) -> Tensor:
     except Exception as error:  # a broken file may raise nearly anything
         reason = shorten(str(error) or type(error).__name__, 200)
         raise UnreadableError(
-            f"{pictures.name}: {key} cannot be read ({reason}); mend or delete it, or leave such out: --skip-bad"
+            f"{pictures.name}: {key} cannot be read ({reason}); mend or delete it, or leave such out "
+            "(--skip-bad, skip_bad=True)"
         ) from error
 
 

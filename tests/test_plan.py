@@ -181,7 +181,7 @@ class TestParse:
     def test_field_that_is_none_or_of_another_type_is_told(self):
         with pytest.raises(DiffitError, match="did you mean batch_size"):
             plan("digits", overrides="batchsize=64")
-        with pytest.raises(DiffitError, match="batch_size is 'many'; give int"):
+        with pytest.raises(DiffitError, match="batch_size is 'many'; give an integer"):
             plan("digits", overrides="batch_size=many")
 
 
