@@ -204,8 +204,8 @@ class TestWrongFiles:
 
     def test_as_a_run_folder_are_told_in_one_line(self, refuse, tmp_path):
         (tmp_path / "run").write_text("")
-        refuse("train digits --run=run", "run.*: Not a directory; give another path")
-        refuse("demo --run=run", "run.*: Not a directory; give another path")
+        refuse("train digits --run=run", "run: File exists; give another path")
+        refuse("demo --run=run", "run: File exists; give another path")
 
 
 class TestVerbs:

@@ -90,7 +90,6 @@ class TestMistakes:
             ("preset: digit\n", "unknown preset 'digit'"),
             ("preset: digits\nwidth: wide\n", '"width".*wide'),
             ("preset: digits\nflip: maybe\n", '"flip".*maybe'),
-            ("preset: digits\nchannel_mult: 1\n", "channel_mult"),
             ("preset: digits\nchannel_mult: [1, x]\n", "channel_mult is .*x.*; give integers"),
             ("preset: digits\nwidth: 0\n", "width is 0; give a number above 0"),
             ("preset: digits\n  width: [1\n", "parsing"),

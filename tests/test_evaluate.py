@@ -254,10 +254,6 @@ def test_inception_measures_against_all_images_of_a_folder(drawn, inception, tmp
         ({"data": "digits", "protocol": "adm"}, r"protocol is 'adm', but .*drawn\.npz holds whole numbers already"),
         ({"data": "nowhere"}, "unknown data 'nowhere'"),
         ({"data": "nowhere.npz"}, r"there is no file nowhere\.npz"),
-        (
-            {"data": "nowhere.npz", "extractor": "classifier"},
-            r"no classifier can be trained on nowhere\.npz; give a data",
-        ),
         ({"data": "digits", "save_statistics": "s.npz"}, "save_statistics is 's.npz', but they are Inception's; give"),
     ],
 )
@@ -265,6 +261,11 @@ def test_mistakes_with_given_images_are_told_in_one_line(drawn, inception, optio
     with pytest.raises(DiffitError, match=says) as error:
         evaluate(drawn, **options)
     assert "\n" not in str(error.value)
+
+
+def test_no_classifier_learns_from_an_npz(drawn):
+    with pytest.raises(DiffitError, match=r"no classifier can be trained on drawn\.npz; give a data set"):
+        evaluate(drawn, drawn, extractor="classifier")
 
 
 def test_given_images_of_another_shape_than_the_classifiers_are_refused(coloured, drawn):
