@@ -33,7 +33,7 @@ test-all: lint
 	@$(BIN)/python -m pytest -n auto --dist worksteal
 
 figures: install
-	@$(BIN)/python docs/figures.py
+	@$(BIN)/python tools/figures.py
 
 colab: install
-	@$(BIN)/python docs/pack_colab.py dist/diffit_colab.zip
+	@$(BIN)/python tools/pack_colab.py dist/diffit_colab.zip

@@ -10,22 +10,22 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "load": "pipeline",
-    "Pipeline": "pipeline",
-    "PRESETS": "presets",
-    "Recipe": "recipe",
-    "preset": "presets",
-    "DiffitError": "errors",
-    "load_data": "data",
-    "train": "tasks.train",
-    "train_vae": "tasks.train_vae",
-    "load_vae": "autoencoders",
-    "vae_preset": "presets_vae",
-    "evaluate": "tasks.evaluate",
-    "sample": "tasks.sample",
-    "reconstruct": "tasks.reconstruct",
-    "info": "tasks.info",
-    "demo": "tasks.demo",
+    "load": "sampling.pipeline",
+    "Pipeline": "sampling.pipeline",
+    "PRESETS": "config.presets",
+    "Recipe": "config.experiment",
+    "preset": "config.presets",
+    "DiffitError": "utils.errors",
+    "load_data": "data.datasets",
+    "train": "training.train",
+    "train_vae": "training.train_vae",
+    "load_vae": "checkpoints.autoencoders",
+    "vae_preset": "config.presets",
+    "evaluate": "evaluation.evaluate",
+    "sample": "sampling.sample",
+    "reconstruct": "evaluation.reconstruction",
+    "info": "cli.info",
+    "demo": "cli.demo",
 }
 
 __all__ = ["__version__", *_HOMES]

@@ -2,6 +2,6 @@
 
 import sys
 
-from diffit_lib.cli import main
+from diffit_lib.cli.main import main
 
 sys.exit(main())

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from diffit_lib.noise import karras, sigma_table, sigma_to_t
+from diffit_lib.diffusion.schedules import karras, sigma_table, sigma_to_t
 
 
 @dataclass

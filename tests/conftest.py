@@ -8,10 +8,10 @@ import pytest
 import torch
 from image_files import fill, noise
 
-from diffit_lib.data import Split, digits
-from diffit_lib.presets import PRESETS
-from diffit_lib.tasks.train import train
-from diffit_lib.weights import Card, build_denoiser, save_weights
+from diffit_lib.checkpoints.weights import Card, build_denoiser, save_weights
+from diffit_lib.config.presets import PRESETS
+from diffit_lib.data.datasets import Split, digits
+from diffit_lib.training.train import train
 
 TINY = PRESETS["digits"].override(
     name="tiny",
@@ -48,7 +48,7 @@ def data():
 def fit(monkeypatch, tmp_path, data):
     """A function: train in the folder `run` without drawing anything; the module as it stands at the end."""
     finished = []
-    monkeypatch.setattr("diffit_lib.tasks.train.show", lambda module, **_: finished.append(module))
+    monkeypatch.setattr("diffit_lib.training.train.show", lambda module, **_: finished.append(module))
 
     def fit(recipe, images=None, run="run"):
         train(recipe, tmp_path / run, Split(images, images) if images else data, progress=False)

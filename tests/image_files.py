@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffit_lib.data import load_data
-from diffit_lib.errors import DiffitError
+from diffit_lib.data.datasets import load_data
+from diffit_lib.utils.errors import DiffitError
 
 COLOURS = ("blue", "green", "red")
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from diffit_lib.augment import augment, draw_augmentation
-from diffit_lib.tensors import seeded_generator
+from diffit_lib.data.augment import augment, draw_augmentation
+from diffit_lib.utils.tensors import seeded_generator
 
 
 def numbers(**changes):

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from diffit_lib import backup as module
-from diffit_lib.backup import Backup
+from diffit_lib.notebook import drive as module
+from diffit_lib.notebook.drive import Backup
 
 
 def write(run, text):

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from image_files import fill, noise, plain, refused, zipped
 
-from diffit_lib import presets
-from diffit_lib.cli import main
-from diffit_lib.data import load_data
-from diffit_lib.weights import load_weights
+from diffit_lib.checkpoints.weights import load_weights
+from diffit_lib.cli.main import main
+from diffit_lib.config import presets
+from diffit_lib.data.datasets import load_data
 
 
 @pytest.fixture
@@ -23,7 +23,9 @@ def train(tmp_path, monkeypatch, tiny, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DIFFIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setitem(presets.PRESETS, "digits", tiny.override(name="digits", max_steps=1))
-    monkeypatch.setattr("diffit_lib.tasks.page.write_page", lambda run: run / "report.html")  # reads the data again
+    monkeypatch.setattr(
+        "diffit_lib.reports.html_report.write_page", lambda run: run / "report.html"
+    )  # reads the data again
 
     def train(source, *options):
         capsys.readouterr()

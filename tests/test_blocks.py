@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffit_lib.blocks import (
+from diffit_lib.models.blocks import (
     MLP,
     TMSA,
     DiffiTBlock,

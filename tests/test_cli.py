@@ -9,13 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from diffit_lib import presets
-from diffit_lib.cli import VERBS, main, parser, with_underscores
-from diffit_lib.errors import DiffitError
-from diffit_lib.options import parse_seeds
-from diffit_lib.recipe import Recipe
-from diffit_lib.tasks.train import train
-from diffit_lib.weights import load_weights
+from diffit_lib.checkpoints.weights import load_weights
+from diffit_lib.cli.main import VERBS, main, parser, with_underscores
+from diffit_lib.cli.options import parse_seeds
+from diffit_lib.config import presets
+from diffit_lib.config.experiment import Recipe
+from diffit_lib.training.train import train
+from diffit_lib.utils.errors import DiffitError
 
 
 @pytest.fixture(autouse=True)
@@ -211,7 +211,7 @@ class TestWrongFiles:
 
 class TestVerbs:
     def test_train_then_sample_then_info(self, tmp_path, capsys, monkeypatch):
-        monkeypatch.setattr("diffit_lib.tasks.page.write_page", lambda run: run / "report.html")
+        monkeypatch.setattr("diffit_lib.reports.html_report.write_page", lambda run: run / "report.html")
         assert main(["train", "digits", "--max-steps=2", "--batch-size=8", "--channel_mult=[1,1]"]) == 0
         out, err = capsys.readouterr()
         folder = "runs/00000-digits"
@@ -234,7 +234,7 @@ class TestVerbs:
     def test_words_of_sample_become_numbers(self, monkeypatch):
         calls = []
         monkeypatch.setattr(
-            "diffit_lib.tasks.sample.sample", lambda *args, **options: calls.append((args, options)) or []
+            "diffit_lib.sampling.sample.sample", lambda *args, **options: calls.append((args, options)) or []
         )
         main(["sample", "tiny", "--classes=7", "--guidance=2", "--seeds=1", "--grid=4x2", "--trajectory"])
         main(
@@ -249,7 +249,7 @@ class TestVerbs:
     def test_options_come_from_a_file_too(self, tmp_path, monkeypatch):
         calls = []
         monkeypatch.setattr(
-            "diffit_lib.tasks.sample.sample", lambda *args, **options: calls.append((args, options)) or []
+            "diffit_lib.sampling.sample.sample", lambda *args, **options: calls.append((args, options)) or []
         )
         (tmp_path / "few.yaml").write_text(
             "seeds: 5\nclasses: [1, two]\nguidance: [1, 2]\ntrajectory: true\nsteps: 3\n"
@@ -325,9 +325,9 @@ class TestStart:
         "code",
         [
             "import diffit_lib",
-            "from diffit_lib.cli import main; main(['--help'])",
-            "from diffit_lib.cli import main; main(['train', '--help'])",
-            "from diffit_lib.cli import main; main(['train', 'digits', '--width=0'])",
+            "from diffit_lib.cli.main import main; main(['--help'])",
+            "from diffit_lib.cli.main import main; main(['train', '--help'])",
+            "from diffit_lib.cli.main import main; main(['train', 'digits', '--width=0'])",
         ],
     )
     def test_needs_neither_torch_nor_anything_else_that_is_slow(self, code):

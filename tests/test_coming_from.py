@@ -23,20 +23,21 @@ from safetensors.torch import save_file
 from test_evaluate import PixelInception
 from test_foreign import published_shapes, published_tensors
 
-from diffit_lib import autoencoders, extractors
-from diffit_lib.autoencoders import VAECard
-from diffit_lib.cli import main, parser, with_underscores
-from diffit_lib.codec import Latents
-from diffit_lib.folders import SUFFIXES
-from diffit_lib.foreign import FOREIGN
+from diffit_lib.checkpoints import autoencoders
+from diffit_lib.checkpoints.autoencoders import VAECard
+from diffit_lib.checkpoints.hub import FOREIGN
+from diffit_lib.cli.main import main, parser, with_underscores
+from diffit_lib.cli.options import asked_for
+from diffit_lib.config.experiment import Recipe, VAERecipe
+from diffit_lib.config.models import Autoencoder
+from diffit_lib.config.presets import preset, vae_preset
+from diffit_lib.data.folders import SUFFIXES
+from diffit_lib.evaluation import evaluate as evaluating
+from diffit_lib.evaluation import features as extractors
+from diffit_lib.models.latent_space import Latents
 from diffit_lib.models.vae import KLAutoencoder
-from diffit_lib.networks import Autoencoder
-from diffit_lib.options import asked_for
-from diffit_lib.presets import preset
-from diffit_lib.presets_vae import vae_preset
-from diffit_lib.recipe import Recipe, VAERecipe
-from diffit_lib.tasks import appraise, report
-from diffit_lib.tasks import evaluate as evaluating
+from diffit_lib.reports import diagnosis as appraise
+from diffit_lib.training import snapshot as report
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "coming-from.md").read_text(encoding="utf-8")

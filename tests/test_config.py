@@ -6,11 +6,12 @@ from dataclasses import FrozenInstanceError, asdict, fields, is_dataclass, repla
 
 import pytest
 
-from diffit_lib.config import EDM, VP, Sampling, Training
-from diffit_lib.errors import DiffitError
-from diffit_lib.networks import ImageNetwork, Transformer
-from diffit_lib.presets import PRESETS, preset
-from diffit_lib.recipe import Recipe
+from diffit_lib.config.diffusion import EDM, VP, Sampling
+from diffit_lib.config.experiment import Recipe
+from diffit_lib.config.models import ImageNetwork, Transformer
+from diffit_lib.config.presets import PRESETS, preset
+from diffit_lib.config.training import Training
+from diffit_lib.utils.errors import DiffitError
 
 
 def settings(recipe):

@@ -10,18 +10,17 @@ import pytest
 import torch
 import yaml
 
-from diffit_lib import presets
-from diffit_lib.cli import main, parser
-from diffit_lib.errors import DiffitError
+from diffit_lib.cli.main import main, parser
+from diffit_lib.cli.options import asked_for
+from diffit_lib.config import presets
+from diffit_lib.config.experiment import Recipe, VAERecipe
+from diffit_lib.config.models import Autoencoder, Transformer
+from diffit_lib.config.presets import preset, vae_preset
 from diffit_lib.models import build_network
+from diffit_lib.models.cost import parameters
 from diffit_lib.models.vae import KLAutoencoder
-from diffit_lib.networks import Autoencoder, Transformer
-from diffit_lib.options import asked_for
-from diffit_lib.presets import preset
-from diffit_lib.presets_vae import vae_preset
-from diffit_lib.recipe import Recipe, VAERecipe
-from diffit_lib.tasks.dry_run import autoencoder_cost, diffusion_cost
-from diffit_lib.tasks.info import parameters
+from diffit_lib.reports.cost import autoencoder_cost, diffusion_cost
+from diffit_lib.utils.errors import DiffitError
 
 CONFIGS = sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.yaml"))
 
@@ -119,7 +118,7 @@ class TestOrder:
     def test_the_command_line_wins_wherever_it_stands(self, tmp_path, monkeypatch):
         (tmp_path / "c.yaml").write_text("preset: digits\nwidth: 64\nlr: 1e-4\nname: config\n")
         asked = []
-        monkeypatch.setattr("diffit_lib.commands.train.asked_for", lambda *args: asked.append(args[2:]) or 1 / 0)
+        monkeypatch.setattr("diffit_lib.cli.commands.asked_for", lambda *args: asked.append(args[2:]) or 1 / 0)
         file = ["--config", str(tmp_path / "c.yaml")]
         words = ["mnist", "--width", "32"]
         for order in ([*file, *words], [*words, *file], [*words[:1], *file, *words[1:]]):

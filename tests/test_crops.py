@@ -10,8 +10,8 @@ import torch
 from image_files import fill, noise, only_image, plain, refused
 from PIL import Image
 
-from diffit_lib.crops import CROPS, to_pixels
-from diffit_lib.data import load_data
+from diffit_lib.data.datasets import load_data
+from diffit_lib.data.preprocess import CROPS, to_pixels
 
 
 class TestModes:

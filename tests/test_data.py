@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from diffit_lib.config import Training
-from diffit_lib.data import Images, TrainingStream, _permutation, digits, load_data
-from diffit_lib.errors import DiffitError
+from diffit_lib.config.training import Training
+from diffit_lib.data.datasets import Images, digits, load_data
+from diffit_lib.data.stream import TrainingStream, _permutation
+from diffit_lib.utils.errors import DiffitError
 
 COUNT = 10
 PLAIN = Training(batch_size=4, label_dropout=0.0)
@@ -154,7 +155,7 @@ class TestStream:
         few = read(TrainingStream(data, PLAIN), 15)
         monkeypatch.setattr(Images, "run", 2)
         assert_same(read(TrainingStream(data, PLAIN), 15), few)  # they fit into one window
-        monkeypatch.setattr("diffit_lib.data.WINDOW", 4)
+        monkeypatch.setattr("diffit_lib.data.stream.WINDOW", 4)
         orders = [_permutation(0, epoch, 100, 2) for epoch in range(3)]
         assert [sorted(order) for order in orders] == [list(range(100))] * 3
         for order in orders:

@@ -6,8 +6,8 @@ import torch
 from image_files import noise, plain, refused
 from torch.utils.data import IterableDataset, TensorDataset
 
-from diffit_lib.data import load_data
-from diffit_lib.errors import DiffitError
+from diffit_lib.data.datasets import load_data
+from diffit_lib.utils.errors import DiffitError
 
 
 def test_tensors_of_bytes_and_floats_and_pictures_and_arrays_mean_the_same():

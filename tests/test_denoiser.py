@@ -6,15 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from diffit_lib.config import EDM, VP
-from diffit_lib.denoiser import (
-    DENOISERS,
-    EDMDenoiser,
-    VPDenoiser,
-    denoising_loss,
-)
-from diffit_lib.errors import DiffitError
-from diffit_lib.noise import karras, respaced, sigma_table
+from diffit_lib.config.diffusion import EDM, VP
+from diffit_lib.diffusion.denoiser import DENOISERS, EDMDenoiser, VPDenoiser
+from diffit_lib.diffusion.loss import denoising_loss
+from diffit_lib.diffusion.schedules import karras, respaced, sigma_table
+from diffit_lib.utils.errors import DiffitError
 
 SIGMAS = torch.tensor([0.002, 0.5, 80.0])
 

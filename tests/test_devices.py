@@ -9,15 +9,15 @@ import torch
 from safetensors.torch import load_file
 from together import together
 
-from diffit_lib.cli import main
-from diffit_lib.errors import DiffitError
-from diffit_lib.launch import TOLD, joined
-from diffit_lib.presets_vae import vae_preset
-from diffit_lib.processes import anywhere, from_first, here, in_turn, join, mean_everywhere, place
-from diffit_lib.tasks import train as task
-from diffit_lib.tasks import train_vae as vae_task
-from diffit_lib.training import Report
-from diffit_lib.training_diffusion import DiffusionModule
+from diffit_lib.cli.launch import TOLD, joined
+from diffit_lib.cli.main import main
+from diffit_lib.config.presets import vae_preset
+from diffit_lib.training import train as task
+from diffit_lib.training import train_vae as vae_task
+from diffit_lib.training.callbacks import Report
+from diffit_lib.training.diffusion import DiffusionModule
+from diffit_lib.utils.distributed import anywhere, from_first, here, in_turn, join, mean_everywhere, place
+from diffit_lib.utils.errors import DiffitError
 
 EVERY_STEP = 1e-9  # minutes between two reports
 
@@ -127,7 +127,7 @@ class TestSpeaking:
 
     def test_what_goes_wrong_is_told_once_by_whoever_sees_it_first(self, seat, capsys, monkeypatch, tmp_path):
         monkeypatch.setenv(TOLD, str(tmp_path / "told"))
-        monkeypatch.setattr("diffit_lib.launch.PATIENCE", 0)
+        monkeypatch.setattr("diffit_lib.cli.launch.PATIENCE", 0)
         seat(1)
         assert main(["sample", "nothing"]) == 2
         assert capsys.readouterr().err.startswith("diffit: no weights file 'nothing'")

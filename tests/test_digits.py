@@ -2,9 +2,9 @@
 
 import pytest
 
-from diffit_lib.presets import preset
-from diffit_lib.tasks.evaluate import evaluate
-from diffit_lib.tasks.train import train
+from diffit_lib.config.presets import preset
+from diffit_lib.evaluation.evaluate import evaluate
+from diffit_lib.training.train import train
 
 VP = {  # 1.5 times the preset's images, over EDM's noise levels with fresh noise
     "denoiser": "vp", "images": 144_000, "minutes": None,

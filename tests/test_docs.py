@@ -10,11 +10,11 @@ import pytest
 from matplotlib.text import Text
 from pack_colab import pack
 
-from diffit_lib.cli import parser, with_underscores
-from diffit_lib.crops import CROPS
-from diffit_lib.folders import SUFFIXES
-from diffit_lib.presets import PRESETS
-from diffit_lib.sources import NAMED
+from diffit_lib.cli.main import parser, with_underscores
+from diffit_lib.config.presets import PRESETS
+from diffit_lib.data.folders import SUFFIXES
+from diffit_lib.data.preprocess import CROPS
+from diffit_lib.data.sources import NAMED
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGES = "\n".join(page.read_text(encoding="utf-8") for page in sorted(DOCS.glob("*.md")))
@@ -56,7 +56,7 @@ def test_figure_names_the_parts_of_its_equations(draw, parts):
 def test_zip_holds_library_figures_weights_and_requirements(tmp_path):
     pack(tmp_path / "dist" / "colab.zip")
     names = set(zipfile.ZipFile(tmp_path / "dist" / "colab.zip").namelist())
-    needed = {"diffit_lib/__init__.py", "diffit_lib/tasks/train.py", "images/tmsa.png", "weights/digits.safetensors"}
+    needed = {"diffit_lib/__init__.py", "diffit_lib/training/train.py", "images/tmsa.png", "weights/digits.safetensors"}
     assert needed | {"requirements.txt", "LICENSE"} <= names
     assert not [name for name in names if "__pycache__" in name or name.startswith("tests")]
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from diffit_lib.pipeline import Pipeline, load
-from diffit_lib.tasks.drawn import Drawn
-from diffit_lib.tasks.evaluate import evaluate
-from diffit_lib.tensors import to_uint8
+from diffit_lib.evaluation.evaluate import evaluate
+from diffit_lib.sampling.pipeline import Pipeline, load
+from diffit_lib.sampling.writer import Drawn
+from diffit_lib.utils.tensors import to_uint8
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def count(monkeypatch):
 @pytest.fixture
 def hasty(monkeypatch, tmp_path):
     """The classifiers see the training images once."""
-    monkeypatch.setattr("diffit_lib.extractors.TRAINING_IMAGES", 0)
+    monkeypatch.setattr("diffit_lib.evaluation.features.TRAINING_IMAGES", 0)
     monkeypatch.setenv("DIFFIT_CACHE", str(tmp_path / "cache"))
 
 

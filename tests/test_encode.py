@@ -11,13 +11,13 @@ from kills import finishes_killed_at_any_moment
 from safetensors.torch import load_file
 from test_latent_training import write_vae
 
-from diffit_lib.cli import main
-from diffit_lib.crops import to_pixels
-from diffit_lib.data import load_data
-from diffit_lib.pipeline import load
-from diffit_lib.tasks.encode import encode
-from diffit_lib.tasks.pack import pack
-from diffit_lib.tasks.train import train
+from diffit_lib.cli.main import main
+from diffit_lib.data.datasets import load_data
+from diffit_lib.data.pack import pack
+from diffit_lib.data.preprocess import to_pixels
+from diffit_lib.sampling.pipeline import load
+from diffit_lib.training.encode import encode
+from diffit_lib.training.train import train
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +75,7 @@ def test_images_that_exceed_the_memory_give_the_same_latents_and_are_never_held(
         weakref.finalize(pixels, alive.discard, id(pixels))
         return pixels
 
-    monkeypatch.setattr("diffit_lib.data.to_pixels", counted)
+    monkeypatch.setattr("diffit_lib.data.datasets.to_pixels", counted)
     left = encode(vae, birds, tmp_path / "left", memory_gb=1e-9)
     assert "decoded when used" in capsys.readouterr().err
     assert same(contents(held), contents(left))

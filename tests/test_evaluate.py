@@ -11,20 +11,20 @@ import torch
 from image_files import fill
 from PIL import Image
 
-from diffit_lib.cli import main
-from diffit_lib.data import Images, Split
-from diffit_lib.errors import DiffitError
-from diffit_lib.metrics import measure_inception
-from diffit_lib.pipeline import Pipeline, load
-from diffit_lib.references import Seen, reference_statistics
-from diffit_lib.stamp import Stamp
-from diffit_lib.tasks import bench
-from diffit_lib.tasks import evaluate as task
-from diffit_lib.tasks.bench import cached_reference
-from diffit_lib.tasks.drawn import Drawn
-from diffit_lib.tasks.evaluate import FIRST_SEED, evaluate, evaluate_each
-from diffit_lib.tensors import digest
-from diffit_lib.weights import load_weights, save_weights
+from diffit_lib.checkpoints.weights import load_weights, save_weights
+from diffit_lib.cli.main import main
+from diffit_lib.data.datasets import Images, Split
+from diffit_lib.evaluation import evaluate as task
+from diffit_lib.evaluation import evaluator as bench
+from diffit_lib.evaluation.evaluate import FIRST_SEED, evaluate, evaluate_each
+from diffit_lib.evaluation.evaluator import cached_reference
+from diffit_lib.evaluation.metrics import measure_inception
+from diffit_lib.evaluation.provenance import Stamp
+from diffit_lib.evaluation.reference import Seen, reference_statistics
+from diffit_lib.sampling.pipeline import Pipeline, load
+from diffit_lib.sampling.writer import Drawn
+from diffit_lib.utils.errors import DiffitError
+from diffit_lib.utils.tensors import digest
 
 
 class PixelInception(torch.nn.Module):
@@ -181,7 +181,7 @@ def test_too_few_images_are_refused(weights, data, images):
 @pytest.fixture
 def hasty(monkeypatch, tmp_path):
     """The classifiers see the training images once; the cache is empty."""
-    monkeypatch.setattr("diffit_lib.extractors.TRAINING_IMAGES", 0)
+    monkeypatch.setattr("diffit_lib.evaluation.features.TRAINING_IMAGES", 0)
     monkeypatch.setenv("DIFFIT_CACHE", str(tmp_path / "cache"))
 
 

@@ -5,10 +5,10 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from diffit_lib import extractors
-from diffit_lib.data import digits
-from diffit_lib.errors import DiffitError
-from diffit_lib.extractors import Classifier, cached, train_classifier
+from diffit_lib.data.datasets import digits
+from diffit_lib.evaluation import features as extractors
+from diffit_lib.evaluation.features import Classifier, cached, train_classifier
+from diffit_lib.utils.errors import DiffitError
 
 
 @pytest.fixture(scope="module")

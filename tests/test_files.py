@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from diffit_lib.files import READY_MADE, cache_folder, replacing, sha256, write_text
+from diffit_lib.utils.files import READY_MADE, cache_folder, replacing, sha256, write_text
 
 
 @pytest.fixture

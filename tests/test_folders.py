@@ -8,9 +8,9 @@ import torch
 from image_files import COLOURS, fill, noise, plain, refused, zipped
 from torchvision.datasets import Imagenette
 
-from diffit_lib.crops import to_pixels
-from diffit_lib.data import load_data
-from diffit_lib.imagenet import WNIDS, imagenet_classes, without_wnids
+from diffit_lib.data.datasets import load_data
+from diffit_lib.data.imagenet import WNIDS, imagenet_classes, without_wnids
+from diffit_lib.data.preprocess import to_pixels
 
 
 def test_class_folders_are_classes_in_order_of_their_names(faces):

@@ -10,15 +10,15 @@ import torch
 from published_formulas import published_network
 from safetensors.torch import save_file
 
-from diffit_lib import foreign
-from diffit_lib.errors import DiffitError
-from diffit_lib.foreign import FOREIGN, published_name
-from diffit_lib.imagenet import imagenet_classes
+from diffit_lib.checkpoints import hub as foreign
+from diffit_lib.checkpoints.hub import FOREIGN, published_name
+from diffit_lib.checkpoints.weights import build_denoiser, load_weights, warm_start
+from diffit_lib.cli.info import info
+from diffit_lib.data.imagenet import imagenet_classes
 from diffit_lib.models import build_network
-from diffit_lib.pipeline import load
-from diffit_lib.tasks.info import info
-from diffit_lib.tensors import SeededNoise
-from diffit_lib.weights import build_denoiser, load_weights, warm_start
+from diffit_lib.sampling.pipeline import load
+from diffit_lib.utils.errors import DiffitError
+from diffit_lib.utils.tensors import SeededNoise
 
 NVIDIA, META = "nvidia/diffit-256", "meta/dit-xl-2-256"
 

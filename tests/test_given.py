@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from diffit_lib.errors import DiffitError
-from diffit_lib.given import is_given, read_given
-from diffit_lib.references import NAMES, Reference, read_statistics, write_statistics
+from diffit_lib.evaluation.image_files import is_given, read_given
+from diffit_lib.evaluation.reference import NAMES, Reference, read_statistics, write_statistics
+from diffit_lib.utils.errors import DiffitError
 
 PIXELS = np.random.default_rng(0).integers(256, size=(6, 4, 5, 3)).astype(np.uint8)
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from analytic import Gaussian
 
-from diffit_lib.config import VP, Sampling
-from diffit_lib.denoiser import VPDenoiser
-from diffit_lib.guidance import Clipped, Guided, Interval, PowerCosine, guided
-from diffit_lib.noise import respaced, sigma_table
+from diffit_lib.config.diffusion import VP, Sampling
+from diffit_lib.diffusion.denoiser import VPDenoiser
+from diffit_lib.diffusion.guidance import Clipped, Guided, Interval, PowerCosine, guided
+from diffit_lib.diffusion.schedules import respaced, sigma_table
 
 SIGMAS = torch.tensor([0.002, 0.5, 80.0])
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from diffit_lib.blocks import TMSA, DiffiTBlock
+from diffit_lib.config.models import ImageNetwork
+from diffit_lib.config.presets import PRESETS, preset
 from diffit_lib.models import build_network
-from diffit_lib.networks import ImageNetwork
-from diffit_lib.presets import PRESETS, preset
+from diffit_lib.models.blocks import TMSA, DiffiTBlock
 
 SMALL = ImageNetwork(
     image_size=(8, 16),

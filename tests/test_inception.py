@@ -9,15 +9,21 @@ import pytest
 import torch
 from torch.utils.data import Subset
 
-from diffit_lib import extractors
-from diffit_lib.data import digits
-from diffit_lib.errors import DiffitError
-from diffit_lib.extractors import INCEPTION_SHA256, INCEPTION_URL, Inception, cached, load_inception
-from diffit_lib.files import sha256
-from diffit_lib.inception import SpatialInception
-from diffit_lib.metrics import frechet_distance, measure_inception
-from diffit_lib.references import Reference, Seen, reference_statistics
-from diffit_lib.stamp import Stamp
+from diffit_lib.data.datasets import digits
+from diffit_lib.evaluation import features as extractors
+from diffit_lib.evaluation.features import (
+    INCEPTION_SHA256,
+    INCEPTION_URL,
+    Inception,
+    SpatialInception,
+    cached,
+    load_inception,
+)
+from diffit_lib.evaluation.metrics import frechet_distance, measure_inception
+from diffit_lib.evaluation.provenance import Stamp
+from diffit_lib.evaluation.reference import Reference, Seen, reference_statistics
+from diffit_lib.utils.errors import DiffitError
+from diffit_lib.utils.files import sha256
 
 torch_fidelity = pytest.importorskip("torch_fidelity")
 network_module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")

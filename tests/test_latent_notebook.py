@@ -6,7 +6,7 @@ import nbformat
 import pytest
 from notebooks import ROOT, SMALL_LATENT, client, printed, read, red, shown
 
-from diffit_lib.backup import number_of
+from diffit_lib.notebook.drive import number_of
 
 LATENT = ROOT / "DiffiT_Latent_Space_Architecture.ipynb"
 SETTINGS = {"DATASET": "digits", "METRIC_SAMPLES": 40, "STEPS": 4, "OVERRIDES": SMALL_LATENT}

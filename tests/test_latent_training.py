@@ -7,19 +7,19 @@ import torch
 from safetensors import safe_open
 
 from diffit_lib import load
-from diffit_lib.autoencoders import VAECard, load_vae, save_vae
-from diffit_lib.codec import Deferred
-from diffit_lib.data import load_data
-from diffit_lib.errors import DiffitError
+from diffit_lib.checkpoints.autoencoders import VAECard, load_vae, save_vae
+from diffit_lib.checkpoints.weights import load_weights
+from diffit_lib.config.experiment import Recipe, VAERecipe
+from diffit_lib.config.models import Autoencoder
+from diffit_lib.data.datasets import load_data
+from diffit_lib.evaluation.evaluate import evaluate
+from diffit_lib.evaluation.reconstruction import legibility
+from diffit_lib.models.latent_space import Deferred
 from diffit_lib.models.vae import KLAutoencoder
-from diffit_lib.networks import Autoencoder
-from diffit_lib.pipeline import Pipeline
-from diffit_lib.recipe import Recipe, VAERecipe
-from diffit_lib.tasks.encode import encode
-from diffit_lib.tasks.evaluate import evaluate
-from diffit_lib.tasks.measure_vae import legibility
-from diffit_lib.tasks.train import train
-from diffit_lib.weights import load_weights
+from diffit_lib.sampling.pipeline import Pipeline
+from diffit_lib.training.encode import encode
+from diffit_lib.training.train import train
+from diffit_lib.utils.errors import DiffitError
 
 NETWORK = Autoencoder(
     image_size=(8, 8), in_channels=1, z_channels=2, channels=(8, 16), down=(True,), attn=(False, False), num_layers=1

@@ -8,13 +8,14 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader
 
-from diffit_lib import latents
-from diffit_lib.codec import PIXELS, Latents
-from diffit_lib.config import Training
-from diffit_lib.data import Images, TrainingStream
-from diffit_lib.errors import DiffitError
-from diffit_lib.latents import open_latents, write_latents
-from diffit_lib.tensors import to_float
+from diffit_lib.config.training import Training
+from diffit_lib.data import latent_cache as latents
+from diffit_lib.data.datasets import Images
+from diffit_lib.data.latent_cache import open_latents, write_latents
+from diffit_lib.data.stream import TrainingStream
+from diffit_lib.models.latent_space import PIXELS, Latents
+from diffit_lib.utils.errors import DiffitError
+from diffit_lib.utils.tensors import to_float
 
 
 class Halving(nn.Module):

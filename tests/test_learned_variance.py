@@ -7,16 +7,17 @@ import pytest
 import torch
 from torch import nn
 
-from diffit_lib.config import VP, Sampling
-from diffit_lib.denoiser import VPDenoiser, denoising_loss
-from diffit_lib.errors import DiffitError
-from diffit_lib.guidance import Clipped, guided
+from diffit_lib.config.diffusion import VP, Sampling
+from diffit_lib.config.models import Transformer
+from diffit_lib.diffusion.denoiser import VPDenoiser
+from diffit_lib.diffusion.guidance import Clipped, guided
+from diffit_lib.diffusion.loss import denoising_loss
+from diffit_lib.diffusion.samplers import ancestral
+from diffit_lib.diffusion.schedules import linear_betas, sigma_table
 from diffit_lib.models import build_network
-from diffit_lib.networks import Transformer
-from diffit_lib.noise import linear_betas, sigma_table
-from diffit_lib.pipeline import load
-from diffit_lib.samplers import ancestral
-from diffit_lib.tasks.train import train
+from diffit_lib.sampling.pipeline import load
+from diffit_lib.training.train import train
+from diffit_lib.utils.errors import DiffitError
 
 TABLE = sigma_table("linear", 1000)
 TINY = Transformer(image_size=(4, 4), width=16, depth=2, num_heads=2, num_classes=3, learned_variance=True)

@@ -10,11 +10,12 @@ import torch
 from image_files import fill, noise, zipped
 from torch.utils.data import DataLoader, TensorDataset
 
-from diffit_lib import decoding
-from diffit_lib.config import Training
-from diffit_lib.data import TrainingStream, load_data
-from diffit_lib.errors import DiffitError
-from diffit_lib.pictures import Pictures
+from diffit_lib.config.training import Training
+from diffit_lib.data import preprocess as decoding
+from diffit_lib.data.datasets import load_data
+from diffit_lib.data.sources import Pictures
+from diffit_lib.data.stream import TrainingStream
+from diffit_lib.utils.errors import DiffitError
 
 
 def test_what_images_take_is_said(capsys):

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffit_lib.errors import DiffitError
-from diffit_lib.metrics import (
+from diffit_lib.evaluation.metrics import (
     class_accuracy,
     copy_ratio,
     frechet_distance,
@@ -15,8 +14,9 @@ from diffit_lib.metrics import (
     measure_small,
     nearest,
 )
-from diffit_lib.references import evenly
-from diffit_lib.stamp import Stamp
+from diffit_lib.evaluation.provenance import Stamp
+from diffit_lib.evaluation.reference import evenly
+from diffit_lib.utils.errors import DiffitError
 
 
 def covariance(dim, rank, seed):

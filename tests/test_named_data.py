@@ -8,8 +8,8 @@ import pytest
 import torch
 from image_files import fill, plain, refused
 
-from diffit_lib import sources
-from diffit_lib.data import digits, load_data
+from diffit_lib.data import sources
+from diffit_lib.data.datasets import digits, load_data
 
 
 def idx(array):

@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from diffit_lib.errors import DiffitError
-from diffit_lib.noise import (
+from diffit_lib.diffusion.schedules import (
     alpha_bar_to_sigma,
     cosine_betas,
     karras,
@@ -17,6 +16,7 @@ from diffit_lib.noise import (
     sigma_to_t,
     t_to_sigma,
 )
+from diffit_lib.utils.errors import DiffitError
 
 SCHEDULES = ["linear", "cosine"]
 

@@ -21,8 +21,8 @@ from notebooks import ROOT, SMALL, client, printed, read, red, shown
 from pack_colab import pack
 from safetensors.torch import load_file, save_file
 
-from diffit_lib.backup import Backup, number_of
-from diffit_lib.extractors import inception_path
+from diffit_lib.evaluation.features import inception_path
+from diffit_lib.notebook.drive import Backup, number_of
 
 IMAGE = ROOT / "DiffiT_Image_Space_Architecture.ipynb"
 SETTINGS = {"DATASET": "digits", "TRAIN_MINUTES": 60, "METRIC_SAMPLES": 40, "OVERRIDES": SMALL}

@@ -8,20 +8,20 @@ import pytest
 import torch
 from IPython.core.interactiveshell import InteractiveShell
 
-from diffit_lib.backup import Backup
-from diffit_lib.data import Images, Split
-from diffit_lib.errors import DiffitError
-from diffit_lib.notebook import choose_weights, closing_card, how_to_draw, measure
-from diffit_lib.pipeline import load
-from diffit_lib.presets import preset
-from diffit_lib.tasks import evaluate as task
+from diffit_lib.config.presets import preset
+from diffit_lib.data.datasets import Images, Split
+from diffit_lib.evaluation import evaluate as task
+from diffit_lib.notebook.cells import choose_weights, closing_card, how_to_draw, measure
+from diffit_lib.notebook.drive import Backup
+from diffit_lib.sampling.pipeline import load
+from diffit_lib.utils.errors import DiffitError
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """A run without copies, an empty cache, and classifiers that hardly learn."""
     monkeypatch.setenv("DIFFIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("diffit_lib.extractors.TRAINING_IMAGES", 64)
+    monkeypatch.setattr("diffit_lib.evaluation.features.TRAINING_IMAGES", 64)
     return Backup(tmp_path / "run", None)
 
 
@@ -111,7 +111,7 @@ class TestClosingCard:
         self, weights, run, monkeypatch, source, digits
     ):
         shown = []
-        monkeypatch.setattr("diffit_lib.notebook.display", lambda html: shown.append(html.data))
+        monkeypatch.setattr("diffit_lib.notebook.cells.display", lambda html: shown.append(html.data))
         pipe = load(weights, device="cpu")
         pipe.card = replace(pipe.card, recipe=pipe.card.recipe.override(data=source))
         (run.run / "weights.safetensors").parent.mkdir()

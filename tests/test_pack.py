@@ -13,14 +13,13 @@ from image_files import COLOURS, fill, noise, one_line, plain, zipped
 from kills import finishes_killed_at_any_moment
 from PIL import Image
 
-from diffit_lib.cli import main
-from diffit_lib.crops import CROPS
-from diffit_lib.data import load_data
-from diffit_lib.errors import DiffitError
-from diffit_lib.pictures import Parts
-from diffit_lib.sources import NAMED, digits
-from diffit_lib.tasks import pack as task
-from diffit_lib.tasks.pack import pack
+from diffit_lib.cli.main import main
+from diffit_lib.data import pack as task
+from diffit_lib.data.datasets import load_data
+from diffit_lib.data.pack import pack
+from diffit_lib.data.preprocess import CROPS
+from diffit_lib.data.sources import NAMED, Parts, digits
+from diffit_lib.utils.errors import DiffitError
 
 SIZE = (6, 10)
 

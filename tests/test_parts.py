@@ -5,9 +5,9 @@ from hashlib import sha256
 import torch
 from PIL import Image
 
-from diffit_lib import pictures
-from diffit_lib.crops import to_pixels
-from diffit_lib.data import load_data
+from diffit_lib.data import sources as pictures
+from diffit_lib.data.datasets import load_data
+from diffit_lib.data.preprocess import to_pixels
 
 
 def drawn(count):

@@ -9,16 +9,18 @@ from image_files import fill, noise, one_line, plain
 from PIL import Image
 from safetensors.torch import load_file
 
-from diffit_lib.autoencoders import stable_diffusion_card
-from diffit_lib.cli import main
-from diffit_lib.errors import DiffitError
-from diffit_lib.presets import preset
-from diffit_lib.presets_vae import vae_preset
-from diffit_lib.sources import find_pictures
-from diffit_lib.tasks import appraise, describe_data, photos, rehearse
-from diffit_lib.tasks.photos import choose_recipe
-from diffit_lib.tasks.survey import look
-from diffit_lib.tasks.train import train as train_recipe
+from diffit_lib.checkpoints.autoencoders import stable_diffusion_card
+from diffit_lib.cli import info as describe_data
+from diffit_lib.cli.main import main
+from diffit_lib.config.presets import preset, vae_preset
+from diffit_lib.data.inspect import look
+from diffit_lib.data.sources import find_pictures
+from diffit_lib.reports import auto as photos
+from diffit_lib.reports import cost as rehearse
+from diffit_lib.reports import diagnosis as appraise
+from diffit_lib.reports.auto import choose_recipe
+from diffit_lib.training.train import train as train_recipe
+from diffit_lib.utils.errors import DiffitError
 
 TINY = {"width": 8, "batch_size": 4, "max_steps": 2, "num_heads": 2, "steps": 2}
 
@@ -32,8 +34,8 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr(rehearse, "ENOUGH", 0.0)
     monkeypatch.setattr(describe_data, "SECONDS", 0.5)
     monkeypatch.setattr(appraise, "MOST", 32)
-    monkeypatch.setattr("diffit_lib.extractors.TRAINING_IMAGES", 64)
-    monkeypatch.setattr("diffit_lib.tasks.report.GRID", 4)
+    monkeypatch.setattr("diffit_lib.evaluation.features.TRAINING_IMAGES", 64)
+    monkeypatch.setattr("diffit_lib.training.snapshot.GRID", 4)
     monkeypatch.setitem(photos.ON_CPU, "pixels", TINY | {"num_blocks": 1, "time_dim": 16, "minutes": None})
     monkeypatch.setitem(photos.ON_CPU, "latents", TINY | {"depth": 1, "minutes": None, "workers": 0})
     vae = {"channels": (8, 8), "patch": 4, "down": (True,), "attn": (False, False), "batch_size": 4, "max_steps": 2}

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 import diffit_lib
-from diffit_lib.errors import DiffitError
-from diffit_lib.pipeline import load
+from diffit_lib.sampling.pipeline import load
+from diffit_lib.utils.errors import DiffitError
 
 
 @pytest.fixture(scope="module")

@@ -10,17 +10,16 @@ import pytest
 import torch
 from PIL import Image
 
-from diffit_lib import sources
-from diffit_lib.autoencoders import STABLE_DIFFUSION, load_vae, save_vae
-from diffit_lib.colab import copies_folder
-from diffit_lib.data import Images, digits
-from diffit_lib.errors import DiffitError
-from diffit_lib.files import READY_MADE
-from diffit_lib.notebook import choose_vae, choose_weights, examples, open_run
-from diffit_lib.presets import preset
-from diffit_lib.presets_vae import vae_preset
-from diffit_lib.published import PUBLISHED
-from diffit_lib.tasks.plan import LATENT_SPACE, parse, plan, plan_latent, ready_made
+from diffit_lib.checkpoints.autoencoders import load_vae, save_vae
+from diffit_lib.checkpoints.hub import PUBLISHED
+from diffit_lib.config.presets import LATENT_SPACE, STABLE_DIFFUSION, preset, vae_preset
+from diffit_lib.data import sources
+from diffit_lib.data.datasets import Images, digits
+from diffit_lib.notebook.cells import choose_vae, choose_weights, examples, open_run
+from diffit_lib.notebook.drive import copies_folder
+from diffit_lib.notebook.form import parse, plan, plan_latent, ready_made
+from diffit_lib.utils.errors import DiffitError
+from diffit_lib.utils.files import READY_MADE
 
 
 @pytest.fixture
@@ -37,7 +36,7 @@ def offline(monkeypatch):
 @pytest.fixture
 def gpu(monkeypatch):
     """The plan is made for a GPU."""
-    monkeypatch.setattr("diffit_lib.tasks.plan.best_device", lambda: type("Device", (), {"type": "cuda"}))
+    monkeypatch.setattr("diffit_lib.notebook.form.best_device", lambda: type("Device", (), {"type": "cuda"}))
 
 
 @pytest.fixture
@@ -54,7 +53,7 @@ class TestPlan:
     def test_auto_means_the_data_of_the_preset_that_is_named(self, monkeypatch):
         asked = []
         monkeypatch.setattr(
-            "diffit_lib.tasks.plan.recipe_data", lambda recipe: (asked.append(recipe.data), digits())[1]
+            "diffit_lib.notebook.form.recipe_data", lambda recipe: (asked.append(recipe.data), digits())[1]
         )
         plan("auto", "mnist")
         assert asked == ["mnist"]

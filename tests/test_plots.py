@@ -5,7 +5,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from diffit_lib.plots import compare_runs, enlargement, loss_curve, tile, write_figure, write_png
+from diffit_lib.utils.plots import compare_runs, enlargement, loss_curve, tile, write_figure, write_png
 
 ROWS = [
     {"images": "16", "loss": "1.5", "test_loss": "2.0", "test_loss_0.1": "1.0", "test_loss_2": "3.0"},

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from diffit_lib.processes import place, wait_for
+from diffit_lib.utils.distributed import place, wait_for
 
 STARTERS = {
     "alone": ({}, (0, 1, 0)),

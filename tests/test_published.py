@@ -13,13 +13,13 @@ import requests
 from requests.adapters import HTTPAdapter
 from urllib3 import HTTPResponse
 
-from diffit_lib import published
-from diffit_lib.cli import main
-from diffit_lib.errors import DiffitError
-from diffit_lib.files import sha256
-from diffit_lib.pipeline import load
-from diffit_lib.published import PUBLISHED, from_drive, published_weights
-from diffit_lib.weights import find_weights
+from diffit_lib.checkpoints import hub as published
+from diffit_lib.checkpoints.hub import PUBLISHED, from_drive, published_weights
+from diffit_lib.checkpoints.weights import find_weights
+from diffit_lib.cli.main import main
+from diffit_lib.sampling.pipeline import load
+from diffit_lib.utils.errors import DiffitError
+from diffit_lib.utils.files import sha256
 
 CONTENT = b"not really weights" * 100_000
 QUOTA = '<p class="uc-error-subcaption">Too many users have viewed or downloaded this file recently.</p>'
@@ -192,7 +192,7 @@ class TestDownload:
     def test_killed_half_way_leaves_nothing_under_the_final_name(self, tmp_path):
         kill = (
             "import os, signal, sys, gdown\n"
-            "from diffit_lib.published import from_drive\n"
+            "from diffit_lib.checkpoints.hub import from_drive\n"
             "def half(output, **_):\n"
             "    output.write(b'half')\n"
             "    output.flush()\n"
@@ -208,6 +208,6 @@ class TestDownload:
 
 
 def test_the_module_is_there_without_gdown():
-    code = "import sys; sys.modules['gdown'] = sys.modules['requests'] = None; import diffit_lib.published"
+    code = "import sys; sys.modules['gdown'] = sys.modules['requests'] = None; import diffit_lib.checkpoints.hub"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert published.PUBLISHED.keys() >= {"cifar10", "ffhq64"}

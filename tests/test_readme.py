@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from diffit_lib.cli import parser, with_underscores
+from diffit_lib.checkpoints.weights import load_weights
+from diffit_lib.cli.main import parser, with_underscores
+from diffit_lib.config.presets import preset
 from diffit_lib.models import build_network
-from diffit_lib.presets import preset
-from diffit_lib.tasks.info import parameters
-from diffit_lib.weights import load_weights
+from diffit_lib.models.cost import parameters
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

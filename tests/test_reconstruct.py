@@ -5,12 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
-from diffit_lib.autoencoders import load_vae
-from diffit_lib.data import Split
-from diffit_lib.errors import DiffitError
-from diffit_lib.tasks.encode import encode
-from diffit_lib.tasks.measure_vae import measure_vae, reconstructions
-from diffit_lib.tasks.reconstruct import reconstruct
+from diffit_lib.checkpoints.autoencoders import load_vae
+from diffit_lib.data.datasets import Split
+from diffit_lib.evaluation.reconstruction import measure_vae, reconstruct, reconstructions
+from diffit_lib.training.encode import encode
+from diffit_lib.utils.errors import DiffitError
 
 
 def pixels(path):

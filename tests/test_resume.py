@@ -18,12 +18,13 @@ import torch
 from safetensors.torch import load_file
 from together import FORKSERVER
 
-from diffit_lib import tensor_files, training
-from diffit_lib.errors import DiffitError
-from diffit_lib.pipeline import load
-from diffit_lib.tasks import train as task
-from diffit_lib.tasks.train import train
-from diffit_lib.training_diffusion import DiffusionModule
+from diffit_lib.checkpoints import safetensors_io as tensor_files
+from diffit_lib.sampling.pipeline import load
+from diffit_lib.training import callbacks
+from diffit_lib.training import train as task
+from diffit_lib.training.diffusion import DiffusionModule
+from diffit_lib.training.train import train
+from diffit_lib.utils.errors import DiffitError
 
 
 def die(*_, **__):
@@ -153,7 +154,7 @@ def stop(monkeypatch):
 def clock(monkeypatch):
     """Time in which every look at it takes a second."""
     seconds = count()
-    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: float(next(seconds))))
+    monkeypatch.setattr(callbacks, "time", SimpleNamespace(monotonic=lambda: float(next(seconds))))
 
 
 class TestKilled:

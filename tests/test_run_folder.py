@@ -11,20 +11,20 @@ import yaml
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
-from diffit_lib import presets, run_folder
-from diffit_lib.cli import main
-from diffit_lib.data import Images, Split
-from diffit_lib.errors import DiffitError
-from diffit_lib.files import write_text
-from diffit_lib.options import asked_for
-from diffit_lib.presets import PRESETS, preset
-from diffit_lib.presets_vae import VAE_PRESETS
-from diffit_lib.recipe import Recipe, VAERecipe
-from diffit_lib.run_folder import keep_newest, new_folder, numbers, read_options, write_options
-from diffit_lib.tasks import train as task
-from diffit_lib.tasks.record import Record, RunLog
-from diffit_lib.tasks.report import show_reals
-from diffit_lib.tasks.train import train
+from diffit_lib.cli.main import main
+from diffit_lib.cli.options import asked_for
+from diffit_lib.config import presets
+from diffit_lib.config.experiment import Recipe, VAERecipe
+from diffit_lib.config.presets import PRESETS, VAE_PRESETS, preset
+from diffit_lib.data.datasets import Images, Split
+from diffit_lib.training import run_dir as run_folder
+from diffit_lib.training import train as task
+from diffit_lib.training.logs import Record, RunLog
+from diffit_lib.training.run_dir import keep_newest, new_folder, numbers, read_options, write_options
+from diffit_lib.training.snapshot import show_reals
+from diffit_lib.training.train import train
+from diffit_lib.utils.errors import DiffitError
+from diffit_lib.utils.files import write_text
 
 
 class TestNumber:
@@ -168,7 +168,7 @@ class TestLog:
         return [line[20:] for line in (run / "log.txt").read_text().splitlines()]
 
     def test_holds_what_was_said_before_the_run_had_a_folder_and_why_it_ended(self, tmp_path, capsys):
-        from diffit_lib.pictures import say
+        from diffit_lib.utils.logging import say
 
         with pytest.raises(KeyError), RunLog() as log:
             say("the data are small")
@@ -211,7 +211,7 @@ class TestFolder:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setitem(presets.PRESETS, "digits", tiny.override(name="digits", max_steps=1))
         monkeypatch.setattr(task, "show", lambda module, **_: None)
-        monkeypatch.setattr("diffit_lib.tasks.page.write_page", lambda run: None)
+        monkeypatch.setattr("diffit_lib.reports.html_report.write_page", lambda run: None)
 
     def test_is_new_at_every_start_and_gone_on_with_by_name(self, quick, tmp_path, capsys):
         for command in ("train digits", "train digits --name second", "train --run runs/00001-second --max-steps=3"):

@@ -16,15 +16,15 @@ import pytest
 import torch
 from PIL import Image
 
-from diffit_lib import files
-from diffit_lib.errors import DiffitError
-from diffit_lib.pipeline import load
-from diffit_lib.processes import Place
-from diffit_lib.tasks import album
-from diffit_lib.tasks.archives import write_npz
-from diffit_lib.tasks.choice import class_folder, ranges
-from diffit_lib.tasks.sample import sample
-from diffit_lib.tensors import digest
+from diffit_lib.sampling import writer as album
+from diffit_lib.sampling.pipeline import load
+from diffit_lib.sampling.sample import sample
+from diffit_lib.sampling.selection import class_folder, ranges
+from diffit_lib.sampling.writer import write_npz
+from diffit_lib.utils import files
+from diffit_lib.utils.distributed import Place
+from diffit_lib.utils.errors import DiffitError
+from diffit_lib.utils.tensors import digest
 
 FORMS = ("png", "zip", "npz", "grid")
 QUICK = {"steps": 2, "sampler": "euler"}
@@ -242,7 +242,7 @@ def kill_at(monkeypatch):
 def fast(weights, monkeypatch):
     """The weights are read once, and images are plain grey, a shade for each seed and class."""
     pipe = load(weights)
-    monkeypatch.setattr("diffit_lib.tasks.sample.load", lambda *_, **__: pipe)
+    monkeypatch.setattr("diffit_lib.sampling.sample.load", lambda *_, **__: pipe)
 
     def shades(self, batch):
         return np.stack([np.full((8, 8, 1), 9 * image.seed + image.label, np.uint8) for image in batch])
@@ -301,8 +301,8 @@ class TestBrokenOff:
         """In the middle of its second batch."""
         script = """
 import os, signal, sys
-from diffit_lib import files
-from diffit_lib.tasks.sample import sample
+from diffit_lib.utils import files
+from diffit_lib.sampling.sample import sample
 replace = os.replace
 def put(beside, path):
     if path.name == "000012.png":
@@ -333,9 +333,9 @@ class TestProcesses:
             return pictures(self, batch)
 
         monkeypatch.setattr(album.Album, "pictures", counted)
-        for module in ("album", "sample"):
+        for module in ("writer", "sample"):
             monkeypatch.setattr(
-                f"diffit_lib.tasks.{module}.place", lambda: Place(int(threading.current_thread().name), 2)
+                f"diffit_lib.sampling.{module}.place", lambda: Place(int(threading.current_thread().name), 2)
             )
         share = [
             threading.Thread(target=sample, args=(weights, tmp_path / "two"), kwargs=options, name=name, daemon=True)

@@ -7,11 +7,11 @@ import pytest
 import torch
 from analytic import Gaussian, final, moments
 
-from diffit_lib.config import SAMPLER_OPTIONS, VP, Sampling
-from diffit_lib.denoiser import VPDenoiser
-from diffit_lib.guidance import Guided, PowerCosine
-from diffit_lib.noise import karras, linear_betas, respaced, sigma_table, sigma_to_t
-from diffit_lib.samplers import SAMPLERS, ancestral, dpm_solver_pp_2m, euler, heun
+from diffit_lib.config.diffusion import SAMPLER_OPTIONS, VP, Sampling
+from diffit_lib.diffusion.denoiser import VPDenoiser
+from diffit_lib.diffusion.guidance import Guided, PowerCosine
+from diffit_lib.diffusion.samplers import SAMPLERS, ancestral, dpm_solver_pp_2m, euler, heun
+from diffit_lib.diffusion.schedules import karras, linear_betas, respaced, sigma_table, sigma_to_t
 
 EVERY = [euler, heun, dpm_solver_pp_2m, ancestral]
 TABLE = sigma_table("linear", 1000)

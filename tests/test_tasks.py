@@ -7,25 +7,25 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from publish import publish
 from safetensors.torch import load_file
 
-from diffit_lib import presets
-from diffit_lib.errors import DiffitError
-from diffit_lib.pipeline import load
-from diffit_lib.presets import PRESETS
-from diffit_lib.tasks.demo import demo, table
-from diffit_lib.tasks.evaluate import evaluate
-from diffit_lib.tasks.info import info
-from diffit_lib.tasks.publish import publish
-from diffit_lib.tasks.train import train
-from diffit_lib.training_diffusion import DiffusionModule
+from diffit_lib.cli.demo import demo, table
+from diffit_lib.cli.info import info
+from diffit_lib.config import presets
+from diffit_lib.config.presets import PRESETS
+from diffit_lib.evaluation.evaluate import evaluate
+from diffit_lib.sampling.pipeline import load
+from diffit_lib.training.diffusion import DiffusionModule
+from diffit_lib.training.train import train
+from diffit_lib.utils.errors import DiffitError
 
 
 @pytest.fixture(scope="module", autouse=True)
 def hasty_classifier(tmp_path_factory):
     """The classifiers see the training images once, and are kept for this module alone."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("diffit_lib.extractors.TRAINING_IMAGES", 0)
+        patch.setattr("diffit_lib.evaluation.features.TRAINING_IMAGES", 0)
         patch.setenv("DIFFIT_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diffit_lib.tensors import (
+from diffit_lib.utils.tensors import (
     SeededNoise,
     autocast,
     best_precision,

@@ -8,21 +8,22 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
 
-from diffit_lib import perceptual
-from diffit_lib.autoencoders import load_vae
-from diffit_lib.codec import Latents
-from diffit_lib.data import Split, TrainingStream
-from diffit_lib.errors import DiffitError
-from diffit_lib.extractors import train_classifier
-from diffit_lib.metrics import class_accuracy
+from diffit_lib.checkpoints.autoencoders import load_vae
+from diffit_lib.config.presets import VAE_PRESETS, vae_preset
+from diffit_lib.data.datasets import Split
+from diffit_lib.data.stream import TrainingStream
+from diffit_lib.evaluation.features import train_classifier
+from diffit_lib.evaluation.metrics import class_accuracy
+from diffit_lib.evaluation.reconstruction import measure_vae, reconstructions
+from diffit_lib.models import lpips as perceptual
 from diffit_lib.models.discriminator import PatchDiscriminator, hinge
+from diffit_lib.models.latent_space import Latents
+from diffit_lib.models.lpips import load_perceptual, perceptual_from
 from diffit_lib.models.vae import KLAutoencoder
-from diffit_lib.perceptual import load_perceptual, perceptual_from
-from diffit_lib.presets_vae import VAE_PRESETS, vae_preset
-from diffit_lib.tasks import train_vae as task
-from diffit_lib.tasks.measure_vae import measure_vae, reconstructions
-from diffit_lib.tasks.train_vae import train_vae
-from diffit_lib.training_vae import AutoencoderModule, divergence, latent_statistics
+from diffit_lib.training import train_vae as task
+from diffit_lib.training.autoencoder import AutoencoderModule, divergence, latent_statistics
+from diffit_lib.training.train_vae import train_vae
+from diffit_lib.utils.errors import DiffitError
 
 TINY = VAE_PRESETS["vae-digits"].override(
     name="tiny", channels=(8, 8), down=(True,), attn=(False, False), patch=1, max_steps=4, minutes=None,
@@ -338,7 +339,7 @@ class TestMeasures:
         assert numbers["psnr"] > 80
 
     def test_lpips_is_taken_where_vgg_is_at_hand(self, lpips, tmp_path, monkeypatch, offline):
-        monkeypatch.setattr("diffit_lib.tasks.measure_vae.load_perceptual", lambda path: lpips)
+        monkeypatch.setattr("diffit_lib.evaluation.reconstruction.load_perceptual", lambda path: lpips)
         codec = Latents(KLAutoencoder(TestWithoutVGG.RECIPE.network), torch.zeros(4), torch.ones(4))
         images = torch.randint(256, (3, 1, 16, 16), dtype=torch.uint8)
         assert measure_vae(codec, images, vgg=tmp_path / "vgg.pth")["lpips"] > 0

@@ -8,16 +8,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from diffit_lib import training, training_diffusion
-from diffit_lib.config import EDM, Training
-from diffit_lib.data import Images, TrainingStream
-from diffit_lib.denoiser import EDMDenoiser
-from diffit_lib.errors import DiffitError
-from diffit_lib.pipeline import Pipeline
-from diffit_lib.tasks.train import resolve, train
-from diffit_lib.training import HalfLife, append_row
-from diffit_lib.training_diffusion import DiffusionModule, loss_by_level
-from diffit_lib.weights import build_denoiser
+from diffit_lib.checkpoints.weights import build_denoiser
+from diffit_lib.config.diffusion import EDM
+from diffit_lib.config.training import Training
+from diffit_lib.data.datasets import Images
+from diffit_lib.data.stream import TrainingStream
+from diffit_lib.diffusion.denoiser import EDMDenoiser
+from diffit_lib.sampling.pipeline import Pipeline
+from diffit_lib.training import callbacks
+from diffit_lib.training import diffusion as training_diffusion
+from diffit_lib.training import module as training
+from diffit_lib.training.diffusion import DiffusionModule, loss_by_level
+from diffit_lib.training.logs import append_row
+from diffit_lib.training.module import HalfLife
+from diffit_lib.training.train import resolve, train
+from diffit_lib.utils.errors import DiffitError
 
 
 def state(module):
@@ -73,7 +78,7 @@ def spoil(monkeypatch):
 def clock(monkeypatch):
     """Time in which every look at it takes a second."""
     seconds = count()
-    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: float(next(seconds))))
+    monkeypatch.setattr(callbacks, "time", SimpleNamespace(monotonic=lambda: float(next(seconds))))
 
 
 def norm(gradients):
@@ -176,7 +181,7 @@ class TestOptimizer:
         recomputed = []
         checkpoint = torch.utils.checkpoint.checkpoint
         monkeypatch.setattr(
-            "diffit_lib.models.image.checkpoint", lambda *a, **k: recomputed.append(a) or checkpoint(*a, **k)
+            "diffit_lib.models.image_diffit.checkpoint", lambda *a, **k: recomputed.append(a) or checkpoint(*a, **k)
         )
         plain = fit(tiny.override(dropout=0.2), run="plain")
         assert not recomputed
@@ -264,7 +269,7 @@ class TestStop:
 class TestReport:
     def test_comes_every_few_minutes_and_at_the_end(self, tiny, data, clock, tmp_path, monkeypatch):
         seen = []
-        monkeypatch.setattr("diffit_lib.tasks.train.show", lambda module, **_: seen.append(module.global_step))
+        monkeypatch.setattr("diffit_lib.training.train.show", lambda module, **_: seen.append(module.global_step))
         train(tiny.override(max_steps=50, report_minutes=0.5, accumulate=2), tmp_path, data, progress=False)
         assert 3 <= len(seen) < 10
         assert seen[-1] == 50
@@ -278,11 +283,11 @@ class TestReport:
 
         def show(module, **_):
             for _ in range(takes):
-                training.time.monotonic()
+                callbacks.time.monotonic()
 
-        begin = training.time.monotonic()
-        monkeypatch.setattr("diffit_lib.tasks.train.show", show)
-        told = {"progress": False, "after_save": lambda: starts.append(training.time.monotonic())}
+        begin = callbacks.time.monotonic()
+        monkeypatch.setattr("diffit_lib.training.train.show", show)
+        told = {"progress": False, "after_save": lambda: starts.append(callbacks.time.monotonic())}
         train(tiny.override(max_steps=80, report_minutes=0.5), tmp_path, data, **told)
         assert starts[0] - begin < 20  # the first picture comes early
         assert all(apart <= later - earlier < apart + 6 for earlier, later in pairwise(starts[:-1]))
@@ -290,7 +295,7 @@ class TestReport:
 
     def test_checkpoint_can_be_copied_before_and_after_it_is_shown(self, tiny, data, tmp_path, monkeypatch):
         order = []
-        monkeypatch.setattr("diffit_lib.tasks.train.show", lambda module, **_: order.append("shown"))
+        monkeypatch.setattr("diffit_lib.training.train.show", lambda module, **_: order.append("shown"))
         hooks = {"after_save": lambda: order.append((tmp_path / "last.ckpt").is_file())}
         hooks["after_report"] = lambda: order.append("reported")
         train(tiny, tmp_path, data, progress=False, **hooks)
@@ -300,7 +305,7 @@ class TestReport:
         def fail(module, **_):
             raise RuntimeError("no display")
 
-        monkeypatch.setattr("diffit_lib.tasks.train.show", fail)
+        monkeypatch.setattr("diffit_lib.training.train.show", fail)
         with pytest.raises(RuntimeError, match="no display"):
             train(tiny, tmp_path, data, progress=False)
         assert torch.load(tmp_path / "last.ckpt")["global_step"] == 4
@@ -345,20 +350,20 @@ class TestReport:
             return call(self, seeds, labels, **settings)
 
         monkeypatch.setattr(Pipeline, "__call__", spied)
-        monkeypatch.setattr(training.Report, "save", lambda self, trainer: modules.append(trainer.lightning_module))
+        monkeypatch.setattr(callbacks.Report, "save", lambda self, trainer: modules.append(trainer.lightning_module))
         train(tiny, tmp_path, data, progress=False)
         assert drawn == [(modules[0].average, list(range(32)), [k % 10 for k in range(32)])]
 
     def test_weights_are_the_averages_and_the_raw_ones(self, tiny, data, tmp_path, monkeypatch):
         modules = []
-        monkeypatch.setattr(training.Report, "save", lambda self, trainer: modules.append(trainer.lightning_module))
+        monkeypatch.setattr(callbacks.Report, "save", lambda self, trainer: modules.append(trainer.lightning_module))
         tensors = load_file(train(tiny, tmp_path, data, progress=False))
         for prefix, denoiser in (("ema.", modules[0].average), ("raw.", modules[0].denoiser)):
             assert all(torch.equal(tensors[prefix + name], tensor) for name, tensor in denoiser.state_dict().items())
         assert not torch.equal(tensors["ema.network.head.weight"], tensors["raw.network.head.weight"])
 
     def test_progress_is_one_bar_with_images_per_second_and_time_left(self, tiny, data, tmp_path, capsys, monkeypatch):
-        monkeypatch.setattr("diffit_lib.tasks.train.show", lambda module, **_: None)
+        monkeypatch.setattr("diffit_lib.training.train.show", lambda module, **_: None)
         train(tiny, tmp_path, data)
         out, err = capsys.readouterr()
         assert out == ""
@@ -371,14 +376,14 @@ class TestReport:
 
 class TestPrecision:
     def test_is_picked_for_the_device_and_written_into_the_options(self, fit, tiny, tmp_path, monkeypatch):
-        monkeypatch.setattr("diffit_lib.tasks.run.best_precision", lambda device: "bf16-mixed")
+        monkeypatch.setattr("diffit_lib.training.fit.best_precision", lambda device: "bf16-mixed")
         module = fit(tiny)
         assert "\nprecision: bf16-mixed\n" in (tmp_path / "run" / "options.yaml").read_text()
         assert module.trainer.precision == "bf16-mixed"
         assert all(parameter.dtype == torch.float32 for parameter in module.parameters())
 
     def test_given_one_is_taken(self, fit, tiny, monkeypatch):
-        monkeypatch.setattr("diffit_lib.tasks.run.best_precision", lambda device: "bf16-mixed")
+        monkeypatch.setattr("diffit_lib.training.fit.best_precision", lambda device: "bf16-mixed")
         assert fit(tiny.override(precision="32-true")).trainer.precision == "32-true"
 
 

@@ -8,14 +8,15 @@ import torch
 from published_formulas import published_network
 from torch import nn
 
-from diffit_lib.blocks import AdaLNBlock
-from diffit_lib.errors import DiffitError
+from diffit_lib.cli.info import describe
+from diffit_lib.config.models import Transformer
+from diffit_lib.config.presets import preset
 from diffit_lib.models import build_network
-from diffit_lib.networks import Transformer
-from diffit_lib.pipeline import load
-from diffit_lib.presets import preset
-from diffit_lib.tasks.info import cost, describe
-from diffit_lib.tasks.train import train
+from diffit_lib.models.blocks import AdaLNBlock
+from diffit_lib.models.cost import cost
+from diffit_lib.sampling.pipeline import load
+from diffit_lib.training.train import train
+from diffit_lib.utils.errors import DiffitError
 
 SMALL = Transformer(image_size=(4, 6), width=16, depth=2, num_heads=2, num_classes=3, learned_variance=True)
 KINDS = ["diffit", "dit"]

@@ -7,11 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from diffit_lib.autoencoders import STABLE_DIFFUSION, VAECard, load_vae, save_vae
-from diffit_lib.errors import DiffitError
+from diffit_lib.checkpoints.autoencoders import VAECard, load_vae, save_vae
+from diffit_lib.config.experiment import VAERecipe
+from diffit_lib.config.models import Autoencoder
+from diffit_lib.config.presets import STABLE_DIFFUSION
 from diffit_lib.models.vae import KLAutoencoder
-from diffit_lib.networks import Autoencoder
-from diffit_lib.recipe import VAERecipe
+from diffit_lib.utils.errors import DiffitError
 
 SMALL = Autoencoder(image_size=(16, 16), channels=(8, 16), down=(True,), attn=(False, True), num_layers=1)
 

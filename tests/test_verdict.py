@@ -2,7 +2,7 @@
 
 import pytest
 
-from diffit_lib.tasks.verdict import judge
+from diffit_lib.reports.diagnosis import judge
 
 
 def rows(test, loss=None, images=None):

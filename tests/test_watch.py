@@ -6,14 +6,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from diffit_lib.data import Images
-from diffit_lib.metrics import frechet_distance
-from diffit_lib.pipeline import load
-from diffit_lib.tasks import watch
-from diffit_lib.tasks.train import train
-from diffit_lib.tasks.watch import SHARE, WATCHED, Watch
-from diffit_lib.training import append_row, read_rows
-from diffit_lib.weights import load_weights
+from diffit_lib.checkpoints.weights import load_weights
+from diffit_lib.data.datasets import Images
+from diffit_lib.evaluation.metrics import frechet_distance
+from diffit_lib.sampling.pipeline import load
+from diffit_lib.training import online_metrics as watch
+from diffit_lib.training.logs import append_row, read_rows
+from diffit_lib.training.online_metrics import SHARE, WATCHED, Watch
+from diffit_lib.training.train import train
 
 CPU = torch.device("cpu")
 UNKNOWN = Images("photos/train", torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64), ())
@@ -102,7 +102,7 @@ def test_run_begun_before_there_was_a_distance_goes_on(tiny, data, tmp_path, mon
         append_row(run / "metrics.csv", {"images": module.images_seen, "test_loss_0.1": 1.0})
 
     with monkeypatch.context() as patched:
-        patched.setattr("diffit_lib.tasks.train.show", old_row)
+        patched.setattr("diffit_lib.training.train.show", old_row)
         train(tiny.override(max_steps=2), tmp_path, data, progress=False)
     monkeypatch.setattr(watch, "SHARE", 1e9)
     train(tiny, tmp_path, data, progress=False)

@@ -10,11 +10,11 @@ from conftest import TINY
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from diffit_lib.autoencoders import load_vae
-from diffit_lib.config import VP
-from diffit_lib.errors import DiffitError
-from diffit_lib.files import READY_MADE
-from diffit_lib.weights import Card, build_denoiser, find_weights, load_weights, save_weights
+from diffit_lib.checkpoints.autoencoders import load_vae
+from diffit_lib.checkpoints.weights import Card, build_denoiser, find_weights, load_weights, save_weights
+from diffit_lib.config.diffusion import VP
+from diffit_lib.utils.errors import DiffitError
+from diffit_lib.utils.files import READY_MADE
 
 
 def read(path):
@@ -101,7 +101,7 @@ class TestRoundTrip:
 
         denoiser, card = load_weights(weights)
         (tmp_path / "file.safetensors").write_bytes(b"old")
-        monkeypatch.setattr("diffit_lib.tensor_files.save_file", fail)
+        monkeypatch.setattr("diffit_lib.checkpoints.safetensors_io.save_file", fail)
         with pytest.raises(OSError, match="disk full"):
             save_weights(tmp_path / "file.safetensors", card, denoiser)
         assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
@@ -190,7 +190,7 @@ class TestRefused:
 
 class TestFindWeights:
     def test_takes_a_path_and_else_a_name(self, weights, tmp_path, monkeypatch):
-        monkeypatch.setattr("diffit_lib.weights.READY_MADE", weights.parent)
+        monkeypatch.setattr("diffit_lib.checkpoints.weights.READY_MADE", weights.parent)
         assert find_weights(weights) == weights
         assert find_weights("tiny") == weights
         monkeypatch.chdir(tmp_path)
@@ -198,7 +198,7 @@ class TestFindWeights:
         assert find_weights("tiny").resolve() == tmp_path / "tiny"
 
     def test_says_which_names_there_are(self, weights, monkeypatch):
-        monkeypatch.setattr("diffit_lib.weights.READY_MADE", weights.parent)
+        monkeypatch.setattr("diffit_lib.checkpoints.weights.READY_MADE", weights.parent)
         with pytest.raises(DiffitError, match=r"no weights file 'huge'; .* ready-made ones: tiny"):
             find_weights("huge")
 

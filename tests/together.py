@@ -7,7 +7,7 @@ import socket
 
 FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(
-    ["diffit_lib.tasks.train", "sklearn.datasets", "sklearn.model_selection", "torch._dynamo", "torch.nn.parallel"]
+    ["diffit_lib.training.train", "sklearn.datasets", "sklearn.model_selection", "torch._dynamo", "torch.nn.parallel"]
 )
 
 

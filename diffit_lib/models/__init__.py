@@ -1,8 +1,8 @@
 """The networks: architecture only."""
 
-from diffit_lib.models.image import ImageDiffiT
+from diffit_lib.config.models import ImageNetwork, Transformer
+from diffit_lib.models.image_diffit import ImageDiffiT
 from diffit_lib.models.transformer import DiffusionTransformer
-from diffit_lib.networks import ImageNetwork, Transformer
 
 
 def build_network(config: ImageNetwork | Transformer) -> ImageDiffiT | DiffusionTransformer:

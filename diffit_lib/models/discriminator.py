@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffit_lib.blocks import group_norm
+from diffit_lib.models.blocks import group_norm
 
 
 class PatchDiscriminator(nn.Module):

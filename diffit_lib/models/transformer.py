@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from diffit_lib.blocks import AdaLNBlock, DiffiTBlock, TimeToken, modulate, sinusoid
-from diffit_lib.networks import Transformer
-from diffit_lib.tensors import unpatchify
+from diffit_lib.config.models import Transformer
+from diffit_lib.models.blocks import AdaLNBlock, DiffiTBlock, TimeToken, modulate, sinusoid
+from diffit_lib.utils.tensors import unpatchify
 
 FREQUENCIES = 256  # of the time embedding: cosines first, no end point, no swish at its end
 

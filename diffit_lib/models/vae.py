@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffit_lib.blocks import Upsample, group_norm
-from diffit_lib.networks import Autoencoder
+from diffit_lib.config.models import Autoencoder
+from diffit_lib.models.blocks import Upsample, group_norm
 
 
 class ResBlock(nn.Module):

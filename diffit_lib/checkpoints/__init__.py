@@ -1,0 +1,1 @@
+"""Weights files: ours, autoencoders, and those that others published."""

@@ -1,0 +1,202 @@
+"""`info`: what a preset or a weights file is."""
+
+import math
+from collections import Counter
+from pathlib import Path
+from typing import cast
+
+import torch
+
+from diffit_lib.checkpoints.autoencoders import load_vae
+from diffit_lib.checkpoints.weights import few, find_weights, load_weights
+from diffit_lib.checkpoints.weights import image_shape as shape_of
+from diffit_lib.config.experiment import AnyRecipe, Recipe, VAERecipe
+from diffit_lib.config.models import ImageNetwork, Transformer
+from diffit_lib.config.presets import LONGEST, PRESETS, VAE_PRESETS
+from diffit_lib.data.inspect import Survey, look_at_all
+from diffit_lib.data.sources import NAMED, Parts, find_pictures
+from diffit_lib.models.cost import cost, parameters
+from diffit_lib.models.vae import KLAutoencoder
+from diffit_lib.reports.auto import Choice, choose_recipe
+from diffit_lib.reports.cost import Pace, autoencoder_cost, diffusion_cost, rehearse, size
+from diffit_lib.utils.errors import DiffitError
+from diffit_lib.utils.files import READY_MADE
+from diffit_lib.utils.tensors import best_device, device_name
+
+
+def info(name: str | Path) -> str:
+    """A few lines on a preset and the ready-made weights of its name, or on a weights file."""
+    if str(name) in VAE_PRESETS and not Path(name).is_file():
+        return describe_vae(VAE_PRESETS[str(name)])
+    if str(name) not in PRESETS or Path(name).is_file():
+        return describe_weights(name)
+    lines = [f"preset {describe(PRESETS[str(name)])}"]
+    if (READY_MADE / f"{name}.safetensors").is_file():
+        lines.append(describe_weights(name))
+    return "\n".join(lines)
+
+
+def describe_vae(recipe: VAERecipe) -> str:
+    """An autoencoder's preset: what goes in, what its latents are, how large it is."""
+    network, training = recipe.network, recipe.training
+    with torch.device("meta"):
+        count = parameters(KLAutoencoder(network))
+    shapes = (network.shape, network.latent_shape)
+    sizes = [f"{height}x{width}x{channels}" for channels, height, width in shapes]
+    return "\n".join(
+        [
+            f"{recipe.name}: KL autoencoder for {recipe.data}, {count:,} parameters",
+            f"  {sizes[0]} pixels to {sizes[1]} latents, channels {', '.join(map(str, network.channels))}",
+            f"  training: {training.total_images:,} images in batches of {training.batch_size}, lr {training.lr:g}",
+        ]
+    )
+
+
+def describe_weights(name: str | Path) -> str:
+    """What a weights file says of itself, and its network."""
+    _, card = load_weights(name)
+    seen = f"{card.images_seen:,} images in {card.minutes:.1f} minutes on {card.device}; " if card.images_seen else ""
+    classes = few(card.class_names) if len(card.class_names) > 100 else ", ".join(card.class_names) or "none"
+    facts = [
+        f"weights {find_weights(name)}: {card.recipe.name}, trained on {card.trained_on}",
+        f"  {seen}licence {card.licence}",
+        f"  classes: {classes}",
+    ]
+    return "\n".join([*facts, describe(card.recipe)])
+
+
+def describe(recipe: Recipe) -> str:
+    """The network level by level, and how it is trained and sampled."""
+    network, training, sampling = recipe.network, recipe.training, recipe.sampling
+    count, products = cost(network)
+    return "\n".join(
+        [
+            f"{recipe.name}: {title(network)} for {recipe.data}, {count:,} parameters, {products:.3g} GMAC an image",
+            levels_table(network) if isinstance(network, ImageNetwork) else one_level(network),
+            f"  training: {training.total_images:,} images in batches of {training.batch_size}, lr {training.lr:g}",
+            f"  sampling: {sampling.method}, {sampling.steps} steps, guidance {sampling.guidance:g}",
+        ]
+    )
+
+
+def title(network: ImageNetwork | Transformer) -> str:
+    """What kind of network it is."""
+    if isinstance(network, ImageNetwork):
+        return "image-space DiffiT"
+    return "DiT" if network.block == "dit" else "DiffiT without levels"
+
+
+def one_level(network: Transformer) -> str:
+    """One line: blocks, tokens, channels, heads."""
+    (channels, height, width), (rows, columns), patch = network.shape, network.grid, network.patch_size
+    return (
+        f"  {network.depth} blocks on {rows}x{columns} tokens of {network.width} channels, {network.num_heads} heads; "
+        f"a token is {patch}x{patch} of {height}x{width}, {channels} channels"
+    )
+
+
+def levels_table(network: ImageNetwork) -> str:
+    """One line per level: map, channels, ResBlocks on each path, window, heads."""
+    lines = ["  level  map      channels  ResBlocks  window  heads"]
+    for level, ((height, width), channels, window) in enumerate(
+        zip(network.map_sizes, network.channels, network.windows, strict=True)
+    ):
+        bottom = level == len(network.channels) - 1
+        blocks = f"{network.num_blocks}" if bottom else f"{network.num_blocks} + {network.num_blocks}"
+        size, tile = f"{height}x{width}", f"{window[0]}x{window[1]}"
+        lines.append(f"  {level:<5}  {size:<7}  {channels:<8}  {blocks:<9}  {tile:<6}  {network.num_heads}")
+    return "\n".join(lines)
+
+
+SECONDS = 4.0  # of opening pictures
+NAMED_FILES, NAMED_CLASSES, NAMED_SIZES = 3, 12, 3  # that are named before "..."
+
+
+def are_pictures(name: str) -> bool:
+    """Whether it is a folder, a zip, or a data set by a name that no preset has."""
+    return Path(name).is_dir() or Path(name).suffix == ".zip" or (name in NAMED and name not in PRESETS)
+
+
+def describe_data(source: str | Path) -> str:
+    """Pictures, sizes, modes, classes, unreadable files, test part; then recipe, memory and hours, in about 20 seconds.
+
+    Of many pictures as many are opened as there is time for, in random order, and it is said how many. Time is
+    that of a few steps of training here.
+    """
+    parts = find_pictures(source)
+    survey, labels = look_at_all(parts, SECONDS), labels_of_all(parts)
+    lines = [f"{source}: {len(labels):,} images", *describe_pictures(survey, parts, labels)]
+    try:
+        choice = choose_recipe(source, download=False)
+    except DiffitError as error:
+        return "\n".join([*lines, f"  nothing to train: {error}"])
+    return "\n".join([*lines, *describe_choice(source, choice, parts)])
+
+
+def labels_of_all(parts: Parts) -> list[int]:
+    """The class numbers of both parts' pictures."""
+    return [label for part in (parts if parts.test is not parts.train else parts[:1]) for label in part.labels.tolist()]
+
+
+def describe_pictures(survey: Survey, parts: Parts, labels: list[int]) -> list[str]:
+    """Lines on what is there; sizes, modes and broken ones are of the pictures that were opened."""
+    train, classes = parts.train, parts.train.class_names
+    opened = survey.sizes.total()
+    widths, heights = zip(*survey.sizes, strict=True)
+    smallest, largest = f"{min(widths)}x{min(heights)}", f"{max(widths)}x{max(heights)}"
+    common = [f"{w}x{h} ({n / opened:.0%})" for (w, h), n in survey.sizes.most_common(NAMED_SIZES)]
+    sizes = f"{smallest} to {largest}, most often {', '.join(common)}" if len(survey.sizes) > 1 else f"{smallest}, all"
+    modes = ", ".join(f"{mode} {n:,}" for mode, n in survey.modes.most_common())
+    bad = f"{len(survey.unreadable):,}"
+    if survey.unreadable:
+        bad += f", as {some(survey.unreadable, NAMED_FILES)}; --skip-bad leaves such out"
+    lines = [f"  sizes    {sizes}", f"  modes    {modes}", f"  broken   {bad}"]
+    if survey.looked < len(labels):
+        lines.append(f"           (of {survey.looked:,} of {len(labels):,} images, opened in random order)")
+    counts = Counter(labels)
+    named = [f"{name} {counts[number]:,}" for number, name in enumerate(classes)]
+    lines.append(f"  classes  {len(classes)}: {some(named, NAMED_CLASSES)}" if classes else "  classes  none")
+    test = f"{len(parts.test):,} of them, never trained on" if parts.test is not train else "none: too few images"
+    return [*lines, f"  test     {test}"]
+
+
+def describe_choice(source: str | Path, choice: Choice, parts: Parts) -> list[str]:
+    """Lines on what `train --data` would do, and what that takes here."""
+    stages: list[AnyRecipe] = [*([choice.vae] if choice.vae else []), choice.recipe]
+    paces = [rehearse(stage) for stage in stages]
+    names = [
+        f"{stage.name} ({pace.parameters / 1e6:.2g} M parameters)" for stage, pace in zip(stages, paces, strict=True)
+    ]
+    held = len(parts.train) * math.prod(image_shape(choice))
+    hours = [hours_of(stage, pace) for stage, pace in zip(stages, paces, strict=True)]
+    limits = " and ".join(f"{stage.training.minutes or LONGEST:g}" for stage in stages)
+    return [
+        f"  train    {choice.why}: {', then '.join(names)}",
+        f"  memory   {size(max(map(memory, stages)))} in training, and {size(held)} for the images",
+        f"  hours    {', '.join(hours)}; an estimate, of some steps on {device_name(best_device())} as busy as now",
+        f"  start    diffit train --data {source}   (stops after {limits} minutes; --minutes 600 for a night)",
+    ]
+
+
+def memory(recipe: AnyRecipe) -> int:
+    """Bytes that training takes, by count."""
+    cost = autoencoder_cost(recipe) if isinstance(recipe, VAERecipe) else diffusion_cost(cast(Recipe, recipe))
+    return cost.states + cost.activations
+
+
+def hours_of(recipe: AnyRecipe, pace: Pace) -> str:
+    """How long the recipe's whole plan takes, in words."""
+    images = recipe.training.total_images
+    return f"{images * pace.seconds / 3600:.2g} for {images:,} images of {recipe.name}"
+
+
+def image_shape(choice: Choice) -> tuple[int, ...]:
+    """(C, H, W) of the images that are held in memory."""
+    if choice.vae or not choice.recipe.vae:
+        return (choice.vae or choice.recipe).network.shape
+    return shape_of(choice.recipe, load_vae(choice.recipe.vae)[1])
+
+
+def some(names: list[str], most: int) -> str:
+    """The first few of these."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

@@ -1,0 +1,151 @@
+"""The denoisers and the sampling: frozen dataclasses that check themselves."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from diffit_lib.utils.errors import check, check_positive, check_types
+
+
+@dataclass(frozen=True)
+class EDM:
+    """The EDM denoiser (Karras et al. 2022, table 1)."""
+
+    sigma_data: float | None = None  # standard deviation of the data in [-1, 1]; None: measured on the training set
+    p_std: float = 1.2  # training noise: ln sigma ~ N(p_mean, p_std^2)
+    sigma_min: float = 0.002  # sampling starts at sigma_max and ends, before 0, at sigma_min
+    sigma_max: float = 80.0
+
+    kind = "edm"
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_positive(self, "sigma_data", "p_std", "sigma_min", "sigma_max")
+        check(
+            self.sigma_min < self.sigma_max,
+            f"sigma_min {self.sigma_min} is not below sigma_max {self.sigma_max}; give rising bounds",
+        )
+
+    @property
+    def p_mean(self) -> float:
+        """-1.2 for EDM's sigma_data of 0.5; other data shift it so that the signal-to-noise ratio is kept."""
+        assert self.sigma_data is not None, "sigma_data is measured before a denoiser is built"
+        return -1.2 + math.log(self.sigma_data / 0.5)
+
+
+@dataclass(frozen=True)
+class VP:
+    """A denoiser trained on the noise levels of a variance-preserving process (Ho et al. 2020)."""
+
+    prediction: Literal["eps", "v", "x0"] = "eps"  # what the network answers: noise, velocity or clean image
+    noise_schedule: Literal["linear", "cosine"] = "linear"
+    timesteps: int = 1000  # T; training draws t uniformly from 0 to T - 1
+    loss: Literal["simple", "min-snr", "edm"] = "simple"  # simple: the plain mean square error of the prediction
+    clip: bool = False  # keep the clean image in [-1, 1] while sampling: for pixels that predict eps, never for latents
+    sigma_data: float | None = None  # as EDM's; of use to loss "edm" alone
+    sigma_min: float | None = None  # where either is given, sampling passes EDM's levels between the two
+    sigma_max: float | None = None  # instead of the table's own: far fewer of them lie in pure noise
+
+    kind = "vp"
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_positive(self, "sigma_data", "sigma_min", "sigma_max")
+        fewest = 21 if self.noise_schedule == "linear" else 2  # from 20 on down the last linear beta is 1 or more
+        check(
+            self.timesteps >= fewest,
+            f"timesteps is {self.timesteps}; give {fewest} or more with the {self.noise_schedule} noise_schedule",
+        )
+
+
+GUIDANCE_OPTIONS: dict[str, tuple[str, ...]] = {
+    "constant": (),
+    "power-cosine": ("guidance_power",),
+    "interval": ("guidance_low", "guidance_high"),
+}
+GUIDANCE_COMMON = ("guidance_channels", "guidance_tolerance")
+SAMPLER_OPTIONS: dict[str, tuple[str, ...]] = {
+    "heun": ("churn",),
+    "euler": ("churn",),
+    "dpm++": (),
+    "ddim": (),
+    "ddpm": ("eta", "variance"),
+}
+
+
+MOST_STEPS = 100_000  # of a sampler
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to draw images from the trained network, unless told otherwise."""
+
+    sampler: str = "heun"  # heun, euler, dpm++ (second order, multi-step), ddim or ddpm
+    steps: int = 18  # noise levels; Heun evaluates the network twice on each but the last
+    guidance: float = 1.0  # strength of classifier-free guidance; 1: none
+    guidance_schedule: Literal["constant", "power-cosine", "interval"] = "constant"
+    guidance_power: float = 4.0  # power-cosine: how late guidance sets in
+    guidance_low: float = 0.0  # interval: guided at noise levels above low and up to high
+    guidance_high: float | None = None  # None: without end
+    guidance_channels: int | None = None  # how many channels are guided, from the first on; None: all
+    guidance_tolerance: float = 0.01  # where guidance is this near to 1 it is not run; 0: always but at 1
+    churn: float = 0.0  # heun, euler: EDM's S_churn; 0 is deterministic
+    eta: float = 1.0  # ddpm: share of fresh noise; 0 is ddim
+    variance: Literal["small", "large", "learned"] = "small"  # ddpm: of the fresh noise: beta~, beta, the network's
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check(
+            2 <= self.steps <= MOST_STEPS,
+            f"steps is {self.steps}; give an integer of 2 or more, {MOST_STEPS:,} at most",
+        )
+        check(self.churn >= 0, f"churn is {self.churn}; give 0 (deterministic) or more")
+        check(0 <= self.eta <= 1, f"eta is {self.eta}; give a share from 0 (ddim) to 1")
+        check_positive(self, "guidance_power", "guidance_channels")
+        check(self.guidance_tolerance >= 0, f"guidance_tolerance is {self.guidance_tolerance}; give 0 or more")
+        check(
+            0 <= self.guidance_low < (math.inf if self.guidance_high is None else self.guidance_high),
+            f"guidance_low {self.guidance_low} is not below guidance_high {self.guidance_high}; give rising bounds",
+        )
+        check_takers(self, "guidance_schedule", GUIDANCE_OPTIONS)
+        check(self.sampler in SAMPLER_OPTIONS, f"sampler is {self.sampler!r}; give one of {', '.join(SAMPLER_OPTIONS)}")
+        check_takers(self, "sampler", SAMPLER_OPTIONS)
+
+    def change(self, **changes: Any) -> "Sampling":
+        """A copy with some fields changed; another sampler or schedule does not inherit the one before's options."""
+        reset: dict[str, Any] = {}
+        for choice, options in (("sampler", SAMPLER_OPTIONS), ("guidance_schedule", GUIDANCE_OPTIONS)):
+            before = getattr(self, choice)
+            if changes.get(choice, before) != before:
+                reset |= {option: getattr(Sampling, option) for option in options[before]}
+        return replace(self, **reset | changes)
+
+    @property
+    def method(self) -> str:
+        """The sampler and its options in one word or a few, for stamps: "heun churn=7.0"."""
+        return " ".join([self.sampler, *(f"{name}={value}" for name, value in self.options.items())])
+
+    @property
+    def guided(self) -> str:
+        """Guidance in one word or a few, for stamps: "1", "4.4 power-cosine power=4", "4 channels=3"."""
+        schedule = [] if self.guidance_schedule == "constant" else [self.guidance_schedule]
+        options = GUIDANCE_OPTIONS[self.guidance_schedule]
+        changed = (name for name in GUIDANCE_COMMON if getattr(self, name) != getattr(Sampling, name))
+        values = [f"{name.removeprefix('guidance_')}={getattr(self, name)}" for name in (*options, *changed)]
+        return " ".join([f"{self.guidance:g}", *schedule, *values])
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What this sampler takes besides what all of them take."""
+        return {option: getattr(self, option) for option in SAMPLER_OPTIONS[self.sampler]}
+
+
+def check_takers(sampling: Sampling, choice: str, options: dict[str, tuple[str, ...]]) -> None:
+    """Refuse an option that the chosen sampler or schedule does not take."""
+    chosen = getattr(sampling, choice)
+    for option in dict.fromkeys(name for names in options.values() for name in names):
+        takers = [name for name, names in options.items() if option in names]
+        check(
+            chosen in takers or getattr(sampling, option) == getattr(Sampling, option),
+            f"{option} is an option of {' and '.join(takers)}; leave it out with {choice} {chosen!r}",
+        )

@@ -1,0 +1,159 @@
+"""A recipe: everything one training run needs, as one value: data, network, denoiser, training, sampling.
+
+Field names are unique across its parts, so `recipe.override(width=96, lr=1e-4)` needs no section names.
+"""
+
+from dataclasses import asdict, dataclass, field, fields, replace
+from difflib import get_close_matches
+from typing import Any, ClassVar, Literal, Self
+
+from diffit_lib.config.diffusion import EDM, VP, Sampling
+from diffit_lib.config.models import Autoencoder, ImageNetwork, Transformer
+from diffit_lib.config.training import Training, VAELoss
+from diffit_lib.utils.errors import DiffitError, check, check_types
+
+
+@dataclass(frozen=True)
+class AnyRecipe:
+    """What all recipes have: the images, and parts that each are of one of several kinds."""
+
+    name: str
+    data: str  # a data set's name or a path
+    crop: Literal["center", "long-edge", "adm"] = "center"  # largest box; whole image on black; ImageNet's usual one
+    skip_bad: bool = False  # leave out and count images that cannot be read, instead of stopping at the first
+
+    network: Any = None  # each kind of recipe has its own
+    training: Any = None
+
+    PARTS: ClassVar[dict[str, tuple[Any, ...]]] = {}  # the kinds each part comes in
+    NOT_KNOWN: ClassVar[tuple[str, ...]] = ()  # fields of a part that this kind of recipe has no use for
+
+    def __post_init__(self) -> None:
+        check_types(self)
+
+    def override(self, **changes: Any) -> Self:
+        """A copy with some fields changed, whichever part they belong to; `denoiser="vp"` takes that kind of part."""
+        own: dict[str, Any] = {key: changes.pop(key) for key in self.own_names() if key in changes}
+        for part_name in self.PARTS:
+            part = getattr(self, part_name)
+            if part_name in changes:
+                part = self.part_from_dict(part_name, {"kind": changes.pop(part_name)})
+            inside = {f.name: changes.pop(f.name) for f in fields(part) if f.name in changes}
+            own[part_name] = part.change(**inside) if isinstance(part, Sampling) else replace(part, **inside)
+        for wrong in changes:
+            for name, kind in ((name, kind) for name, kinds in self.PARTS.items() for kind in kinds):
+                if any(f.name == wrong for f in fields(kind)):
+                    raise DiffitError(f"{wrong} is a field of {name} {kind.kind!r}; give {name}={kind.kind} too")
+            near = get_close_matches(wrong, self.field_names(), n=3)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"the fields are {', '.join(self.field_names())}"
+            raise DiffitError(f"unknown field {wrong!r}; {hint}")
+        return replace(self, **own)
+
+    @classmethod
+    def own_names(cls) -> list[str]:
+        """The fields in no part."""
+        return [f.name for f in fields(cls) if f.name not in cls.PARTS]
+
+    @classmethod
+    def field_names(cls) -> list[str]:
+        """Every name that `override` takes."""
+        inside = (f.name for kinds in cls.PARTS.values() for part in kinds for f in fields(part))
+        return list(dict.fromkeys([*cls.own_names(), *inside]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types only, ready for JSON."""
+        parts = {name: part_to_dict(getattr(self, name)) for name in self.PARTS}
+        return {name: getattr(self, name) for name in self.own_names()} | parts
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """The inverse of `to_dict`, also after a round trip through JSON."""
+        own = {name: values[name] for name in cls.own_names() if name in values}
+        return cls(**own, **{name: cls.part_from_dict(name, values[name]) for name in cls.PARTS})
+
+    def to_options(self) -> dict[str, Any]:
+        """Every field on one level, plain types only, as a YAML file of options has them; `preset` is the name."""
+        options: dict[str, Any] = {}
+        for name, value in self.to_dict().items():
+            if name in self.PARTS:
+                kind = value.pop("kind", None)
+                value = {name: kind} | value if len(self.PARTS[name]) > 1 else value
+            else:
+                value = {"preset" if name == "name" else name: value}
+            options |= value
+        plain = {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
+        return {key: value for key, value in plain.items() if key not in self.NOT_KNOWN}
+
+    @classmethod
+    def from_options(cls, options: dict[str, Any]) -> Self:
+        """The inverse of `to_options`; a field that is not among them has its own default."""
+        options = dict(options)
+        return cls(name=options.pop("preset"), data=options.pop("data")).override(**options)
+
+    @classmethod
+    def part_from_dict(cls, name: str, values: dict[str, Any]) -> Any:
+        """The inverse of `part_to_dict`; without a kind, the first one."""
+        values = dict(values)
+        kinds = {getattr(part, "kind", None): part for part in cls.PARTS[name]}
+        kind = values.pop("kind", next(iter(kinds)))
+        check(kind in kinds, f"unknown kind {kind!r} of {name}; the kinds are {', '.join(map(str, kinds))}")
+        return kinds[kind](**values)
+
+
+@dataclass(frozen=True)
+class Recipe(AnyRecipe):
+    """One training run of a diffusion network, on pixels or on latents."""
+
+    vae: str = ""  # the autoencoder whose latents are learned, its weights file or name; "": pixels are
+    cache_latents: bool = True  # encode the images once, not again at every step
+    init_weights: str = ""  # weights to start from, by path or name; another number of classes renews the label table
+    network: ImageNetwork | Transformer = field(default_factory=ImageNetwork)
+    denoiser: EDM | VP = field(default_factory=EDM)
+    training: Training = field(default_factory=Training)
+    sampling: Sampling = field(default_factory=Sampling)
+
+    PARTS = {
+        "network": (ImageNetwork, Transformer),
+        "denoiser": (EDM, VP),
+        "training": (Training,),
+        "sampling": (Sampling,),
+    }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        learned = self.network.learned_variance
+        check(
+            not learned or isinstance(self.denoiser, VP),
+            "learned_variance is that of a VP denoiser's reverse step; give denoiser=vp too, or learned_variance=False",
+        )
+        check(
+            learned or self.sampling.variance != "learned",
+            "variance is 'learned', which this network has not learned; give small or large",
+        )
+
+
+@dataclass(frozen=True)
+class VAERecipe(AnyRecipe):
+    """One training run of an autoencoder."""
+
+    network: Autoencoder = field(default_factory=Autoencoder)
+    loss: VAELoss = field(default_factory=VAELoss)
+    training: Training = field(default_factory=Training)
+
+    PARTS = {"network": (Autoencoder,), "loss": (VAELoss,), "training": (Training,)}
+    NOT_KNOWN = ("loss_reduction", "label_dropout", "augment", "checkpointing")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in self.NOT_KNOWN:
+            value = getattr(self.training, name)
+            check(
+                value == getattr(Training, name),
+                f"{name} is {value}, which an autoencoder's training does not know; leave it out",
+            )
+
+
+def part_to_dict(part: Any) -> dict[str, Any]:
+    """Plain values, and the kind where a part has several."""
+    kind = {"kind": part.kind} if hasattr(part, "kind") else {}
+    return kind | asdict(part)

@@ -1,0 +1,203 @@
+"""What a network is: frozen dataclasses that check themselves, from which the networks are built."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from diffit_lib.utils.errors import check, check_positive, check_types
+
+
+@dataclass(frozen=True)
+class ImageNetwork:
+    """Image-space DiffiT, a U-shape of levels (paper, section 3.2 and appendix H.1)."""
+
+    image_size: tuple[int, int] = (32, 32)  # height, width in pixels
+    in_channels: int = 3  # 1 (grey) or 3 (RGB)
+    width: int = 128  # channels of the first level
+    channel_mult: tuple[int, ...] = (1, 2, 2)  # channels of each level, in units of width
+    num_blocks: int = 4  # L: ResBlocks per level on each path
+    num_heads: int = 4
+    window_size: int = 4  # tokens per side; clamped to the map at small levels
+    mlp_ratio: float = 4.0
+    time_dim: int = 512  # width of the time token
+    dropout: float = 0.0  # in the MLP branch
+    num_classes: int = 0  # 0: unconditional
+    augment_dim: int = 0  # 9: conditioned on EDM's augmentation label
+
+    kind = "image"
+    learned_variance = False  # it answers with what goes in, nothing more
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_positive(self, "width", "num_blocks", "num_heads", "window_size", "mlp_ratio", "time_dim")
+        check(self.in_channels in (1, 3), f"in_channels is {self.in_channels}; give 1 (grey) or 3 (RGB)")
+        check_conditioning(self)
+        check(
+            len(self.channel_mult) > 0 and min(self.channel_mult) > 0,
+            f"channel_mult is {self.channel_mult}; give one factor above 0 per level, e.g. 1,2,2",
+        )
+        for channels in self.channels:
+            check(
+                channels % self.num_heads == 0 and channels % 4 == 0,
+                f"width {self.width} makes a level of {channels} channels, which 4 and num_heads {self.num_heads} "
+                "do not divide; give another width",
+            )
+        factor = 2 ** (len(self.channel_mult) - 1)
+        for side in self.image_size:
+            check(
+                side > 0 and side % factor == 0,
+                f"image_size {self.image_size} cannot be halved {len(self.channel_mult) - 1} times; "
+                f"give multiples of {factor} or fewer levels in channel_mult",
+            )
+        for level, (map_size, window) in enumerate(zip(self.map_sizes, self.windows, strict=True)):
+            for side, tokens in zip(map_size, window, strict=True):
+                check(
+                    side % tokens == 0,
+                    f"window_size {self.window_size} does not divide the {map_size[0]}x{map_size[1]} map of level "
+                    f"{level}; give a divisor of {side}",
+                )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what goes in and comes out."""
+        return self.in_channels, *self.image_size
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels of each level, full resolution first."""
+        return tuple(self.width * factor for factor in self.channel_mult)
+
+    @property
+    def map_sizes(self) -> tuple[tuple[int, int], ...]:
+        """Height and width of each level's map."""
+        height, width = self.image_size
+        return tuple((height >> level, width >> level) for level in range(len(self.channel_mult)))
+
+    @property
+    def windows(self) -> tuple[tuple[int, int], ...]:
+        """Window height and width at each level, clamped to the map."""
+        return tuple((min(self.window_size, h), min(self.window_size, w)) for h, w in self.map_sizes)
+
+
+@dataclass(frozen=True)
+class Transformer:
+    """A plain transformer over patches, of latents or of small images: latent DiffiT (appendix H.2) or DiT.
+
+    The two differ in their blocks and their last layer alone: DiffiT takes the time token into its attention, DiT
+    (Peebles and Xie 2023) into its norms.
+    """
+
+    image_size: tuple[int, int] = (32, 32)  # height, width of what it sees: pixels, or positions of a latent
+    in_channels: int = 4  # 4: latents of Stable Diffusion's VAE; 1 or 3: pixels
+    block: Literal["diffit", "dit"] = "diffit"
+    patch_size: int = 2  # side of the square that makes one token
+    width: int = 384  # channels of a token, and of the time token
+    depth: int = 12  # blocks
+    num_heads: int = 6
+    mlp_ratio: float = 4.0
+    dropout: float = 0.0  # in the MLP branch
+    num_classes: int = 0  # 0: unconditional
+    augment_dim: int = 0  # 9: conditioned on EDM's augmentation label
+    learned_variance: bool = False  # answers twice the channels: the second half is the reverse step's variance
+
+    kind = "transformer"
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_positive(self, "in_channels", "patch_size", "width", "depth", "num_heads", "mlp_ratio")
+        check_conditioning(self)
+        check(
+            self.width % self.num_heads == 0 and self.width % 4 == 0,
+            f"width is {self.width}, which 4 and num_heads {self.num_heads} do not divide; give another width",
+        )
+        for side in self.image_size:
+            check(
+                side > 0 and side % self.patch_size == 0,
+                f"image_size {self.image_size} is not made of whole patches of patch_size {self.patch_size}; "
+                f"give multiples of {self.patch_size}",
+            )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what goes in; with a learned variance 2C channels come out."""
+        return self.in_channels, *self.image_size
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the answer."""
+        return self.in_channels * (2 if self.learned_variance else 1)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens."""
+        height, width = self.image_size
+        return height // self.patch_size, width // self.patch_size
+
+
+def check_conditioning(network: ImageNetwork | Transformer) -> None:
+    """What every kind of network asks of its labels and its dropout."""
+    check(0 <= network.dropout < 1, f"dropout is {network.dropout}; give a share from 0 up to, not including, 1")
+    check(network.num_classes >= 0, f"num_classes is {network.num_classes}; give 0 (unconditional) or more")
+    check(network.augment_dim in (0, 9), f"augment_dim is {network.augment_dim}; give 0 (off) or 9 (EDM's label)")
+
+
+@dataclass(frozen=True)
+class Autoencoder:
+    """The KL autoencoder of latent diffusion (Rombach et al. 2022, appendix G); the defaults are Stable Diffusion's.
+
+    It halves an image between two levels where `down` says so, and works on any size that its factor divides:
+    `image_size` is the one it is trained on.
+    """
+
+    image_size: tuple[int, int] = (256, 256)  # height, width in pixels
+    in_channels: int = 3  # 1 (grey) or 3 (RGB)
+    z_channels: int = 4  # channels of a latent
+    patch: int = 1  # pixels per side that enter as channels of one place: 2 spares the costly full resolution
+    channels: tuple[int, ...] = (128, 256, 512, 512)  # of each level, full resolution first
+    down: tuple[bool, ...] = (True, True, True)  # whether the map is halved between a level and the next
+    attn: tuple[bool, ...] = (False, False, False, False)  # whether a level attends after each ResBlock
+    mid_attn: bool = True  # whether the middle does
+    num_layers: int = 2  # ResBlocks per level of the encoder; the decoder has one more
+
+    kind = "vae"
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_positive(self, "z_channels", "patch", "num_layers")
+        check(self.in_channels in (1, 3), f"in_channels is {self.in_channels}; give 1 (grey) or 3 (RGB)")
+        levels = len(self.channels)
+        check(
+            levels > 0 and min(self.channels) > 0 and all(channels % 4 == 0 for channels in self.channels),
+            f"channels is {self.channels}; give one multiple of 4 per level, e.g. 64,128,128",
+        )
+        for name, count in (("down", levels - 1), ("attn", levels)):
+            given = getattr(self, name)
+            check(
+                len(given) == count,
+                f"{name} has {len(given)} entries, but channels {self.channels} make {levels} levels; give {count} "
+                f"of True or False",
+            )
+        self.check_size(*self.image_size)
+
+    def check_size(self, height: int, width: int) -> None:
+        """Refuse a size that the factor does not divide."""
+        check(
+            height > 0 and width > 0 and height % self.factor == 0 and width % self.factor == 0,
+            f"an image of {height}x{width} does not go into an autoencoder of factor {self.factor}; "
+            f"give a height and a width that {self.factor} divides",
+        )
+
+    @property
+    def factor(self) -> int:
+        """Pixels per side of one place of a latent."""
+        return self.patch * 2 ** sum(self.down)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images it is trained on."""
+        return self.in_channels, *self.image_size
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(z, h, w) of their latents."""
+        height, width = self.image_size
+        return self.z_channels, height // self.factor, width // self.factor

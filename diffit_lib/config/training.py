@@ -1,0 +1,97 @@
+"""How a network is trained and sampled from: frozen dataclasses that check themselves, parts of a recipe."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from diffit_lib.utils.errors import check, check_positive, check_types
+
+
+@dataclass(frozen=True)
+class Training:
+    """How to train. Everything is counted in images, so that another batch size changes no other meaning."""
+
+    images: int = 1_000_000  # the plan: training stops here, and warm-up is a share of it
+    max_steps: int | None = None  # replaces `images` by max_steps * batch_size
+    minutes: float | None = None  # stops earlier; counts what was trained before a resume
+    batch_size: int = 128  # images per optimizer step, over all devices
+    accumulate: int = 1  # micro-batches a step is split into
+    lr: float = 1e-3
+    lr_decay: float = 0.0  # last share of the planned images over which lr falls linearly to 0; 0: constant (EDM)
+    ema_halflife: float = 500_000  # images after which the average has forgotten half (EDM)
+    ema_rampup: float | None = 0.05  # half-life at most this share of the images seen so far; None: no ramp-up
+    loss_reduction: Literal["mean", "sum"] = "mean"  # over an image's pixels
+    grad_clip: float = 1.0  # largest gradient norm; 0: no clipping
+    label_dropout: float = 0.1  # share of labels replaced by "no class", for guidance
+    flip: bool = False  # mirror each image with probability 1/2
+    augment: float = 0.0  # probability of each change of EDM's augmentation, told to a network with augment_dim=9
+    checkpointing: bool = False  # recompute activations in the backward pass: slower, far less memory
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
+    workers: int = 0  # processes that prepare batches
+    memory_gb: float | None = None  # larger data are decoded when used, not held in memory; None: half of the memory
+    threads: int | None = None  # of the CPU; None: all. A tiny network is faster on 1, above all when cores are busy
+    report_minutes: float = 5.0  # between checkpoints, sample grids and rows of metrics.csv
+    keep: int = 3  # of the weights of every report the newest stay; 0: the last ones of all alone
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_positive(self, "images", "max_steps", "minutes", "batch_size", "accumulate", "lr")
+        check_positive(self, "ema_halflife", "ema_rampup", "report_minutes", "threads", "memory_gb")
+        check(self.grad_clip >= 0, f"grad_clip is {self.grad_clip}; give 0 (off) or more")
+        check(0 <= self.augment <= 1, f"augment is {self.augment}; give a probability from 0 to 1")
+        check(0 <= self.lr_decay <= 1, f"lr_decay is {self.lr_decay}; give a share from 0 to 1")
+        check(0 <= self.label_dropout <= 1, f"label_dropout is {self.label_dropout}; give a share from 0 to 1")
+        check(abs(self.seed) < 2**63, f"seed is {self.seed}; give a number of at most 18 digits")
+        check(self.workers >= 0, f"workers is {self.workers}; give 0 or more")
+        check(self.keep >= 0, f"keep is {self.keep}; give 0 or more")
+        check(
+            self.batch_size % self.accumulate == 0,
+            f"batch_size {self.batch_size} does not split into accumulate {self.accumulate} parts; give a divisor",
+        )
+
+    @property
+    def total_images(self) -> int:
+        """Images the run is planned for: the end of the last whole step."""
+        return self.total_steps * self.batch_size
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps the run is planned for."""
+        return self.max_steps or math.ceil(self.images / self.batch_size)
+
+    def lr_factor(self, step: int) -> float:
+        """What lr is multiplied by at an optimizer step: warm-up, constant, decay; counted in images."""
+        rise = (step + 1) * self.batch_size / self.warmup_images
+        fall = (self.total_steps - step) / (self.lr_decay * self.total_steps) if self.lr_decay else 1.0
+        return max(min(1.0, rise, fall), 0.0)
+
+    @property
+    def warmup_images(self) -> float:
+        """The learning rate rises linearly over EDM's 10 M images, or over 5 % of a shorter run."""
+        return min(10e6, 0.05 * self.total_images)
+
+
+@dataclass(frozen=True)
+class VAELoss:
+    """What a KL autoencoder minimises: the sum of these terms (Rombach et al. 2022, appendix G).
+
+    The reconstruction's difference is a mean over all values of an image, and the KL divergence from the standard
+    normal distribution a mean over all values of its latent: both mean the same at every size. Divergences summed over
+    a latent, as some have it, are these times its number of values.
+    """
+
+    reconstruction: Literal["l1", "l2"] = "l1"  # mean absolute or squared difference, pixels in [-1, 1]
+    kl_weight: float = 1e-4
+    perceptual_weight: float = 1.0  # of LPIPS; 0: without
+    vgg: str | None = None  # file of VGG-16's weights, for LPIPS; None: the cache's, downloaded there if need be
+    disc_weight: float = 0.5  # of the discriminator's word, besides the adaptive weight; 0: no discriminator
+    disc_start: int = 50_000  # images after which the discriminator joins in
+    disc_width: int = 64  # channels of its first layer
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_positive(self, "disc_width")
+        for name in ("kl_weight", "perceptual_weight", "disc_weight", "disc_start"):
+            value = getattr(self, name)
+            check(value >= 0, f"{name} is {value}; give 0 (off) or more")

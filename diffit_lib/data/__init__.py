@@ -1,0 +1,1 @@
+"""Images: found, decoded, cropped, batched, cached as latents."""

@@ -1,0 +1,99 @@
+"""An endless stream of training batches: a function of the seed and the image number."""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import count
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from diffit_lib.config.training import Training
+from diffit_lib.data.augment import draw_augmentation
+from diffit_lib.data.datasets import Images
+from diffit_lib.utils.errors import DiffitError
+from diffit_lib.utils.tensors import seeded_generator
+
+WINDOW = 65_536  # images shuffled at once, where neighbours are read together: the most that memory need hold
+
+
+class Batch(NamedTuple):
+    """One micro-batch of one process, drawn on the CPU."""
+
+    images: Tensor  # (B, C, H, W) uint8, or cached moments of latents
+    labels: Tensor  # (B,) int64; dropped ones are "no class"
+    uniform: Tensor  # (B,) float32 in [0, 1): becomes the noise level
+    noise: Tensor  # (B, C, H, W) float32, of the shape diffusion works in
+    augmentation: Tensor  # (B, 8) float32: numbers of EDM's augmentation; zeros change nothing
+    posterior: Tensor  # of noise's shape: draws a latent from its distribution; (B, 0) for pixels
+
+
+class TrainingStream(IterableDataset[Batch]):
+    """Endless micro-batches from optimizer step `start` on, for process `rank` of `world`.
+
+    `state_shape` is that of one image's noise, (C, H, W), the image's own unless given.
+    """
+
+    def __init__(
+        self,
+        data: Images,
+        training: Training,
+        state_shape: tuple[int, ...] | None = None,
+        *,
+        latent: bool = False,
+        start: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ):
+        self.data, self.training, self.latent = data, training, latent
+        self.state_shape = state_shape or tuple(data.images.shape[1:])
+        self.rank, self.world = rank, world
+        self.first = start * training.accumulate
+        self.micro_batch = training.batch_size // training.accumulate
+        if self.micro_batch % world:
+            raise DiffitError(
+                f"batch_size {training.batch_size} in {training.accumulate} parts does not split over {world} "
+                f"processes; give a multiple of {training.accumulate * world}"
+            )
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        offset, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+        for number in count(self.first + offset, stride):
+            yield self.batch(number)
+
+    def batch(self, number: int) -> Batch:
+        """This process's share of micro-batch `number`."""
+        share = self.micro_batch // self.world
+        first = number * self.micro_batch + self.rank * share
+        rows = [self._draw(n) for n in range(first, first + share)]
+        index, flip, drop, uniform, noise, augmentation, posterior = zip(*rows, strict=True)
+        images = self.data.fetch(list(index), list(flip))
+        labels = self.data.labels[list(index)].masked_fill(torch.tensor(drop), len(self.data.class_names))
+        noises = (torch.stack(noise), torch.stack(augmentation), torch.stack(posterior))
+        return Batch(images, labels, torch.tensor(uniform), *noises)
+
+    def _draw(self, number: int) -> tuple[int, bool, bool, float, Tensor, Tensor, Tensor]:
+        """Everything random about global image `number`."""
+        epoch, position = divmod(number, len(self.data))
+        generator = seeded_generator(self.training.seed, "training", number)
+        uniform, flip, drop = torch.rand(3, generator=generator).tolist()
+        noise = torch.randn(self.state_shape, generator=generator)
+        index = _permutation(self.training.seed, epoch, len(self.data), self.data.run)[position]
+        chance = self.training.augment
+        augmentation = draw_augmentation(generator, chance) if chance else torch.zeros(8)
+        posterior = torch.randn(self.state_shape, generator=generator) if self.latent else torch.zeros(0)
+        mirrored, dropped = self.training.flip and flip < 0.5, drop < self.training.label_dropout
+        return index, mirrored, dropped, uniform, noise, augmentation, posterior
+
+
+@lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, length: int, run: int = 1) -> list[int]:
+    """The order of one pass over the data; of many data in runs, those are shuffled, then so many images at a time."""
+    generator = seeded_generator(seed, "order", epoch)
+    if run == 1 or length <= WINDOW:
+        return torch.randperm(length, generator=generator).tolist()
+    runs = torch.arange(length).split(run)
+    order = torch.cat([runs[number] for number in torch.randperm(len(runs), generator=generator)])
+    return torch.cat([part[torch.randperm(len(part), generator=generator)] for part in order.split(WINDOW)]).tolist()

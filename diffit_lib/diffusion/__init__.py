@@ -1,0 +1,1 @@
+"""The method: noise schedules, denoisers, the loss, samplers, guidance."""

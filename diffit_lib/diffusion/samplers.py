@@ -1,0 +1,157 @@
+"""Samplers: generators over (denoiser, x, sigmas) that yield their state after every step.
+
+x is the state at sigmas[0], in the dtype the arithmetic shall have; sigmas is 1-D and ends in 0; `noise` gives fresh
+standard normal noise of x's shape and is asked only where it is used. Symbols are EDM's (Karras et al. 2022).
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from diffit_lib.diffusion.learned_variance import reverse_variances
+
+Noise = Callable[[], Tensor]
+
+
+class Denoise(Protocol):
+    """What a sampler asks of a denoiser; sigma (B,) lies on the CPU."""
+
+    def __call__(self, x: Tensor, sigma: Tensor, class_label: Tensor | None = None) -> Tensor:
+        """The clean image."""
+        ...
+
+    def with_variance(
+        self, x: Tensor, sigma: Tensor, class_label: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The clean image and the learned variance; only `ancestral` asks for it."""
+        ...
+
+
+class State(NamedTuple):
+    """Where a sampler stands after one step."""
+
+    step: int  # 1 after the first
+    sigma: float  # noise level of x now; 0 after the last step
+    x: Tensor  # (B, C, H, W)
+    denoised: Tensor  # the denoiser's latest clean image, (B, C, H, W)
+
+
+@torch.no_grad()
+def euler(
+    denoiser: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    class_label: Tensor | None = None,
+    noise: Noise | None = None,
+    churn: float = 0.0,
+) -> Iterator[State]:
+    """Euler's method on the probability-flow ODE: first order, one evaluation a step. In this coordinate it is DDIM."""
+    for step, (sigma, sigma_next) in enumerate(pairwise(sigmas.tolist()), start=1):
+        x_hat, sigma_hat = _churned(x, sigma, churn / (len(sigmas) - 1), noise)
+        denoised = denoiser(x_hat, _batch(sigma_hat, x), class_label)
+        x = x_hat + (sigma_next - sigma_hat) * (x_hat - denoised) / sigma_hat
+        yield State(step, sigma_next, x, denoised)
+
+
+@torch.no_grad()
+def heun(
+    denoiser: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    class_label: Tensor | None = None,
+    noise: Noise | None = None,
+    churn: float = 0.0,
+) -> Iterator[State]:
+    """Heun's method: second order, two evaluations a step but for the last, which is Euler's."""
+    for step, (sigma, sigma_next) in enumerate(pairwise(sigmas.tolist()), start=1):
+        x_hat, sigma_hat = _churned(x, sigma, churn / (len(sigmas) - 1), noise)
+        denoised = denoiser(x_hat, _batch(sigma_hat, x), class_label)
+        slope = (x_hat - denoised) / sigma_hat
+        x = x_hat + (sigma_next - sigma_hat) * slope
+        if sigma_next > 0:
+            denoised = denoiser(x, _batch(sigma_next, x), class_label)
+            slope = (slope + (x - denoised) / sigma_next) / 2
+            x = x_hat + (sigma_next - sigma_hat) * slope
+        yield State(step, sigma_next, x, denoised)
+
+
+@torch.no_grad()
+def dpm_solver_pp_2m(
+    denoiser: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    class_label: Tensor | None = None,
+    noise: Noise | None = None,
+) -> Iterator[State]:
+    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): second order, one evaluation a step; draws no noise.
+
+    It extrapolates the clean image in the logarithm of sigma from its last two answers. The first step and the last,
+    whose sigma has no logarithm, are of first order.
+    """
+    previous, h_previous = x, math.inf
+    for step, (sigma, sigma_next) in enumerate(pairwise(sigmas.tolist()), start=1):
+        denoised = denoiser(x, _batch(sigma, x), class_label)
+        h = math.log(sigma / sigma_next) if sigma_next > 0 else math.inf
+        ahead = h / h_previous / 2 if sigma_next > 0 else 0.0
+        target = denoised + ahead * (denoised - previous)
+        x = sigma_next / sigma * x - math.expm1(-h) * target
+        previous, h_previous = denoised, h
+        yield State(step, sigma_next, x, denoised)
+
+
+@torch.no_grad()
+def ancestral(
+    denoiser: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    class_label: Tensor | None = None,
+    noise: Noise | None = None,
+    eta: float = 1.0,
+    variance: Literal["small", "large", "learned"] = "small",
+) -> Iterator[State]:
+    """Ancestral sampling: DDPM at eta 1 (Ho et al. 2020), DDIM at eta 0, and between (Song et al. 2021, equation 16).
+
+    Fresh noise has the variance of the reverse step given the clean image ("small", beta~) or of the forward step
+    ("large", beta), both divided by alpha_bar to be in this coordinate, or lies between the two where the network has
+    learned it (`bound.py`). The last step draws none.
+    """
+    for step, (sigma, sigma_next) in enumerate(pairwise(sigmas.tolist()), start=1):
+        denoised, v = denoiser.with_variance(x, _batch(sigma, x), class_label)
+        small, large = reverse_variances(sigma, sigma_next)
+        x = denoised + math.sqrt(sigma_next**2 - eta**2 * small) / sigma * (x - denoised)
+        if sigma_next > 0 and eta > 0:
+            assert noise is not None, "ancestral sampling needs a source of noise"
+            share: float | Tensor = float(variance == "large")  # of the way from small to large, in logarithms
+            if variance == "learned":
+                assert v is not None, "this network has not learned its variance"
+                share = (v + 1) / 2
+            x = x + eta * math.sqrt(small) * (large / small) ** (share / 2) * noise().to(x)
+        yield State(step, sigma_next, x, denoised)
+
+
+SAMPLERS: dict[str, Callable[..., Iterator[State]]] = {
+    "heun": heun,
+    "euler": euler,
+    "dpm++": dpm_solver_pp_2m,
+    "ddim": euler,
+    "ddpm": ancestral,
+}
+
+
+def _churned(x: Tensor, sigma: float, churn_per_step: float, noise: Noise | None) -> tuple[Tensor, float]:
+    """Raise the noise level before a step by EDM's gamma (S_min = 0, S_max = inf, S_noise = 1)."""
+    gamma = min(churn_per_step, math.sqrt(2) - 1)
+    if gamma == 0:
+        return x, sigma
+    assert noise is not None, "churn needs a source of noise"
+    sigma_hat = sigma * (1 + gamma)
+    return x + math.sqrt(sigma_hat**2 - sigma**2) * noise().to(x), sigma_hat
+
+
+def _batch(sigma: float, x: Tensor) -> Tensor:
+    """One noise level for the whole batch, (B,), left on the CPU, where it is known."""
+    return torch.full((len(x),), sigma, dtype=torch.float64)

@@ -1,0 +1,1 @@
+"""Metrics, their reference, and the protocol stamped on each number."""

@@ -1,0 +1,204 @@
+"""`evaluate`: measure images, drawn from weights or given as files; every number with its stamp."""
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from diffit_lib.checkpoints.weights import Card, check_fits, few
+from diffit_lib.data.datasets import Images, Split, load_data, recipe_data
+from diffit_lib.data.folders import find_images
+from diffit_lib.data.latent_cache import is_latents
+from diffit_lib.data.sources import NAMED
+from diffit_lib.evaluation.evaluator import ByClassifier, ByInception, kind_of
+from diffit_lib.evaluation.features import load_spatial_inception
+from diffit_lib.evaluation.image_files import is_given, is_npz, read_given
+from diffit_lib.evaluation.provenance import Stamp
+from diffit_lib.evaluation.reference import write_statistics
+from diffit_lib.sampling.pipeline import Pipeline, in_turn, load
+from diffit_lib.sampling.writer import Drawn
+from diffit_lib.utils.distributed import own_device, place
+from diffit_lib.utils.errors import DiffitError, check
+from diffit_lib.utils.files import cache_folder
+from diffit_lib.utils.logging import say
+from diffit_lib.utils.tensors import digest
+
+FIRST_SEED = 10_000  # no setting was ever chosen by looking at these seeds or later ones
+IMAGES = 500  # drawn unless told otherwise
+
+
+def evaluate(what: str | Path, data: Split | str | Path | None = None, **options: Any) -> dict[str, Any]:
+    """Measure weights by what they draw, or given images, against a reference: `evaluate_each` of one setting."""
+    return next(iter(evaluate_each(what, data, **options)), {})
+
+
+def evaluate_each(
+    what: str | Path,
+    data: Split | str | Path | None = None,
+    *,
+    images: int | None = None,
+    extractor: Literal["classifier", "inception"] | None = None,
+    inception: str | Path | None = None,
+    protocol: Literal["round", "adm"] = "round",
+    save_statistics: str | Path | None = None,
+    batch_size: int = 100,
+    drawn: Drawn | None = None,
+    **settings: Any,
+) -> list[dict[str, Any]]:
+    """Measure weights by what they draw, or the images of a folder, zip or `.npz`, against `data`.
+
+    `data` is a data set by name, a folder or zip, an `.npz` of images, or one of Inception's statistics as others
+    publish them; the weights' own unless given.
+
+    `extractor` is "classifier" (trained three times on the train part, numbers are means over it: class accuracy,
+    Frechet distance beside its floor, copy check) or "inception" (FID, sFID, Inception Score, KID, precision, recall,
+    as far as the reference tells; its weights from the path `inception`, else the cache, else downloaded); None takes
+    the classifier where a data set has classes. `save_statistics` is where to write Inception's of the reference.
+
+    Of weights `images` (500) are drawn, as many of each class, from seeds 10000, 10001, ..., `batch_size` at once;
+    `settings` are those of `Pipeline.__call__`, or several values of each in a tuple: then every combination is
+    measured, in the order of `combinations`. None is rejected. With `protocol` "adm" floats are truncated to uint8, as
+    the published evaluators do, which only Inception's numbers know. `drawn` keeps the images while they are being
+    drawn, in the cache folder unless given, so that a broken-off measurement goes on. Of given images `images` (all)
+    are measured, evenly spread.
+
+    As one of several processes this draws its share; the first one measures, the others return nothing.
+    """
+    check(images is None or images >= 2, f"images is {images}; give 2 or more")
+    check(
+        extractor == "inception" or is_npz(data) or inception is None,
+        f"inception is {str(inception)!r}, but the extractor is not; give --extractor inception too",
+    )
+    device, first = own_device(), place().rank == 0
+
+    def bench(reference: Split | Images | Path) -> ByClassifier | ByInception:
+        """What measures; the others of several processes do without."""
+        if kind_of(reference, extractor) == "inception":
+            found = ByInception(reference, load_spatial_inception(inception).to(device))
+            if save_statistics is not None:
+                write_statistics(save_statistics, found.reference)
+            return found
+        check(protocol == "round", f"protocol is {protocol!r}, which is Inception's; give --extractor inception too")
+        check(
+            save_statistics is None,
+            f"save_statistics is {str(save_statistics)!r}, but they are Inception's; give --extractor inception too",
+        )
+        return ByClassifier(reference, device)
+
+    if is_given(what):
+        check(protocol == "round", f"protocol is {protocol!r}, but {what} holds whole numbers already; leave it out")
+        check(not settings, f"{', '.join(settings)} is for drawing, but {what} holds images; leave it out")
+        pictures = read_given(what)
+        reference = beside_images(pictures, data, extractor)
+        return [measure_images(bench(reference), pictures, images)] if first else []
+
+    pipe, count = load(what, device=device), images or IMAGES
+    batch_size = min(batch_size, count)
+    reference = beside_weights(pipe.card, str(what), data)
+    each = combinations(settings)
+    stamps = [make_stamp(pipe, kind_of(reference, extractor), count, one, protocol) for one in each]
+    labels = in_turn(pipe.card, count)
+    if labels is not None:
+        labels.sort()
+    measure = bench(reference) if first else None
+    folder = drawn or Drawn(cache_folder() / "drawn" / digest(pipe.denoiser.state_dict()))
+    numbers = []
+    for one, stamp in zip(each, stamps, strict=True):
+        seeds = range(FIRST_SEED, FIRST_SEED + count)
+        files = folder.draw(pipe, seeds, labels, batch_size=batch_size, protocol=protocol, **one)
+        if measure:
+            numbers.append(measure(folder.read(files), None if labels is None else torch.tensor(labels), stamp))
+    if measure and drawn is None:
+        folder.clear()
+    return numbers
+
+
+def combinations(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every combination of values, where settings have several in a tuple; the last setting changes fastest."""
+    values = [value if isinstance(value, tuple) else (value,) for value in settings.values()]
+    return [dict(zip(settings, each, strict=True)) for each in product(*values)]
+
+
+def beside_weights(card: Card, weights: str, data: Split | str | Path | None) -> Split | Path:
+    """What weights are measured against: their own data unless others are given, or the path of an `.npz`."""
+    if is_npz(data):
+        return existing(str(data))
+    check(
+        data is not None or not is_latents(Path(card.recipe.data) / "train"),
+        f"{weights} was trained on latents alone, {card.recipe.data}; give the images they are of as --data",
+    )
+    if not isinstance(data, tuple):
+        data = recipe_data(card.recipe, data, card.image_shape)
+    check_fits(card, data.train, weights)
+    return data
+
+
+def existing(path: str) -> Path:
+    """The path of an `.npz`, which must be there before Inception's weights are asked for."""
+    check(Path(path).is_file(), f"there is no file {path}; give statistics, or images, as an .npz")
+    return Path(path)
+
+
+def beside_images(given: Images, data: Split | str | Path | None, extractor: str | None) -> Split | Images | Path:
+    """What given images are measured against: the two parts of a data set, or what holds no parts.
+
+    Inception takes all images of a folder or zip, as other evaluators do; a classifier is trained on one part of it.
+    The reference's images are made the size of those measured, cropped at the centre as for training.
+    """
+    if data is None:
+        raise DiffitError(f"{given.name} holds images; say by --data what to measure them against")
+    channels, height, width = given.images.shape[1:]
+    if is_npz(data):
+        return existing(str(data))
+    if isinstance(data, str | Path):
+        path = Path(data).expanduser()
+        files = path.exists() and str(data) not in NAMED
+        if files and (extractor == "inception" or (extractor is None and len(find_images(path).class_names) < 2)):
+            return read_given(path, (channels, height, width))
+        data = load_data(data, (height, width), channels)
+    shape = tuple(data.train.images.shape[1:])
+    check(
+        shape == (channels, height, width),
+        f"{given.name} has images of {(channels, height, width)}, {data.train.name} of {shape}; give equal ones",
+    )
+    return data
+
+
+def measure_images(bench: ByClassifier | ByInception, given: Images, count: int | None) -> dict[str, Any]:
+    """Numbers of given images, or of so many of them, evenly spread."""
+    total = len(given)
+    check(count is None or count <= total, f"images is {count}, but {given.name} holds {total}; give {total} or fewer")
+    chosen = torch.arange(count or total) * total // (count or total)
+    labels = asked_for(given, bench.class_names)
+    one_layout = torch.contiguous_format  # in which convolutions round as they do for images that were drawn
+    batches = (given.images[part].clone(memory_format=one_layout) for part in chosen.split(100))
+    stamp = Stamp(images=given.name, images_hash=given.fingerprint(), rounding=None)
+    return bench(batches, None if labels is None else labels[chosen], stamp)
+
+
+def asked_for(given: Images, class_names: Sequence[str]) -> Tensor | None:
+    """The classes of given images among these, by name or number; None where there are none, or others."""
+    if given.class_names == tuple(class_names) or given.class_names == tuple(map(str, range(len(class_names)))):
+        return given.labels if class_names else None
+    if given.class_names and class_names:
+        say(f"{given.name} has {few(given.class_names)}, not {few(class_names)}: class accuracy is left out")
+    return None
+
+
+def make_stamp(pipe: Pipeline, kind: str, images: int, settings: dict[str, Any], protocol: str = "round") -> Stamp:
+    """All that the numbers depend on but the reference and what sees it."""
+    sampling = pipe.sampling(**settings)
+    return Stamp(
+        sampler=f"{sampling.method} sigma={pipe.denoiser.sigma_max:g}..{pipe.denoiser.sigma_min:g}",
+        steps=sampling.steps,
+        guidance=sampling.guided if pipe.card.recipe.network.num_classes else None,
+        seeds=f"{FIRST_SEED}-{FIRST_SEED + images - 1}",
+        precision=pipe.precision,
+        rounding=protocol,
+        decoder=f"{pipe.card.vae.recipe.name} {pipe.codec.checksum}" if pipe.card.vae else None,
+        weights_hash=digest(pipe.denoiser.state_dict()),
+        best_by_this_metric=pipe.card.chosen_by == kind,
+    )

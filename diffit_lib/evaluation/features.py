@@ -1,0 +1,248 @@
+"""What metrics see: networks that turn uint8 images into a few numbers each, and a cache for what they found."""
+
+import hashlib
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from diffit_lib.evaluation.reference import Seen
+from diffit_lib.utils.errors import DiffitError
+from diffit_lib.utils.files import cache_folder, fetched, replacing, sha256
+from diffit_lib.utils.tensors import seeded_generator, to_float
+
+INCEPTION_URL = (
+    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
+)
+INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+TRAINING_IMAGES = 30_000  # the classifier is shown at least so many
+
+
+def cached(name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Tensors from the cache, bit-equal to what `make` returned; made anew where they are missing or damaged.
+
+    `name` tells apart all that they depend on but the code of this file.
+    """
+    path = cache_folder() / f"{name}-{sha256(__file__)[:16]}.safetensors"
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+            intact = file.metadata() == {"digest": _digest(tensors)}
+    except (OSError, SafetensorError):
+        intact = False
+    if not intact:
+        tensors = make()
+        # a cache that cannot be written is done without; safetensors has an error of its own for that
+        with suppress(OSError, SafetensorError), replacing(path) as beside:
+            safetensors.torch.save_file(tensors, beside, {"digest": _digest(tensors)})
+    return tensors
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    """The SHA-256 of named tensors, its first 16 hexadecimal digits."""
+    return hashlib.sha256(safetensors.torch.save(tensors)).hexdigest()[:16]
+
+
+class Classifier(nn.Module):
+    """A small convolutional network for small or grey images, of which Inception knows little.
+
+    3x3 convolutions, halved by pooling until the shorter side is at most 4; the features are the last layer but one.
+    """
+
+    name = "classifier"
+    num_features = 32  # few, so that a covariance from some hundred images is not singular
+
+    def __init__(self, image_shape: tuple[int, ...], num_classes: int):
+        super().__init__()
+        channels, height, width = image_shape
+        layers: list[nn.Module] = []
+        out_channels = 32
+        while True:
+            layers += [nn.Conv2d(channels, out_channels, 3, padding=1), nn.BatchNorm2d(out_channels), nn.ReLU()]
+            channels, out_channels = out_channels, min(2 * out_channels, 128)
+            if min(height, width) <= 4:
+                break
+            layers.append(nn.MaxPool2d(2, ceil_mode=True))
+            height, width = (height + 1) // 2, (width + 1) // 2
+        layers += [nn.Flatten(), nn.Linear(channels * height * width, self.num_features)]
+        self.body = nn.Sequential(*layers, nn.BatchNorm1d(self.num_features))
+        self.head = nn.Sequential(nn.ReLU(), nn.Linear(self.num_features, num_classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) in [-1, 1] -> class logits (B, num_classes)."""
+        return self.head(self.body(x))
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) uint8 -> (N, num_features) float32, before the last non-linearity."""
+        device = next(self.parameters()).device
+        return torch.cat([self.body(to_float(chunk.to(device))).cpu() for chunk in images.split(500)])
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) uint8 -> the likeliest class of each, (N,) int64."""
+        features = self.features(images).to(next(self.parameters()).device)
+        return self.head(features).argmax(1).cpu()
+
+    @property
+    def checksum(self) -> str:
+        """Names these very weights: 16 hexadecimal digits."""
+        return _digest(self.state_dict())
+
+
+def train_classifier(images: Tensor, labels: Tensor, seed: int = 0, device: torch.device | str = "cpu") -> Classifier:
+    """Train on (N, C, H, W) uint8 images and their (N,) int64 labels, or take the result from the cache.
+
+    Seconds on a CPU for 8x8 images, a minute or two for 60,000 of 32x32. The same data and seed give the same weights
+    on the same device, and the global random state is left as it was. Raises a DiffitError where all labels are equal.
+    """
+    num_classes = int(labels.max()) + 1
+    if num_classes < 2:
+        raise DiffitError("the data has no classes to tell apart, which the classifier needs; measure with inception")
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        classifier = Classifier(tuple(images.shape[1:]), num_classes).to(device)
+    data = _digest({"images": images.contiguous(), "labels": labels.contiguous()})
+    weights = cached(f"classifiers/{data}-{seed}", lambda: _train(classifier, images, labels, seed))
+    classifier.load_state_dict(weights)
+    return classifier.eval()
+
+
+def _train(classifier: Classifier, images: Tensor, labels: Tensor, seed: int) -> dict[str, Tensor]:
+    """AdamW under a one-cycle learning rate, over shifted images, each of them at least once."""
+    batch_size, device = 64, next(classifier.parameters()).device
+    generator = seeded_generator("classifier", seed)
+    steps = max(TRAINING_IMAGES, len(images)) // batch_size
+    optimizer = torch.optim.AdamW(classifier.parameters(), weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps, pct_start=0.2)
+    epochs = steps * batch_size // len(images) + 1
+    order = torch.cat([torch.randperm(len(images), generator=generator) for _ in range(epochs)])
+    for indices in order[: steps * batch_size].split(batch_size):
+        logits = classifier(_shifted(to_float(images[indices]), generator).to(device))
+        optimizer.zero_grad()
+        F.cross_entropy(logits, labels[indices].to(device), label_smoothing=0.1).backward()
+        optimizer.step()
+        schedule.step()
+    return {name: tensor.cpu() for name, tensor in classifier.state_dict().items()}
+
+
+def _shifted(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image moved by up to a sixteenth of its side, at least one pixel; the border is repeated."""
+    height, width = x.shape[2:]
+    reach = max(1, min(height, width) // 16)
+    corners = torch.randint(2 * reach + 1, (len(x), 2), generator=generator).tolist()
+    padded = F.pad(x, (reach,) * 4, mode="replicate")
+    windows = zip(padded, corners, strict=True)
+    return torch.stack([image[:, top : top + height, left : left + width] for image, (top, left) in windows])
+
+
+class Inception(nn.Module):
+    """The Inception-v3 of 2015 by which the field compares: torch-fidelity's port, bit-exact in its resizing.
+
+    `network` maps uint8 (B, 3, H, W) to 2048 features and 1008 logits without bias; `checksum` names its weights.
+    """
+
+    name = "inception"
+    num_features = 2048
+
+    def __init__(self, network: nn.Module, checksum: str):
+        super().__init__()
+        self.network, self.checksum = network, checksum
+        self.eval()
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 (N, C, H, W), grey or RGB -> features (N, 2048) and logits (N, 1008), float32 on the CPU."""
+        device = next(self.network.parameters()).device
+        found = []
+        for chunk in images.split(64):
+            outputs = self.network(chunk.expand(-1, 3, -1, -1).to(device))
+            found.append([output.cpu() for output in outputs])
+        features, logits = (torch.cat(part) for part in zip(*found, strict=True))
+        return features, logits
+
+    def features(self, images: Tensor) -> Tensor:
+        """uint8 (N, C, H, W), grey or RGB -> features (N, 2048), float32 on the CPU."""
+        return self(images)[0]
+
+
+def load_inception(path: str | Path | None = None) -> Inception:
+    """Inception from its published file: at `path`, else in the cache, else downloaded there (96 MB).
+
+    Raises a DiffitError where the file cannot be had, or is not the published one: it holds a pickle, so nothing else
+    is ever opened.
+    """
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    except ImportError:
+        raise DiffitError(
+            "Inception needs torch-fidelity; pip install torch-fidelity, or use the classifier extractor"
+        ) from None
+    if path is None:
+        otherwise = "for data with classes, use the classifier extractor"
+        path = fetched(INCEPTION_URL, INCEPTION_SHA256, "the Inception weights", f"or, {otherwise}")
+    path = Path(path)
+    if not path.is_file():
+        raise DiffitError(f"there are no Inception weights at {path}; download them from {INCEPTION_URL}")
+    if (found := sha256(path)) != INCEPTION_SHA256:
+        raise DiffitError(
+            f"{path} is not the published Inception (SHA-256 {found[:8]}..., not {INCEPTION_SHA256[:8]}...); "
+            f"delete it and download {INCEPTION_URL} anew"
+        )
+    network = FeatureExtractorInceptionV3(
+        "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path)
+    )
+    return Inception(network, INCEPTION_SHA256[:16])
+
+
+def inception_path() -> Path:
+    """Where the cache keeps the published file, if it has been downloaded."""
+    return cache_folder() / INCEPTION_URL.rpartition("/")[2]
+
+
+class SpatialInception(nn.Module):
+    """Inception, and of each image also the spatial features of sFID (Nash et al. 2021), in ADM's choice of layer.
+
+    ADM takes the tensor "mixed_6/conv:0" of the TensorFlow graph of 2015 and keeps its first 7 channels, 17 x 17 each,
+    channels last: 2023 numbers. The graph numbers its mixed blocks from "mixed" on in the order in which they come:
+    "mixed", "mixed_1", "mixed_2" are Mixed_5b, 5c, 5d here, "mixed_3" is Mixed_6a, and so "mixed_6" is Mixed_6d. In a
+    block, "conv" is the branch of a single 1x1 convolution (the others are called "tower"), and a scope's bare name is
+    its last operation, the ReLU after batch norm. So the layer is what `Mixed_6d.branch1x1` returns. torch-fidelity
+    converts that graph's weights by the same names. The numbers have not been compared with published ones.
+    """
+
+    name = Inception.name
+    num_features = Inception.num_features
+    CHANNELS = 7
+    num_spatial = CHANNELS * 17 * 17
+
+    def __init__(self, inception: Inception):
+        super().__init__()
+        self.inception, self.checksum = inception, inception.checksum
+        self._maps: list[Tensor] = []
+        layer: Any = inception.network.Mixed_6d
+        layer.branch1x1.register_forward_hook(self._keep)
+
+    def _keep(self, layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        self._maps.append(output[:, : self.CHANNELS].permute(0, 2, 3, 1).flatten(1).cpu())
+
+    def forward(self, images: Tensor) -> Seen:
+        """uint8 (N, C, H, W), grey or RGB -> features, logits and spatial features, float32 on the CPU."""
+        self._maps.clear()
+        features, logits = self.inception(images)
+        return Seen(features, logits, torch.cat(self._maps))
+
+    def features(self, images: Tensor) -> Tensor:
+        """uint8 (N, C, H, W), grey or RGB -> features (N, 2048), float32 on the CPU."""
+        return self(images).features
+
+
+def load_spatial_inception(path: str | Path | None = None) -> SpatialInception:
+    """Inception from its published file, as `load_inception` finds it."""
+    return SpatialInception(load_inception(path))

@@ -1,0 +1,94 @@
+"""Images to be measured as they lie, all of them: in a folder or zip, or in an `.npz` as public evaluators read it."""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from diffit_lib.data.datasets import Images
+from diffit_lib.data.folders import find_images
+from diffit_lib.data.preprocess import Decoder, first_shape, to_pixels
+from diffit_lib.data.sources import from_files, name_classes
+from diffit_lib.utils.errors import check
+from diffit_lib.utils.files import READY_MADE
+from diffit_lib.utils.npz import array, names
+
+
+def is_given(what: str | Path) -> bool:
+    """Whether this is a folder, a zip or an `.npz`, rather than weights; the name of ready-made ones is theirs.
+
+    A folder of that name is given as `./NAME`.
+    """
+    ready_made = str(what) in {file.stem for file in READY_MADE.glob("*.safetensors")}
+    return Path(what).suffix.lower() in (".zip", ".npz") or (Path(what).is_dir() and not ready_made)
+
+
+def is_npz(what: object) -> bool:
+    """Whether this names an `.npz`."""
+    return isinstance(what, str | Path) and Path(what).suffix.lower() == ".npz"
+
+
+def read_given(source: str | Path, image_shape: tuple[int, ...] | None = None) -> Images:
+    """All images of a folder, a zip or an `.npz`, whatever part they lie in; they are read when used.
+
+    Of a folder that `sample` made, with its index, the images alone. `image_shape`, (C, H, W), is what images in files
+    are made, cropped at the centre; their own unless given.
+    """
+    path = Path(source).expanduser()
+    several = sorted(index.parent for index in path.glob("guidance-*/settings.json"))
+    names_of_them = ", ".join(map(str, several))
+    check(not several, f"{path} holds a folder of images for each guidance; give one of them: {names_of_them}")
+    name = path.resolve().name.removesuffix(".zip")
+    begun, whole = ((path / file).is_file() for file in ("settings.json", "index.csv"))
+    check(
+        whole or not begun, f"{path} is not drawn to its end; give its `diffit sample` command again, then measure it"
+    )
+    if whole:
+        there = [path / name for name in ("images", "images.zip", "images.npz") if (path / name).exists()]
+        check(
+            not begun or bool(there),
+            f"{path} holds a grid of its images alone; draw them with another --format, e.g. png",
+        )
+        path = there[0] if there else path
+    if is_npz(path):
+        return read_npz(path)
+    check(path.exists(), f"there is no folder or zip {path}; give one, or an .npz")
+    files = find_images(path)
+    pictures = from_files(name, path, files.paths, *name_classes(name, files.labels, files.class_names))
+    channels, *size = image_shape or (None,)
+    form = partial(to_pixels, image_size=(size[0], size[1]) if size else None, in_channels=channels)
+    images = Decoder(pictures, form, first_shape(pictures, form, skip_bad=False))
+    return Images(name, images, pictures.labels, pictures.class_names)
+
+
+def read_npz(path: str | Path) -> Images:
+    """The images of an `.npz`: `arr_0`, uint8 (N, H, W, C), and, where it is there, their class numbers `arr_1`, (N,).
+
+    Three channels that are one and the same are grey: public evaluators read no other number of channels.
+    """
+    found = names(path)
+    check("arr_0" in found, f"{path} has {', '.join(sorted(found))}, but no arr_0; give images, uint8 (N, H, W, C)")
+    pixels = array(path, "arr_0")
+    check(
+        pixels.dtype == np.uint8 and pixels.ndim == 4 and pixels.shape[-1] in (1, 3) and min(pixels.shape) > 0,
+        f"{path}: arr_0 is {pixels.dtype} {pixels.shape}; give uint8 (N, H, W, C), C 1 or 3",
+    )
+    if pixels.shape[-1] == 3 and all((chunk == chunk[..., :1]).all() for chunk in _chunks(pixels)):
+        pixels = pixels[..., :1]
+    labels, class_names = torch.zeros(len(pixels), dtype=torch.int64), tuple[str, ...]()
+    if "arr_1" in found:
+        classes = array(path, "arr_1")
+        check(
+            np.issubdtype(classes.dtype, np.integer) and classes.shape == pixels.shape[:1] and classes.min() >= 0,
+            f"{path}: arr_1 is {classes.dtype} {classes.shape}; give a class, 0 or more, for each of {len(pixels)}",
+        )
+        labels = torch.from_numpy(classes.astype(np.int64))
+        class_names = tuple(map(str, range(int(labels.max()) + 1)))
+    return Images(Path(path).name, torch.from_numpy(pixels).permute(0, 3, 1, 2), labels, class_names)
+
+
+def _chunks(pixels: np.ndarray) -> Iterator[np.ndarray]:
+    """A few images at a time: few are read to see that they are in colour."""
+    return (pixels[first : first + 64] for first in range(0, len(pixels), 64))

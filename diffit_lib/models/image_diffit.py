@@ -1,0 +1,119 @@
+"""Image-space DiffiT: a symmetric U-shape of DiffiT ResBlocks (paper, section 3.2, figure 4, tables S.2 and S.3).
+
+What the paper leaves open is settled as the specification's best-supported reading: L = 4 ResBlocks per level, skip
+connections concatenated once per level, strided 3x3 convolutions down, nearest doubling and a 3x3 convolution up,
+EDM's time embedding and its head (GN, Swish, convolution near zero).
+"""
+
+from collections.abc import Iterable, Iterator
+from itertools import repeat
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from diffit_lib.config.models import ImageNetwork
+from diffit_lib.models.blocks import TMSA, DiffiTResBlock, Table, TimeToken, Upsample, group_norm
+
+
+class ImageDiffiT(nn.Module):
+    """Noisy image and its labels in, the network's raw output F out; knows nothing of noise schedules or training."""
+
+    def __init__(self, config: ImageNetwork):
+        super().__init__()
+        self.config = config
+        self.checkpointing = False  # set while training: recompute each ResBlock in the backward pass
+        channels, levels = config.channels, range(len(config.channels))
+
+        def resblocks(level: int, in_channels: int) -> nn.ModuleList:
+            """L ResBlocks; the first one changes the number of channels."""
+            inputs = [in_channels, *[channels[level]] * (config.num_blocks - 1)]
+            return nn.ModuleList(
+                DiffiTResBlock(
+                    c,
+                    channels[level],
+                    config.num_heads,
+                    config.windows[level],
+                    config.time_dim,
+                    mlp_ratio=config.mlp_ratio,
+                    dropout=config.dropout,
+                )
+                for c in inputs
+            )
+
+        self.time_token = TimeToken(
+            config.time_dim,
+            config.width,
+            endpoint=True,
+            cos_first=False,
+            final_silu=True,
+            num_classes=config.num_classes,
+            augment_dim=config.augment_dim,
+        )
+        self.tokenizer = nn.Conv2d(config.in_channels, config.width, 3, padding=1)
+        self.encoder = nn.ModuleList(resblocks(level, (config.width, *channels)[level]) for level in levels)
+        self.down = nn.ModuleList(nn.Conv2d(c, c, 3, stride=2, padding=1) for c in channels[:-1])
+        self.up = nn.ModuleList(Upsample(c) for c in channels[1:])
+        self.decoder = nn.ModuleList(resblocks(level, channels[level + 1] + channels[level]) for level in levels[:-1])
+        self.head_norm = group_norm(channels[0])
+        self.head = nn.Conv2d(channels[0], config.in_channels, 3, padding=1)
+        init_image_diffit(self)
+
+    def forward(
+        self,
+        x: Tensor,
+        noise_label: Tensor,
+        class_label: Tensor | None = None,
+        augment_label: Tensor | None = None,
+        tables: Iterable[Table] | None = None,
+    ) -> Tensor:
+        """(B, C, H, W), (B,), class (B,) int64, augment (B, 9) -> (B, C, H, W); `tables` from `self.tables`."""
+        time = self.time_token(noise_label, class_label, augment_label)  # (B, T)
+        table = iter(tables) if tables is not None else repeat(None)
+        x = self.tokenizer(x.contiguous(memory_format=torch.channels_last))  # (B, width, H, W)
+        skips = []
+        for level, blocks in enumerate(self.encoder):
+            x = self._run(blocks, x, time, table)  # (B, C_level, H / 2^level, W / 2^level)
+            if level < len(self.down):
+                skips.append(x)
+                x = self.down[level](x)
+        for level in reversed(range(len(self.decoder))):
+            x = torch.cat([self.up[level](x), skips[level]], dim=1)
+            x = self._run(self.decoder[level], x, time, table)
+        return self.head(F.silu(self.head_norm(x)))
+
+    def tables(
+        self, noise_label: Tensor, class_label: Tensor | None = None, augment_label: Tensor | None = None
+    ) -> list[Table]:
+        """What depends on the labels alone, in the order the forward pass asks for it."""
+        time = self.time_token(noise_label, class_label, augment_label)
+        return [layer.table(time) for layer in self._attention_layers()]
+
+    def _attention_layers(self) -> Iterator[TMSA]:
+        for blocks in (*self.encoder, *reversed(self.decoder)):
+            for resblock in blocks:
+                yield resblock.block.attn
+
+    def _run(self, blocks: nn.Module, x: Tensor, time: Tensor, table: Iterator[Table | None]) -> Tensor:
+        for block in blocks.children():
+            if self.checkpointing and self.training:
+                x = checkpoint(block, x, time, next(table), use_reentrant=False)
+            else:
+                x = block(x, time, next(table))
+        return x
+
+
+def init_image_diffit(network: ImageDiffiT) -> None:
+    """Linears and convolutions: Xavier, and near zero (EDM's 1e-5) where a branch is added to a residual."""
+    for module in network.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    near_zero: list[nn.Conv2d | nn.Linear] = [network.head]
+    for layer in network.modules():
+        if isinstance(layer, DiffiTResBlock):
+            near_zero += [layer.block.attn.proj, layer.block.mlp.fc2]
+    for layer in near_zero:
+        nn.init.xavier_uniform_(layer.weight, gain=1e-5)

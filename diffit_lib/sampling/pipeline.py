@@ -1,0 +1,236 @@
+"""From a weights file to pictures: `pipe = load("digits"); pipe(seeds=range(64))`."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
+from difflib import get_close_matches
+from operator import index
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffit_lib.checkpoints.weights import Card, load_own_codec, load_weights
+from diffit_lib.config.diffusion import Sampling
+from diffit_lib.diffusion.denoiser import Denoiser, Preconditioned
+from diffit_lib.diffusion.guidance import Clipped, guided
+from diffit_lib.diffusion.samplers import SAMPLERS, State
+from diffit_lib.models.latent_space import PIXELS, Codec
+from diffit_lib.utils.errors import DiffitError, check
+from diffit_lib.utils.tensors import (
+    SeededNoise,
+    autocast,
+    best_device,
+    best_precision,
+    seeded_generator,
+    state_dtype,
+    to_uint8,
+)
+
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+Labels = None | int | str | Sequence[int | str]
+
+
+class Pipeline:
+    """Draws images. Image k depends on its seed, its label and the settings, not on the batch it is drawn in."""
+
+    def __init__(
+        self,
+        denoiser: Preconditioned,
+        card: Card,
+        codec: Codec = PIXELS,
+        *,
+        device: torch.device | None = None,
+        precision: str = "auto",
+    ):
+        self.device = device or best_device()
+        self.precision = best_precision(self.device) if precision == "auto" else precision
+        check(self.precision in PRECISIONS, f"precision is {precision!r}; give auto, {', '.join(PRECISIONS)}")
+        self.denoiser = denoiser.to(self.device).to(memory_format=torch.channels_last).eval()
+        self.card, self.codec = card, codec.to(self.device)
+
+    def __call__(
+        self,
+        seeds: Sequence[int],
+        labels: Labels = None,
+        *,
+        batch_size: int | None = None,
+        **settings: Any,
+    ) -> np.ndarray:
+        """Images for these seeds, uint8 (N, H, W, C).
+
+        `labels` is one class for all or one per seed, by number or name; None draws each image's class from its seed,
+        and "none" asks for no class. `settings` are fields of `Sampling` (sampler, steps, guidance, churn); those not
+        given follow the weights. At most `batch_size` images (64) are drawn at once; where it is given, the last batch
+        is padded to it. At one batch size the k-th image of a batch is the same to the bit whatever its neighbours are.
+        """
+        batches = self.batches(seeds, labels, batch_size=batch_size, **settings)
+        return np.concatenate([to_pictures(batch) for batch in batches])
+
+    def batches(
+        self, seeds: Sequence[int], labels: Labels = None, *, batch_size: int | None = None, **settings: Any
+    ) -> Iterator[Tensor]:
+        """The same images as they are before rounding, batch by batch: float (B, C, H, W), about [-1, 1]."""
+        size = min(len(seeds), 64) if batch_size is None else batch_size
+        if size < 1 or len(seeds) < 1:
+            raise DiffitError(f"nothing to draw: {len(seeds)} seeds, batch_size={batch_size}; give 1 or more of each")
+        labels = per_seed(labels, len(seeds))
+        self.class_label(seeds, labels)  # a mistake in the last label is told before the first image is drawn
+        _ = self.codec.checksum  # and so is an autoencoder that cannot be had
+        for first in range(0, len(seeds), size):
+            part = slice(first, first + size)
+            try:
+                for state in self.stream(seeds[part], labels and labels[part], pad_to=size, **settings):
+                    last = state
+            except torch.OutOfMemoryError:
+                raise DiffitError(
+                    f"{size} images at once exceed the memory of {self.device}; give batch_size={max(1, size // 2)}"
+                ) from None
+            yield self.codec.decode(last.x)
+
+    def stream(
+        self, seeds: Sequence[int], labels: Labels = None, *, pad_to: int = 0, **settings: Any
+    ) -> Iterator[State]:
+        """Every intermediate state of one batch of these seeds: x and denoised, (B, C, H, W), pixels or latents."""
+        sampling = self.sampling(**settings)
+        seeds = [int(seed) for seed in seeds]  # tensor(3) names the image that 3 names
+        class_label, count = self.class_label(seeds, labels), len(seeds)
+        padding = max(pad_to - count, 0)
+        noise = SeededNoise([*seeds, *[0] * padding], self.card.recipe.network.shape)
+        if class_label is not None:
+            class_label = torch.cat([class_label, class_label.new_zeros(padding)]).to(self.device)
+        denoiser: Denoiser = self.denoiser
+        if class_label is not None:
+            denoiser = guided(self.denoiser, sampling, no_class=self.card.recipe.network.num_classes)
+        if self.denoiser.clip:
+            denoiser = Clipped(denoiser)
+        x = denoiser.initial(noise().to(self.device, state_dtype(self.device)))
+        sigmas = denoiser.levels(sampling.steps)
+        states = SAMPLERS[sampling.sampler](denoiser, x, sigmas, class_label, noise, **sampling.options)
+        while True:
+            with autocast(self.device, self.precision):  # not across a yield: the caller's code is not ours to cast
+                state = next(states, None)
+            if state is None:
+                return
+            yield state._replace(x=state.x[:count], denoised=state.denoised[:count])
+
+    def decode(self, x: Tensor) -> np.ndarray:
+        """A state without its noise, (B, C, H, W), pixels or latents -> uint8 (B, H, W, C)."""
+        return to_pictures(self.codec.decode(x))
+
+    def sampling(self, **settings: Any) -> Sampling:
+        """The weights' own sampling settings with these changed; None changes nothing."""
+        given = {name: value for name, value in settings.items() if value is not None}
+        names = [field.name for field in fields(Sampling)]
+        for name in given.keys() - set(names):
+            raise DiffitError(f"unknown sampling setting {name!r}; the settings are {', '.join(names)}")
+        check(
+            given.get("guidance", 1) == 1 or self.card.recipe.network.num_classes > 0,
+            f"guidance is {given.get('guidance')}, but these weights are unconditional; leave guidance out",
+        )
+        recipe = self.card.recipe
+        return replace(recipe, sampling=recipe.sampling.change(**given)).sampling  # what the network has not is refused
+
+    def class_label(self, seeds: Sequence[int], labels: Labels) -> Tensor | None:
+        """(B,) int64 on the CPU, or None for an unconditional network."""
+        num_classes, labels = self.card.recipe.network.num_classes, per_seed(labels, len(seeds))
+        if num_classes == 0:
+            if labels is not None and set(labels) != {"none"}:
+                raise DiffitError(f"no label {labels[0]!r}: these weights are unconditional; leave labels out")
+            return None
+        if labels is None:
+            draws = [torch.randint(num_classes, (), generator=seeded_generator("label", seed)) for seed in seeds]
+            return torch.stack(draws)
+        return torch.tensor([self.class_number(label) for label in labels])
+
+    def class_number(self, label: int | str) -> int:
+        """A class by `find_class`; "none" is the row of the label table that means no class."""
+        return find_class(label, self.card.class_names, self.card.recipe.network.num_classes)
+
+
+def find_class(label: int | str, names: Sequence[str], num_classes: int) -> int:
+    """The number of a class, of a network's `num_classes`, by its name or number; "none" is `num_classes`.
+
+    Words are names first, also in another case, then digits ("two" is the class called 2), then numbers. A name that
+    several classes have, and what is no class at all, is an error.
+    """
+    word = label.strip().casefold() if isinstance(label, str) else ""
+    known = [*names, *[""] * (num_classes - len(names)), "none"]
+    folded = [name.casefold() for name in known]
+    digit = str(WORDS.index(word)) if word in WORDS else ""
+    for wanted, spellings in ((label, known), (word, folded), (digit, known)):
+        numbers = [number for number, name in enumerate(spellings) if name and name == wanted]
+        if len(numbers) > 1:
+            raise DiffitError(f"class {label!r} is {' or '.join(map(str, numbers))}; give the number")
+        if numbers:
+            return numbers[0]
+    try:
+        number = int(label) if isinstance(label, str) else index(label)
+    except (TypeError, ValueError):
+        number = -1
+    if not 0 <= number < num_classes:
+        near = [known[folded.index(name)] for name in get_close_matches(word, folded)]
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        known_names = f", {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}" if names else ""
+        raise DiffitError(
+            f"no class {label!r}; {hint}give a number from 0 to {num_classes - 1}{known_names}, or 'none'"
+        )
+    return number
+
+
+def per_seed(labels: Labels, count: int) -> list[int | str] | None:
+    """One label for each of `count` seeds, or None."""
+    if labels is None:
+        return None
+    each: list[Any] = [labels] * count if isinstance(labels, str) or np.ndim(labels) == 0 else list(cast(Any, labels))
+    if len(each) != count:
+        raise DiffitError(f"{len(each)} labels for {count} seeds; give one label, or one per seed")
+    return each
+
+
+def to_pictures(images: Tensor) -> np.ndarray:
+    """float (B, C, H, W), about [-1, 1] -> uint8 (B, H, W, C)."""
+    return to_uint8(images).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def load(
+    path_or_name: str | Path,
+    *,
+    ema: bool = True,
+    file: str | Path | None = None,
+    vae: str | Path | None = None,
+    device: str | torch.device | None = None,
+    precision: str = "auto",
+) -> Pipeline:
+    """A pipeline from a weights file, or from ready-made weights by name: ours, or those of `foreign.FOREIGN`.
+
+    `ema=False` takes the raw tensors instead of the averaged ones; `file` holds the tensors of weights that others
+    published, `vae` those of their autoencoder; `precision` is "auto" (the device's best),
+    "32-true", "bf16-mixed" or "16-mixed".
+    """
+    denoiser, card = load_weights(path_or_name, ema=ema, file=file)
+    codec = load_own_codec(path_or_name, card, vae)
+    return Pipeline(denoiser, card, codec, device=find_device(device), precision=precision)
+
+
+def find_device(name: str | torch.device | None) -> torch.device:
+    """A device by name, or the best one here; one that is not here is refused."""
+    try:
+        device = torch.device(name) if name else best_device()
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:
+        raise DiffitError(f"no device {str(name)!r} here; give cpu, or leave it out for {best_device()}") from error
+    return device
+
+
+def in_turn(card: Card, count: int) -> list[int | str] | None:
+    """Labels 0, 1, 2, ... over and over, one for each of `count` images; None for unconditional weights."""
+    classes = card.recipe.network.num_classes
+    return [k % classes for k in range(count)] if classes else None
+
+
+def to_tensor(pictures: np.ndarray) -> Tensor:
+    """uint8 (N, H, W, C) as the pipeline gives them -> uint8 (N, C, H, W)."""
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()

@@ -1,0 +1,115 @@
+"""Training an autoencoder: what one step minimises, and the statistics of the latents it ends up with."""
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from diffit_lib.config.experiment import VAERecipe
+from diffit_lib.data.datasets import Images
+from diffit_lib.data.stream import Batch
+from diffit_lib.models.discriminator import PatchDiscriminator, hinge
+from diffit_lib.models.lpips import Perceptual
+from diffit_lib.models.vae import KLAutoencoder
+from diffit_lib.training.module import RunModule
+from diffit_lib.utils.distributed import mean_everywhere
+from diffit_lib.utils.tensors import autocast, to_float
+
+LARGEST_WEIGHT = 1e4  # of the discriminator's word, relative to the rest
+RAISED = 1024.0  # gradients are compared at this scale, where half precision does not lose them
+
+
+class AutoencoderModule(RunModule):
+    """An autoencoder in training, and the discriminator it learns to deceive, under one optimizer.
+
+    Each sees the other frozen, so that one backward pass serves both: the autoencoder's term has the discriminator's
+    parameters detached, the discriminator's the reconstruction.
+    """
+
+    def __init__(self, network: KLAutoencoder, recipe: VAERecipe, data: Images, perceptual: Perceptual | None = None):
+        super().__init__(network, recipe.training, data, recipe.network.latent_shape)
+        self.loss, self.perceptual = recipe.loss, perceptual
+        self.discriminator = PatchDiscriminator(recipe.network.shape, self.loss.disc_width)
+        self.discriminator.to(memory_format=torch.channels_last)
+
+    @property
+    def network(self) -> KLAutoencoder:
+        """The autoencoder in training."""
+        return cast(KLAutoencoder, self.model)
+
+    @property
+    def average(self) -> KLAutoencoder:
+        """The averaged autoencoder."""
+        return cast(KLAutoencoder, self.ema.module)
+
+    def parameter_groups(self) -> list[list[nn.Parameter]]:
+        """The autoencoder, the discriminator."""
+        return [list(self.model.parameters()), list(self.discriminator.parameters())]
+
+    @property
+    def some_idle(self) -> bool:  # type: ignore[override]
+        """Whether there is a discriminator, which waits for its turn."""
+        return self.loss.disc_weight > 0
+
+    @property
+    def joined(self) -> bool:
+        """Whether the discriminator takes part yet; until then it costs nothing."""
+        return self.loss.disc_weight > 0 and self.images_seen >= self.loss.disc_start
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of one micro-batch, the autoencoder's and the discriminator's together."""
+        images = to_float(batch.images)
+        reconstruction, moments = (tensor.float() for tensor in self.network(images, batch.noise))
+        difference = F.l1_loss if self.loss.reconstruction == "l1" else F.mse_loss
+        terms = {"reconstruction": difference(reconstruction, images), "kl": divergence(moments)}
+        likeness = terms["reconstruction"]
+        if self.perceptual is not None:
+            terms["perceptual"] = self.perceptual.to(self.device)(images, reconstruction).mean()
+            likeness = likeness + self.loss.perceptual_weight * terms["perceptual"]
+        loss = likeness + self.loss.kl_weight * terms["kl"]
+        if self.joined:
+            frozen = {name: tensor.detach() for name, tensor in self.discriminator.named_parameters()}
+            deceit = -functional_call(self.discriminator, frozen, reconstruction).float().mean()
+            loss = loss + self.loss.disc_weight * self.adaptive_weight(likeness, deceit) * deceit
+            real, fake = (self.discriminator(seen).float() for seen in (images, reconstruction.detach()))
+            terms |= {"adversarial": deceit, "discriminator": hinge(real, fake)}
+        elif self.loss.disc_weight:  # means are over all micro-batches
+            terms |= {"adversarial": torch.zeros_like(loss), "discriminator": torch.zeros_like(loss)}
+        self.count_terms(loss=loss, **terms)
+        return loss + terms["discriminator"] if self.joined else loss
+
+    def adaptive_weight(self, likeness: Tensor, deceit: Tensor) -> Tensor:
+        """Makes its gradient at the last layer as long as that of the rest (Esser et al. 2021, equation 7)."""
+        last = self.network.decoder.conv_out.weight
+        lengths = [
+            mean_everywhere(torch.autograd.grad(RAISED * term, last, retain_graph=True)[0].float()).norm() / RAISED
+            for term in (likeness, deceit)
+        ]
+        return (lengths[0] / (lengths[1] + 1e-6)).nan_to_num(0.0).clamp(0, LARGEST_WEIGHT).detach()
+
+
+def divergence(moments: Tensor) -> Tensor:
+    """KL divergence from the standard normal distribution, a mean over all values of the latents, in nats."""
+    mean, log_variance = moments.chunk(2, dim=1)
+    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+
+
+@torch.no_grad()
+def latent_statistics(
+    network: KLAutoencoder, images: Images, most: int, device: torch.device, precision: str
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel of the latents drawn for at most so many images, evenly spread."""
+    count = min(most, len(images))
+    sums = torch.zeros(2, network.config.z_channels, dtype=torch.float64)
+    places = 0
+    for indices in (torch.arange(count) * len(images) // count).split(64):
+        with autocast(device, precision):
+            moments = network.encode(to_float(images.images[indices].to(device))).float()
+        mean, log_variance = moments.chunk(2, dim=1)
+        values = torch.stack([mean, mean.square() + log_variance.exp()])  # (2, B, z, h, w)
+        sums += values.sum(dim=(1, 3, 4)).double().cpu()
+        places += len(mean) * mean[0, 0].numel()
+    mean, square = sums / places
+    return tuple(mean.tolist()), tuple((square - mean.square()).sqrt().tolist())

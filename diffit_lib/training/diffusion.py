@@ -1,0 +1,77 @@
+"""Training a denoiser: what one step minimises, and the test loss by noise level."""
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from diffit_lib.config.training import Training
+from diffit_lib.data.augment import augment
+from diffit_lib.data.datasets import Images
+from diffit_lib.data.latent_cache import source_of
+from diffit_lib.data.stream import Batch
+from diffit_lib.diffusion.denoiser import Preconditioned
+from diffit_lib.diffusion.loss import denoising_loss
+from diffit_lib.models.latent_space import PIXELS, Codec
+from diffit_lib.training.module import RunModule
+from diffit_lib.utils.tensors import SeededNoise, autocast
+
+
+class DiffusionModule(RunModule):
+    """A denoiser in training, on pixels or on the latents of a codec."""
+
+    def __init__(self, denoiser: Preconditioned, training: Training, data: Images, codec: Codec = PIXELS):
+        network = cast(Any, denoiser.network)
+        super().__init__(denoiser, training, data, network.config.shape)
+        self.codec, self.latent = codec, codec.latent
+        self.some_idle = network.config.augment_dim > 0 and not training.augment
+        if codec.latent:
+            self.fingerprint = source_of(codec, data)
+
+    @property
+    def denoiser(self) -> Preconditioned:
+        """The denoiser in training."""
+        return cast(Preconditioned, self.model)
+
+    @property
+    def average(self) -> Preconditioned:
+        """The averaged denoiser."""
+        return cast(Preconditioned, self.ema.module)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of one micro-batch."""
+        clean, augment_label = self.codec.clean(batch.images, batch.posterior), None
+        if self.options.augment:
+            with torch.autocast(self.device.type, enabled=False):  # half a pixel matters
+                clean, augment_label = augment(clean, batch.augmentation)
+        sigma = self.denoiser.draw_sigma(batch.uniform)
+        loss = denoising_loss(self.denoiser, clean, sigma, batch.noise, batch.labels, augment_label).mean()
+        self.count_terms(loss=loss)
+        return loss * clean[0].numel() if self.options.loss_reduction == "sum" else loss
+
+
+@torch.no_grad()
+def loss_by_level(
+    denoiser: Preconditioned,
+    test: Images,
+    precision: str,
+    codec: Codec = PIXELS,
+    *,
+    levels: int = 8,
+    images: int = 256,
+) -> dict[float, float]:
+    """Noise level sigma -> denoising loss on test images, at fixed quantiles of the training noise.
+
+    The same images meet the same noise at every call, so that two calls differ by the denoiser alone.
+    """
+    device = next(denoiser.parameters()).device
+    part = test.take(torch.arange(min(images, len(test))), test.name)
+    clean = codec.clean(part.images.to(device))
+    noise = SeededNoise(range(len(part)), clean.shape[1:])().to(device)
+    label = part.labels.to(device)
+    losses = {}
+    for quantile in (torch.arange(levels) + 0.5) / levels:
+        sigma = denoiser.draw_sigma(quantile.expand(len(part))).to(device)
+        with autocast(device, precision):
+            losses[float(sigma[0])] = float(denoising_loss(denoiser, clean, sigma, noise, label).mean())
+    return losses

@@ -1,0 +1,89 @@
+"""A small Frechet distance while training: is it getting better, and which weights were the best so far?"""
+
+import time
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from diffit_lib.data.datasets import Images
+from diffit_lib.data.latent_cache import CachedLatents
+from diffit_lib.evaluation.evaluator import HELD, cached_reference
+from diffit_lib.evaluation.features import inception_path, load_spatial_inception, train_classifier
+from diffit_lib.evaluation.metrics import frechet_from_moments, moments
+from diffit_lib.evaluation.reference import Extractor, Reference
+from diffit_lib.sampling.pipeline import Pipeline, in_turn, to_tensor
+from diffit_lib.utils.errors import DiffitError, check
+from diffit_lib.utils.logging import say
+
+WATCHED = 128  # images drawn, always of the same seeds: more than the classifier has features
+SMALL = 64  # pixels a side, up to which the classifier is asked
+SHARE = 0.05  # of the training time, at most, for drawing and measuring them
+
+
+class Watch:
+    """Distance of the averaged weights' samples to the train part, in the features of one extractor.
+
+    The classifier where the data have classes and few pixels (on large images a CPU would train it for longer than the
+    network), else Inception where its weights are at hand, else nothing. Training the classifier and the reference's
+    statistics are made once per data set, cached, and not counted in the share.
+    """
+
+    def __init__(self, train: Images, device: torch.device):
+        self.train, self.device = train, device
+        if isinstance(train, CachedLatents):
+            say(f"{train.name} is latents alone; no Frechet distance is taken in training, for want of the images")
+            self.kind = self.column = ""
+            return
+        small = max(train.images.shape[2:]) <= SMALL
+        self.kind = "classifier" if len(train.class_names) > 1 and small else "inception"
+        self.column = "fid" if self.kind == "inception" else "frechet"
+        if self.kind == "inception":
+            try:
+                self.extractor = self.inception()
+            except DiffitError as error:
+                why = "has no classes" if small else "is of large images"
+                say(f"{train.name} {why}; no Frechet distance is taken in training, since {error}")
+                self.kind = ""
+
+    def inception(self) -> Extractor:
+        """Inception from the cache: nothing is downloaded for the watch's sake."""
+        path = inception_path()
+        check(path.is_file(), f"there are no Inception weights at {path}")
+        check(len(self.train) > 1, "there is one image only")
+        return load_spatial_inception(path).to(self.device)
+
+    @cached_property
+    def extractor(self) -> Extractor:
+        """What features are taken by."""
+        held = self.train.held(HELD)
+        return train_classifier(held.images, held.labels, device=self.device)
+
+    @cached_property
+    def reference(self) -> Reference:
+        """Of the whole train part."""
+        return cached_reference(self.train, self.extractor)
+
+    def __call__(self, pipe: Pipeline, rows: Sequence[dict[str, Any]], seconds: float, each: float) -> dict[str, Any]:
+        """Columns for `metrics.csv`: the distance and what it took, empty where there is no time for it.
+
+        `rows` are the run's so far, `seconds` its training time, and `each` what drawing one image takes.
+        """
+        if not self.column:
+            return {}
+        row: dict[str, Any] = {self.column: "", "metric_seconds": ""}
+        spent = sum(float(earlier.get("metric_seconds") or 0) for earlier in rows)
+        if not self.kind or spent + WATCHED * each > SHARE * seconds:
+            return row
+        mean, covariance = self.reference.mean, self.reference.covariance
+        start = time.monotonic()
+        images = to_tensor(pipe(range(WATCHED), in_turn(pipe.card, WATCHED)))
+        found = moments(self.extractor.features(images))
+        row[self.column] = frechet_from_moments(*found, mean.numpy(), covariance.numpy())
+        return row | {"metric_seconds": round(time.monotonic() - start, 2)}
+
+    def is_best(self, row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> bool:
+        """Whether a new row's distance is below all of the run's so far."""
+        earlier = [float(old[self.column]) for old in rows if old.get(self.column)]
+        return row.get(self.column, "") != "" and row[self.column] < min(earlier, default=float("inf"))

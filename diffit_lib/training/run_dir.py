@@ -1,0 +1,106 @@
+"""The folder of a run: its number, the options it was resolved to, the weights it keeps."""
+
+import os
+import re
+import shutil
+from itertools import count
+from pathlib import Path
+from typing import TypeVar
+
+import yaml
+
+from diffit_lib.config.experiment import AnyRecipe, VAERecipe
+from diffit_lib.utils.errors import DiffitError, check
+from diffit_lib.utils.files import replacing, write_text
+
+RUNS = Path("runs")
+OPTIONS = "options.yaml"
+END = "...\n"  # closes a YAML document: a file without it was cut off
+WEIGHTS = "weights.safetensors"
+
+R = TypeVar("R", bound=AnyRecipe)
+
+
+def new_folder(name: str, runs: Path = RUNS) -> Path:
+    """Make `runs/00003-NAME`, the number one above the highest there is; two that start at once get two numbers.
+
+    Whoever makes the folder `runs/00003` owns the number, unless it was given away, and the folder renamed, meanwhile.
+    """
+    name = name.rpartition("/")[2]
+    check(re.fullmatch(r"[\w.+-]+", name) is not None, f"name is {name!r}; give letters, digits, dots and dashes")
+    runs.mkdir(parents=True, exist_ok=True)
+    for number in count(max(numbers(runs), default=-1) + 1):
+        claim = runs / f"{number:05d}"
+        try:
+            claim.mkdir()
+        except FileExistsError:
+            continue
+        if numbers(runs).count(number) == 1:
+            return claim.rename(runs / f"{claim.name}-{name}")
+        claim.rmdir()
+    raise AssertionError("numbers have no end")
+
+
+def numbers(runs: Path) -> list[int]:
+    """The numbers in use, each as often as there are folders of it."""
+    matches = (re.match(r"(\d{5,})(-|$)", path.name) for path in runs.iterdir())
+    return [int(match[1]) for match in matches if match]
+
+
+def write_options(recipe: AnyRecipe, run: Path) -> None:
+    """Write every field of the recipe: a file that `--config` takes too."""
+    options = recipe.to_options()
+    note = f"# What this run was resolved to; `diffit {verb(recipe)} --run {run}` goes on.\n"
+    text = yaml.safe_dump(options, sort_keys=False, default_flow_style=None, allow_unicode=True, width=120)
+    write_text(run / OPTIONS, note + text + END)
+
+
+def read_options(kind: type[R], run: Path) -> R:
+    """The recipe a run goes on with."""
+    try:
+        text = (run / OPTIONS).read_text(encoding="utf-8")
+        check(text.endswith(END), "it is not whole")
+        return kind.from_options(yaml.safe_load(text))
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, DiffitError, yaml.YAMLError) as error:
+        problem = " ".join(str(error).split()) or type(error).__name__
+        raise DiffitError(f"{run / OPTIONS} cannot be read ({problem}); train into another folder") from error
+
+
+def verb(recipe: AnyRecipe) -> str:
+    """The verb of the command line that trains such a recipe."""
+    return "train-vae" if isinstance(recipe, VAERecipe) else "train"
+
+
+def keep_newest(run: Path, images_seen: int, keep: int) -> None:
+    """Give the weights of now a name of their own, weights-000012345.safetensors, and delete all but the newest few.
+
+    It is a second name of the one file where the disk knows such links.
+    """
+    if keep and (run / WEIGHTS).is_file():
+        with replacing(run / f"weights-{images_seen:09d}.safetensors") as beside:
+            try:
+                os.link(run / WEIGHTS, beside)
+            except OSError:
+                shutil.copyfile(run / WEIGHTS, beside)
+    for old in numbered(run)[: -keep or None]:
+        old.unlink()
+
+
+def numbered(run: Path) -> list[Path]:
+    """The weights that were kept, oldest first."""
+    return sorted(run.glob("weights-*.safetensors"), key=lambda path: int(path.stem.rpartition("-")[2]))
+
+
+def set_aside(run: Path) -> Path | None:
+    """Move weights and numbers of an earlier run, whose checkpoint was deleted, into `run`/earlier-1, -2, ...
+
+    Returns that folder; None where there are none.
+    """
+    old = [path for path in (run / WEIGHTS, run / "best.safetensors", run / "metrics.csv") if path.is_file()]
+    if not (old := [*old, *numbered(run)]):
+        return None
+    aside = next(folder for number in count(1) if not (folder := run / f"earlier-{number}").exists())
+    aside.mkdir()
+    for path in old:
+        path.rename(aside / path.name)
+    return aside

@@ -1,0 +1,120 @@
+"""Small conventions every tensor obeys: value ranges, seeds that name images, the sampler's dtype.
+
+Inside the library an image is float, (B, C, H, W), in [-1, 1]; on disk and in the public API it is uint8.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 in 0..255 -> float32 in [-1, 1], any shape."""
+    return images.to(torch.float32) / 127.5 - 1
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """float in [-1, 1] -> uint8 in 0..255, any shape: rounded, then clamped."""
+    return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def expand_like(values: Tensor, images: Tensor) -> Tensor:
+    """(B,) -> (B, 1, 1, 1), ready to scale `images` (B, C, H, W)."""
+    return values.view(-1, *[1] * (images.ndim - 1))
+
+
+def unpatchify(tokens: Tensor, patch_size: int) -> Tensor:
+    """(B, h, w, p p C), each token a patch in row-major order, its channel fastest -> images (B, C, h p, w p)."""
+    batch, rows, columns, _ = tokens.shape
+    patches = tokens.view(batch, rows, columns, patch_size, patch_size, -1).permute(0, 5, 1, 3, 2, 4)
+    return patches.reshape(batch, -1, rows * patch_size, columns * patch_size)
+
+
+def state_dtype(device: torch.device) -> torch.dtype:
+    """The dtype of a sampler's state: float64 wherever the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def derive_seed(*key: int | str) -> int:
+    """A 63-bit seed from any key, the same on every machine and in every process."""
+    digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """Names these very tensors, wherever they lie: 16 hexadecimal digits of a SHA-256 over names, shapes and values."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        sha.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()[:16]
+
+
+def seeded_generator(*key: int | str) -> torch.Generator:
+    """A CPU generator of its own for this key."""
+    return torch.Generator().manual_seed(derive_seed(*key))
+
+
+class SeededNoise:
+    """Standard normal noise in which every image draws from a generator of its own.
+
+    Each call returns the next float32 (B, C, H, W), drawn on the CPU: row k depends on `seeds[k]` and on how many calls
+    came before, never on the batch it is drawn with.
+    """
+
+    def __init__(self, seeds: Sequence[int], shape: Sequence[int]):
+        self.shape = tuple(shape)
+        self.generators = [seeded_generator("image", seed) for seed in seeds]
+
+    def __call__(self) -> Tensor:
+        return torch.stack([torch.randn(self.shape, generator=g) for g in self.generators])
+
+
+def best_precision(device: torch.device) -> str:
+    """The mixed precision a device is fast in, by Lightning's names; float32 where there is none."""
+    if device.type != "cuda":
+        return "32-true"
+    return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context in which a network runs under `precision` ("32-true", "bf16-mixed" or "16-mixed")."""
+    dtype = torch.float16 if precision == "16-mixed" else torch.bfloat16
+    return torch.autocast(device.type, dtype=dtype, enabled=precision != "32-true")
+
+
+@contextmanager
+def cpu_threads(count: int | None) -> Iterator[None]:
+    """Run on this many CPU threads; None changes nothing."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def best_device() -> torch.device:
+    """A CUDA device, else Apple's, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _truncate(images: Tensor) -> Tensor:
+    """float in [-1, 1] -> uint8, rounded towards 0."""
+    return ((images + 1) * 127.5).clamp(0, 255).to(torch.uint8)
+
+
+PROTOCOLS = {"round": to_uint8, "adm": _truncate}  # from float to uint8; "adm" as the published evaluators do
+
+
+def device_name(device: torch.device) -> str:
+    """What the card says of the machine: the GPU's name, or the kind and number of CPU threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{device.type}, {threads} thread{'s' if threads > 1 else ''}"
