@@ -13,7 +13,7 @@ _HOMES = {
     "load": "sampling.pipeline",
     "Pipeline": "sampling.pipeline",
     "PRESETS": "config.presets",
-    "Recipe": "config.experiment",
+    "ExperimentConfig": "config.experiment",
     "preset": "config.presets",
     "DiffitError": "utils.errors",
     "load_data": "data.datasets",

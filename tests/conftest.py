@@ -8,7 +8,7 @@ import pytest
 import torch
 from image_files import fill, noise
 
-from diffit_lib.checkpoints.weights import Card, build_denoiser, save_weights
+from diffit_lib.checkpoints.weights import ModelCard, build_denoiser, save_weights
 from diffit_lib.config.presets import PRESETS
 from diffit_lib.data.datasets import Split, digits
 from diffit_lib.training.train import train
@@ -50,8 +50,8 @@ def fit(monkeypatch, tmp_path, data):
     finished = []
     monkeypatch.setattr("diffit_lib.training.train.show", lambda module, **_: finished.append(module))
 
-    def fit(recipe, images=None, run="run"):
-        train(recipe, tmp_path / run, Split(images, images) if images else data, progress=False)
+    def fit(experiment, images=None, run="run"):
+        train(experiment, tmp_path / run, Split(images, images) if images else data, progress=False)
         return finished[-1]
 
     return fit
@@ -59,15 +59,15 @@ def fit(monkeypatch, tmp_path, data):
 
 def write_weights(path, **changes):
     """A file of random weights, averaged and raw ones apart, large enough that labels and noise levels matter."""
-    recipe = TINY.override(sigma_data=0.75, precision="32-true", **changes)
+    experiment = TINY.override(sigma_data=0.75, precision="32-true", **changes)
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
-        ema, raw = build_denoiser(recipe), build_denoiser(recipe)
+        ema, raw = build_denoiser(experiment), build_denoiser(experiment)
         for parameter in (*ema.parameters(), *raw.parameters()):
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    names = tuple("0123456789") if recipe.network.num_classes else ()
-    card = Card(
-        recipe=recipe, class_names=names, trained_on="digits/train 0", images_seen=64, minutes=0.5, device="cpu"
+    names = tuple("0123456789") if experiment.network.num_classes else ()
+    card = ModelCard(
+        experiment=experiment, class_names=names, trained_on="digits/train 0", images_seen=64, minutes=0.5, device="cpu"
     )
     save_weights(path, card, ema, raw)
     return path

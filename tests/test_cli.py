@@ -13,7 +13,7 @@ from diffit_lib.checkpoints.weights import load_weights
 from diffit_lib.cli.main import VERBS, main, parser, with_underscores
 from diffit_lib.cli.options import parse_seeds
 from diffit_lib.config import presets
-from diffit_lib.config.experiment import Recipe
+from diffit_lib.config.experiment import ExperimentConfig
 from diffit_lib.training.train import train
 from diffit_lib.utils.errors import DiffitError
 
@@ -218,8 +218,12 @@ class TestVerbs:
         assert out == f"weights: {folder}/weights.safetensors; report: {folder}/report.html\n"
         assert err.startswith("run: runs/00000-digits; stopped, it goes on by `diffit train --run runs/00000-digits`\n")
         assert "images/s" in err
-        recipe = load_weights("runs/00000-digits/weights.safetensors")[1].recipe
-        assert (recipe.training.max_steps, recipe.training.batch_size, recipe.network.channel_mult) == (2, 8, (1, 1))
+        experiment = load_weights("runs/00000-digits/weights.safetensors")[1].experiment
+        assert (experiment.training.max_steps, experiment.training.batch_size, experiment.network.channel_mult) == (
+            2,
+            8,
+            (1, 1),
+        )
 
         command = "sample runs/00000-digits/weights.safetensors --out=new --seeds=3-5,9 --classes=1,2,3,none --steps=3"
         assert main(command.split()) == 0
@@ -265,7 +269,7 @@ class TestVerbs:
         assert stop.value.code == 0
         options = set(re.findall(r"--(\w+)", capsys.readouterr().out))
         assert options >= {"data", "crop", "skip_bad"}
-        for kinds in Recipe.PARTS.values():
+        for kinds in ExperimentConfig.PARTS.values():
             for kind in kinds:
                 assert options >= set(kind.__dataclass_fields__)
 

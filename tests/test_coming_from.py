@@ -25,18 +25,18 @@ from test_foreign import published_shapes, published_tensors
 
 from diffit_lib.checkpoints import autoencoders
 from diffit_lib.checkpoints.autoencoders import VAECard
-from diffit_lib.checkpoints.hub import FOREIGN
+from diffit_lib.checkpoints.hub import HUB_MODELS
 from diffit_lib.cli.main import main, parser, with_underscores
 from diffit_lib.cli.options import asked_for
-from diffit_lib.config.experiment import Recipe, VAERecipe
-from diffit_lib.config.models import Autoencoder
+from diffit_lib.config.experiment import ExperimentConfig, VAEExperimentConfig
+from diffit_lib.config.models import AutoencoderConfig
 from diffit_lib.config.presets import preset, vae_preset
 from diffit_lib.data.folders import SUFFIXES
 from diffit_lib.evaluation import evaluate as evaluating
 from diffit_lib.evaluation import features as extractors
-from diffit_lib.models.latent_space import Latents
+from diffit_lib.models.latent_space import LatentSpace
 from diffit_lib.models.vae import KLAutoencoder
-from diffit_lib.reports import diagnosis as appraise
+from diffit_lib.reports import diagnosis as evaluate_quickly
 from diffit_lib.training import snapshot as report
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -230,19 +230,23 @@ def here(tmp_path, monkeypatch):
     fill(tmp_path / "downloads" / "cifar10", "cifar10", CIFAR10, 8)
     write_mnist(tmp_path / "cache" / "data" / "MNIST" / "raw")
 
-    for task, name in ((report, "GRID"), (appraise, "SHOWN"), (appraise, "MOST")):  # images that training draws
+    for task, name in (
+        (report, "GRID"),
+        (evaluate_quickly, "SHOWN"),
+        (evaluate_quickly, "MOST"),
+    ):  # images that training draws
         monkeypatch.setattr(task, name, 8)
     monkeypatch.setattr(extractors, "TRAINING_IMAGES", 64)  # the small classifier's
     monkeypatch.setattr(evaluating, "load_spatial_inception", lambda path: PixelInception())
-    network = Autoencoder(channels=(8, 8, 8, 8), num_layers=1, mid_attn=False)
-    card = VAECard(VAERecipe("stand-in", "", network=network), mean=(0.0,) * 4, std=(1.0,) * 4)
-    codec = Latents(KLAutoencoder(network), torch.zeros(4), torch.ones(4))
-    monkeypatch.setattr(autoencoders, "load_stable_diffusion", lambda name, file=None: (codec, card))
+    network = AutoencoderConfig(channels=(8, 8, 8, 8), num_layers=1, mid_attn=False)
+    card = VAECard(VAEExperimentConfig("stand-in", "", network=network), mean=(0.0,) * 4, std=(1.0,) * 4)
+    space = LatentSpace(KLAutoencoder(network), torch.zeros(4), torch.ones(4))
+    monkeypatch.setattr(autoencoders, "load_stable_diffusion", lambda name, file=None: (space, card))
     (tmp_path / "cache" / "weights").mkdir()
     for name, block in (("nvidia/diffit-256", "diffit"), ("meta/dit-xl-2-256", "dit")):
-        known = FOREIGN[name]
-        small = known.recipe.override(width=32, depth=2, num_heads=2)
-        monkeypatch.setitem(FOREIGN, name, replace(known, recipe=small))
+        known = HUB_MODELS[name]
+        small = known.experiment.override(width=32, depth=2, num_heads=2)
+        monkeypatch.setitem(HUB_MODELS, name, replace(known, experiment=small))
         tensors = published_tensors(published_shapes(block, width=32, depth=2, heads=2))
         path = tmp_path / "cache" / "weights" / known.file
         torch.save(tensors, path) if path.suffix == ".pt" else save_file(tensors, path)
@@ -260,10 +264,10 @@ def shortened(command):
     more = SHORTER[verb].split()
     if verb in ("train", "train-vae"):
         given = {key: value for key, value in config.items() if key not in NOT_OF_THE_RECIPE}
-        kind, named = (Recipe, preset) if verb == "train" else (VAERecipe, vae_preset)
-        recipe = asked_for(kind, named, config["preset"], None, given)
-        more += NARROWER[recipe.network.kind].split() if verb == "train" else []
-        more += [] if verb == "train" else [f"--channels={','.join('8' for _ in recipe.network.channels)}"]
+        kind, named = (ExperimentConfig, preset) if verb == "train" else (VAEExperimentConfig, vae_preset)
+        experiment = asked_for(kind, named, config["preset"], None, given)
+        more += NARROWER[experiment.network.kind].split() if verb == "train" else []
+        more += [] if verb == "train" else [f"--channels={','.join('8' for _ in experiment.network.channels)}"]
         more += [] if "workers" in given or verb == "train-vae" else ["--workers=0"]
     return [*words, *more]
 

@@ -13,8 +13,8 @@ import yaml
 from diffit_lib.cli.main import main, parser
 from diffit_lib.cli.options import asked_for
 from diffit_lib.config import presets
-from diffit_lib.config.experiment import Recipe, VAERecipe
-from diffit_lib.config.models import Autoencoder, Transformer
+from diffit_lib.config.experiment import ExperimentConfig, VAEExperimentConfig
+from diffit_lib.config.models import AutoencoderConfig, TransformerConfig
 from diffit_lib.config.presets import preset, vae_preset
 from diffit_lib.models import build_network
 from diffit_lib.models.cost import parameters
@@ -34,7 +34,7 @@ def options_of(path):
 
 def recipe_of(path, leaving_out=None):
     """The recipe that a config's verb would train, all of its options but one taken."""
-    kind, named = (VAERecipe, vae_preset) if path.stem.endswith("-vae") else (Recipe, preset)
+    kind, named = (VAEExperimentConfig, vae_preset) if path.stem.endswith("-vae") else (ExperimentConfig, preset)
     options, fields = options_of(path), {*kind.field_names(), *kind.PARTS} - {"name", leaving_out}
     assert (options["run"], options["name"], options["dry_run"]) == (None, None, False)
     taken = {name: value for name, value in options.items() if name in fields}
@@ -50,10 +50,12 @@ def test_there_is_one_for_the_paper_and_for_the_seeds():
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_config_makes_a_network(path):
     network = recipe_of(path).network
-    if isinstance(network, Transformer):
+    if isinstance(network, TransformerConfig):
         network = replace(network, depth=1)  # all blocks are alike
     with torch.device("meta"):
-        assert parameters(KLAutoencoder(network) if isinstance(network, Autoencoder) else build_network(network)) > 0
+        assert (
+            parameters(KLAutoencoder(network) if isinstance(network, AutoencoderConfig) else build_network(network)) > 0
+        )
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -66,10 +68,10 @@ def test_config_says_what_differs_from_its_preset_and_no_more(path):
 
 @pytest.mark.parametrize("path", [path for path in CONFIGS if path.with_stem(f"{path.stem}-vae") in CONFIGS])
 def test_config_fits_the_autoencoder_beside_it(path):
-    recipe, vae = recipe_of(path), recipe_of(path.with_stem(f"{path.stem}-vae"))
-    assert recipe.network.shape == vae.network.latent_shape
-    assert recipe.vae == f"runs/{path.stem}-vae/weights.safetensors"
-    assert recipe.data == vae.data
+    experiment, vae = recipe_of(path), recipe_of(path.with_stem(f"{path.stem}-vae"))
+    assert experiment.network.shape == vae.network.latent_shape
+    assert experiment.vae == f"runs/{path.stem}-vae/weights.safetensors"
+    assert experiment.data == vae.data
 
 
 @pytest.mark.parametrize(
@@ -155,8 +157,8 @@ class TestDryRun:
 
     def test_counts_what_real_tensors_keep(self, tiny):
         """The same count on tensors that hold something, by the size of every storage that autograd holds."""
-        recipe = tiny.override(precision="32-true")
-        network, kept = build_network(recipe.network), {}
+        experiment = tiny.override(precision="32-true")
+        network, kept = build_network(experiment.network), {}
         own = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
 
         def keep(tensor):
@@ -166,7 +168,7 @@ class TestDryRun:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             answer = network(torch.randn(16, 1, 8, 8), torch.zeros(16))
         real = sum(storage.nbytes() for name, storage in kept.items() if name not in own)
-        assert diffusion_cost(recipe).activations == pytest.approx(real, rel=0.02)
+        assert diffusion_cost(experiment).activations == pytest.approx(real, rel=0.02)
         assert answer.shape == (16, 1, 8, 8)
 
     def test_recomputed_activations_are_not_counted(self, tiny):
@@ -175,7 +177,7 @@ class TestDryRun:
         assert costs[0].states == costs[1].states
 
     def test_of_an_autoencoder_counts_its_discriminator(self):
-        recipe = vae_preset("vae-digits").override(batch_size=8, image_size=(16, 16))
-        alone, judged = (autoencoder_cost(recipe.override(disc_weight=weight)) for weight in (0.0, 0.5))
+        experiment = vae_preset("vae-digits").override(batch_size=8, image_size=(16, 16))
+        alone, judged = (autoencoder_cost(experiment.override(disc_weight=weight)) for weight in (0.0, 0.5))
         assert judged.parameters > alone.parameters
         assert judged.activations > alone.activations

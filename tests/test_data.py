@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from diffit_lib.config.training import Training
+from diffit_lib.config.training import TrainingConfig
 from diffit_lib.data.datasets import Images, digits, load_data
 from diffit_lib.data.stream import TrainingStream, _permutation
 from diffit_lib.utils.errors import DiffitError
 
 COUNT = 10
-PLAIN = Training(batch_size=4, label_dropout=0.0)
-BUSY = Training(augment=0.5, batch_size=4, label_dropout=0.3, flip=True, seed=7)
+PLAIN = TrainingConfig(batch_size=4, label_dropout=0.0)
+BUSY = TrainingConfig(augment=0.5, batch_size=4, label_dropout=0.3, flip=True, seed=7)
 
 
 @pytest.fixture

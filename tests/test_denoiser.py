@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffit_lib.config.diffusion import EDM, VP
+from diffit_lib.config.diffusion import EDMConfig, VPConfig
 from diffit_lib.diffusion.denoiser import DENOISERS, EDMDenoiser, VPDenoiser
 from diffit_lib.diffusion.loss import denoising_loss
 from diffit_lib.diffusion.schedules import karras, respaced, sigma_table
@@ -33,7 +33,7 @@ def images():
 
 
 class TestEDM:
-    config = EDM(sigma_data=0.5)
+    config = EDMConfig(sigma_data=0.5)
 
     def test_network_of_zero_leaves_c_skip_times_x(self, images):
         c_skip = 0.25 / (SIGMAS**2 + 0.25)
@@ -75,7 +75,7 @@ class TestEDM:
     @pytest.mark.parametrize(("sigma_data", "p_mean"), [(0.5, -1.2), (1.0, -1.2 + math.log(2))])
     def test_drawn_noise_levels_have_the_quantiles_of_their_distribution(self, sigma_data, p_mean):
         deviations = torch.tensor([-3.0, -1.0, 0.0, 2.0], dtype=torch.float64)
-        drawn = EDMDenoiser(Constant(), EDM(sigma_data=sigma_data)).draw_sigma(torch.special.ndtr(deviations))
+        drawn = EDMDenoiser(Constant(), EDMConfig(sigma_data=sigma_data)).draw_sigma(torch.special.ndtr(deviations))
         torch.testing.assert_close(drawn, (p_mean + 1.2 * deviations).exp().float())
 
     def test_the_ends_of_the_uniform_interval_give_finite_noise_levels(self):
@@ -118,33 +118,33 @@ class TestVP:
     @pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
     def test_perfect_prediction_gives_the_clean_image(self, images, prediction):
         images, eps = images.double(), torch.randn(images.shape, dtype=torch.float64)
-        denoiser = VPDenoiser(Answers(self.answers(images, eps)[prediction]), VP(prediction=prediction))
+        denoiser = VPDenoiser(Answers(self.answers(images, eps)[prediction]), VPConfig(prediction=prediction))
         noisy = images + self.sigmas.view(-1, 1, 1, 1) * eps
         torch.testing.assert_close(denoiser(noisy, self.sigmas), images, rtol=0, atol=1e-12)
 
     def test_network_sees_the_variance_preserving_state_and_t(self, images):
         network, t = Constant(), [0, 400, 999]
-        VPDenoiser(network, VP())(images.double(), self.table[t])
+        VPDenoiser(network, VPConfig())(images.double(), self.table[t])
         signal = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0).sqrt()[t]
         torch.testing.assert_close(network.x, (signal.view(-1, 1, 1, 1) * images).float())
         assert network.noise_label.tolist() == t
         assert network.x.dtype == network.noise_label.dtype == torch.float32
 
     def test_state_keeps_its_dtype(self, images):
-        assert VPDenoiser(Constant(), VP())(images.double(), self.sigmas).dtype == torch.float64
+        assert VPDenoiser(Constant(), VPConfig())(images.double(), self.sigmas).dtype == torch.float64
 
     def test_bounds_are_the_ends_of_the_table(self, images):
-        denoiser = VPDenoiser(Constant(), VP(noise_schedule="cosine"))
+        denoiser = VPDenoiser(Constant(), VPConfig(noise_schedule="cosine"))
         assert (denoiser.sigma_min, denoiser.sigma_max) == tuple(sigma_table("cosine", 1000)[[0, -1]].tolist())
 
     def test_initial_state_has_unit_variance_in_the_networks_coordinates(self, images):
         network = Constant()
-        denoiser = VPDenoiser(network, VP())
+        denoiser = VPDenoiser(network, VPConfig())
         denoiser(denoiser.initial(images.double()), self.table[-1].expand(3))
         torch.testing.assert_close(network.x, images)
 
     def test_levels_are_the_respaced_table(self):
-        assert torch.equal(VPDenoiser(Constant(), VP()).levels(250), respaced(self.table, 250))
+        assert torch.equal(VPDenoiser(Constant(), VPConfig()).levels(250), respaced(self.table, 250))
 
     @pytest.mark.parametrize(
         ("given", "low", "high"),
@@ -155,7 +155,7 @@ class TestVP:
         ],
     )
     def test_levels_are_edms_where_their_range_is_given(self, given, low, high):
-        denoiser = VPDenoiser(Constant(), VP(**given))
+        denoiser = VPDenoiser(Constant(), VPConfig(**given))
         assert (denoiser.sigma_min, denoiser.sigma_max) == pytest.approx((low, high), rel=1e-3)
         assert torch.equal(denoiser.levels(18), karras(18, denoiser.sigma_min, denoiser.sigma_max))
         assert float(denoiser.initial(torch.ones(()))) == pytest.approx((1 + high**2) ** 0.5, rel=1e-3)
@@ -165,14 +165,14 @@ class TestVP:
     )
     def test_a_range_outside_the_table_is_refused(self, given):
         with pytest.raises(DiffitError, match=r"do not rise within the table's 0\.01 to 157\.4; give levels inside"):
-            VPDenoiser(Constant(), VP(**given))
+            VPDenoiser(Constant(), VPConfig(**given))
 
     def test_time_counts_thousandths_whatever_the_length_of_the_table(self):
-        denoiser = VPDenoiser(Constant(), VP(timesteps=250))
+        denoiser = VPDenoiser(Constant(), VPConfig(timesteps=250))
         assert denoiser.t(sigma_table("linear", 250)[[0, 100, 249]]).tolist() == [0, 400, 996]
 
     def test_drawn_noise_levels_are_those_of_the_table_each_as_often(self):
-        denoiser = VPDenoiser(Constant(), VP(timesteps=50))
+        denoiser = VPDenoiser(Constant(), VPConfig(timesteps=50))
         drawn = denoiser.draw_sigma((torch.arange(200, dtype=torch.float64) + 0.5) / 200)
         assert drawn.dtype == torch.float32
         torch.testing.assert_close(drawn, sigma_table("linear", 50).float().repeat_interleave(4))
@@ -190,25 +190,25 @@ class TestVP:
     )
     def test_losses_are_weights_on_the_clean_images_error(self, options, weight):
         expected = [weight(sigma) for sigma in self.sigmas.tolist()]
-        weights = VPDenoiser(Constant(), VP(**options)).weight(self.sigmas)
+        weights = VPDenoiser(Constant(), VPConfig(**options)).weight(self.sigmas)
         torch.testing.assert_close(weights.tolist(), expected, rtol=1e-9, atol=0)
 
     @pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
     def test_simple_loss_is_the_mean_square_error_of_the_prediction(self, images, prediction):
         images, eps = images.double(), torch.randn(images.shape, dtype=torch.float64)
         answer = torch.randn(images.shape, dtype=torch.float64)
-        denoiser = VPDenoiser(Answers(answer), VP(prediction=prediction))
+        denoiser = VPDenoiser(Answers(answer), VPConfig(prediction=prediction))
         expected = (answer - self.answers(images, eps)[prediction]).square().flatten(1).mean(1)
         torch.testing.assert_close(denoising_loss(denoiser, images, self.sigmas, eps), expected)
 
     def test_training_in_float32_loses_nothing_at_either_end_of_the_table(self, images):
         eps, answer = torch.randn_like(images), torch.randn_like(images)
         sigmas = sigma_table("cosine", 1000)[[0, 500, 999]].float()
-        loss = denoising_loss(VPDenoiser(Answers(answer), VP(noise_schedule="cosine")), images, sigmas, eps)
+        loss = denoising_loss(VPDenoiser(Answers(answer), VPConfig(noise_schedule="cosine")), images, sigmas, eps)
         torch.testing.assert_close(loss, (answer - eps).square().flatten(1).mean(1), rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize(("config", "denoiser"), [(EDM(sigma_data=0.5), EDMDenoiser), (VP(), VPDenoiser)])
+@pytest.mark.parametrize(("config", "denoiser"), [(EDMConfig(sigma_data=0.5), EDMDenoiser), (VPConfig(), VPDenoiser)])
 def test_each_kind_of_config_builds_its_denoiser(config, denoiser):
     assert type(DENOISERS[config.kind](Constant(), config)) is denoiser
 
@@ -217,7 +217,7 @@ class Perfect(EDMDenoiser):
     """Knows the answer, and can be told to miss it by some amount."""
 
     def __init__(self, images, miss):
-        super().__init__(Constant(), EDM(sigma_data=0.5))
+        super().__init__(Constant(), EDMConfig(sigma_data=0.5))
         self.images, self.miss = images, miss
 
     def with_variance(self, x, sigma, class_label=None, augment_label=None):
@@ -243,7 +243,7 @@ class TestLoss:
     def test_knows_nothing_of_clipping(self, images):
         answer = torch.full_like(images, 9.0)
         losses = [
-            denoising_loss(VPDenoiser(Answers(answer), VP(prediction="x0", clip=clip)), images, SIGMAS, images)
+            denoising_loss(VPDenoiser(Answers(answer), VPConfig(prediction="x0", clip=clip)), images, SIGMAS, images)
             for clip in (False, True)
         ]
         assert torch.equal(*losses)

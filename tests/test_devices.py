@@ -9,30 +9,38 @@ import torch
 from safetensors.torch import load_file
 from together import together
 
-from diffit_lib.cli.launch import TOLD, joined
+from diffit_lib.cli.launch import TOLD, join_group
 from diffit_lib.cli.main import main
 from diffit_lib.config.presets import vae_preset
 from diffit_lib.training import train as task
 from diffit_lib.training import train_vae as vae_task
 from diffit_lib.training.callbacks import Report
 from diffit_lib.training.diffusion import DiffusionModule
-from diffit_lib.utils.distributed import anywhere, from_first, here, in_turn, join, mean_everywhere, place
+from diffit_lib.utils.distributed import (
+    any_rank,
+    export_rank,
+    from_rank_zero,
+    in_turn,
+    local_world_size,
+    mean_over_ranks,
+    rank_info,
+)
 from diffit_lib.utils.errors import DiffitError
 
 EVERY_STEP = 1e-9  # minutes between two reports
 
 
-def losses(recipe, run):
+def losses(experiment, run):
     """The terms of the loss of every step, as the first process tells them."""
     terms = []
     task.show = vae_task.show = lambda module, **_: terms.append(module.mean_terms())
     Report.save = lambda *_: None
-    train = vae_task.train_vae if hasattr(recipe, "loss") else task.train
-    train(recipe.override(report_minutes=EVERY_STEP), run, progress=False)
+    train = vae_task.train_vae if hasattr(experiment, "loss") else task.train
+    train(experiment.override(report_minutes=EVERY_STEP), run, progress=False)
     return terms[1:]  # the first report is before the first step
 
 
-def terminated(recipe, run, step):
+def terminated(experiment, run, step):
     """Train; in mid-step SIGTERM comes to the last process and its workers, and to no other."""
     task.write_figure = lambda path, figure: None  # slow, and not at stake
     training_step = DiffusionModule.training_step
@@ -43,17 +51,17 @@ def terminated(recipe, run, step):
         return training_step(self, batch, batch_idx)
 
     DiffusionModule.training_step = hit
-    task.train(recipe, run, progress=False)
+    task.train(experiment, run, progress=False)
 
 
 def doings(folder):
     """What the processes find out about each other."""
     with in_turn():
         before = len(list(folder.iterdir()))
-        (folder / str(place().rank)).touch()
-    made = from_first(lambda: place().rank + 10)
-    mean = mean_everywhere(torch.tensor([float(place().rank), 4.0])).tolist()
-    return [before, made, anywhere(place().rank == 1), anywhere(False), mean, here()]
+        (folder / str(rank_info().rank)).touch()
+    made = from_rank_zero(lambda: rank_info().rank + 10)
+    mean = mean_over_ranks(torch.tensor([float(rank_info().rank), 4.0])).tolist()
+    return [before, made, any_rank(rank_info().rank == 1), any_rank(False), mean, local_world_size()]
 
 
 def close(one, other):
@@ -70,7 +78,7 @@ def alone(monkeypatch, tmp_path):
     """A function: `losses` in this process."""
     for home, name in ((task, "show"), (vae_task, "show"), (Report, "save")):
         monkeypatch.setattr(home, name, None)
-    return lambda recipe: losses(recipe, tmp_path / "alone")
+    return lambda experiment: losses(experiment, tmp_path / "alone")
 
 
 class TestTogether:
@@ -81,28 +89,28 @@ class TestTogether:
         assert results == [[0, 10, True, False, [0.5, 4.0], 2], [1, 10, True, False, [0.5, 4.0], 2]]
 
     def test_losses_of_50_steps_are_those_of_one_process(self, tiny, alone, tmp_path):
-        recipe = tiny.override(max_steps=50, accumulate=2)
-        (told, silent), status = together(tmp_path, losses, recipe, tmp_path / "two")
+        experiment = tiny.override(max_steps=50, accumulate=2)
+        (told, silent), status = together(tmp_path, losses, experiment, tmp_path / "two")
         assert (status, silent) == ([0, 0], [])
         assert len(told) == 50
-        assert close(told, alone(recipe))
+        assert close(told, alone(experiment))
 
     def test_an_autoencoder_and_its_judge_learn_as_in_one_process(self, alone, tmp_path):
         small = {"channels": (8,), "down": (), "attn": (False,), "patch": 2, "disc_width": 8, "perceptual_weight": 0.0}
-        recipe = vae_preset("vae-digits").override(
+        experiment = vae_preset("vae-digits").override(
             **small, max_steps=8, batch_size=8, disc_weight=0.5, disc_start=24, threads=1, precision="32-true"
         )
-        (told, _), status = together(tmp_path, losses, recipe, tmp_path / "two")
+        (told, _), status = together(tmp_path, losses, experiment, tmp_path / "two")
         assert status == [0, 0]
         assert [terms["discriminator"] > 0 for terms in told] == [False] * 3 + [True] * 5
-        assert close(told, alone(recipe))
+        assert close(told, alone(experiment))
 
     def test_a_sigterm_to_one_stops_both_at_the_end_of_its_step_and_the_run_goes_on(self, tiny, tmp_path):
-        recipe = tiny.override(max_steps=6, accumulate=2, dropout=0.1, workers=1)
-        assert together(tmp_path, terminated, recipe, tmp_path / "run", 3)[1] == [143, 143]
+        experiment = tiny.override(max_steps=6, accumulate=2, dropout=0.1, workers=1)
+        assert together(tmp_path, terminated, experiment, tmp_path / "run", 3)[1] == [143, 143]
         assert torch.load(tmp_path / "run" / "last.ckpt")["global_step"] == 4
         for run in ("run", "unbroken"):
-            assert together(tmp_path, terminated, recipe, tmp_path / run, 99)[1] == [0, 0]
+            assert together(tmp_path, terminated, experiment, tmp_path / run, 99)[1] == [0, 0]
         one, other = (load_file(tmp_path / run / "weights.safetensors") for run in ("run", "unbroken"))
         assert [name for name in one if not torch.equal(one[name], other[name])] == []
 
@@ -139,7 +147,7 @@ class TestSpeaking:
     def test_devices_that_are_not_as_many_as_the_processes_are_refused(self, seat):
         seat(0)
         with pytest.raises(DiffitError, match="devices 4 times num_nodes 1 is not the number of processes, 2; "):
-            joined(4, 1).__enter__()
+            join_group(4, 1).__enter__()
 
     @pytest.mark.parametrize(
         ("command", "says"),
@@ -164,9 +172,9 @@ class TestSlurm:
         srun = {"PROCID": "9", "STEP_NUM_TASKS": "16", "LOCALID": "1", "STEP_NUM_NODES": "2"}
         for name, value in (srun | {"STEP_NODELIST": "gpu[07-08]", "JOB_ID": "123456"}).items():
             monkeypatch.setenv(f"SLURM_{name}", value)
-        join()
+        export_rank()
         assert {name: os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")} == {
             "RANK": "9", "WORLD_SIZE": "16", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "8",
         }  # fmt: skip
         assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("gpu07", "18456")
-        assert here() == 8
+        assert local_world_size() == 8

@@ -6,7 +6,7 @@ from diffit_lib.config.presets import preset
 from diffit_lib.evaluation.evaluate import evaluate
 from diffit_lib.training.train import train
 
-VP = {  # 1.5 times the preset's images, over EDM's noise levels with fresh noise
+VPConfig = {  # 1.5 times the preset's images, over EDM's noise levels with fresh noise
     "denoiser": "vp", "images": 144_000, "minutes": None,
     "sigma_min": 0.03, "sigma_max": 10.0, "steps": 25, "churn": 20.0,
 }  # fmt: skip
@@ -17,8 +17,8 @@ VP = {  # 1.5 times the preset's images, over EDM's noise levels with fresh nois
     "changes",
     [
         {"minutes": None},
-        VP | {"prediction": "eps", "noise_schedule": "linear", "clip": True},
-        VP | {"prediction": "v", "noise_schedule": "cosine"},
+        VPConfig | {"prediction": "eps", "noise_schedule": "linear", "clip": True},
+        VPConfig | {"prediction": "v", "noise_schedule": "cosine"},
     ],
     ids=["edm", "eps-linear", "v-cosine"],
 )

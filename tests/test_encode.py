@@ -89,13 +89,13 @@ def test_killed_at_any_moment_it_ends_with_the_files_of_an_unbroken_run(vae, tmp
 
 
 def test_class_names_travel_from_folders_to_the_weights(vae, birds, tiny, tmp_path):
-    recipe = tiny.override(num_classes=2, max_steps=1, steps=2)
+    experiment = tiny.override(num_classes=2, max_steps=1, steps=2)
     packed = str(pack(birds, "some.zip", (8, 8)))
-    latent = recipe.override(
+    latent = experiment.override(
         data=str(encode(vae, packed, tmp_path / "latents")), vae=vae, network="transformer", image_size=(4, 4),
         in_channels=2, patch_size=2, width=32, depth=2, num_heads=2, num_classes=2,
     )  # fmt: skip
-    for name, each in {"zip": recipe.override(data=packed), "latents": latent}.items():
+    for name, each in {"zip": experiment.override(data=packed), "latents": latent}.items():
         pipe = load(train(each, tmp_path / name, progress=False), device="cpu")
         assert pipe.card.class_names == ("tench", "chain saw")
         assert [pipe.class_number(label) for label in ("Chain Saw", "tench", "1", 0, "none")] == [1, 0, 1, 0, 2]

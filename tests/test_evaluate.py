@@ -19,10 +19,10 @@ from diffit_lib.evaluation import evaluator as bench
 from diffit_lib.evaluation.evaluate import FIRST_SEED, evaluate, evaluate_each
 from diffit_lib.evaluation.evaluator import cached_reference
 from diffit_lib.evaluation.metrics import measure_inception
-from diffit_lib.evaluation.provenance import Stamp
+from diffit_lib.evaluation.provenance import Provenance
 from diffit_lib.evaluation.reference import Seen, reference_statistics
 from diffit_lib.sampling.pipeline import Pipeline, load
-from diffit_lib.sampling.writer import Drawn
+from diffit_lib.sampling.writer import SampleCache
 from diffit_lib.utils.errors import DiffitError
 from diffit_lib.utils.tensors import digest
 
@@ -89,7 +89,7 @@ def test_numbers_by_inception_are_those_of_the_weights_images(weights, data, inc
     labels = [k // 3 for k in range(30)]
     pictures = torch.from_numpy(pipe(range(FIRST_SEED, FIRST_SEED + 30), labels, batch_size=100)).permute(0, 3, 1, 2)
     expected = measure_inception(
-        [pictures], reference_statistics(data.train.images, network), network, Stamp(**report["stamp"])
+        [pictures], reference_statistics(data.train.images, network), network, Provenance(**report["stamp"])
     )
     assert report == expected
     assert [report["stamp"][key] for key in ("extractor", "rounding", "n", "drawn")] == ["pixels", "round", 30, 30]
@@ -304,7 +304,7 @@ def test_every_combination_of_several_settings_is_measured(weights, data, incept
     ]  # fmt: skip
     assert reports[2] == evaluate(weights, data, **options, sampler="heun", steps=3, guidance=2.0)
     with pytest.raises(DiffitError, match="steps is 1; give an integer of 2 or more"):  # before anything is drawn
-        evaluate_each(weights, data, **options, steps=(3, 1), drawn=Drawn("nowhere", pytest.fail))
+        evaluate_each(weights, data, **options, steps=(3, 1), drawn=SampleCache("nowhere", pytest.fail))
 
 
 def test_results_grow_in_a_list_with_a_table_and_a_plot_beside_it(weights, inception, tmp_path, monkeypatch, capsys):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from diffit_lib.utils.files import READY_MADE, cache_folder, replacing, sha256, write_text
+from diffit_lib.utils.files import PRETRAINED, cache_folder, replacing, sha256, write_text
 
 
 @pytest.fixture
@@ -69,4 +69,4 @@ def test_cache_folder_follows_the_environment_and_else_the_home(monkeypatch, tmp
 
 
 def test_ready_made_weights_lie_beside_the_package():
-    assert Path(__file__).resolve().parent.parent / "weights" == READY_MADE
+    assert Path(__file__).resolve().parent.parent / "weights" == PRETRAINED

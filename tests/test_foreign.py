@@ -10,8 +10,8 @@ import torch
 from published_formulas import published_network
 from safetensors.torch import save_file
 
-from diffit_lib.checkpoints import hub as foreign
-from diffit_lib.checkpoints.hub import FOREIGN, published_name
+from diffit_lib.checkpoints import hub as hub
+from diffit_lib.checkpoints.hub import HUB_MODELS, published_name
 from diffit_lib.checkpoints.weights import build_denoiser, load_weights, warm_start
 from diffit_lib.cli.info import info
 from diffit_lib.data.imagenet import imagenet_classes
@@ -73,9 +73,9 @@ def check_answers(denoiser, tensors, heads, side, batch=2):
     assert (answer - expected).norm() < 1e-5 * expected.norm()
 
 
-@pytest.mark.parametrize("name", FOREIGN)
+@pytest.mark.parametrize("name", HUB_MODELS)
 def test_every_name_and_shape_is_the_published_files(name):
-    network = FOREIGN[name].recipe.network
+    network = HUB_MODELS[name].experiment.network
     with torch.device("meta"):
         state = build_network(network).state_dict()
     ours = {published_name(key): tuple(tensor.shape) for key, tensor in state.items()}
@@ -85,7 +85,7 @@ def test_every_name_and_shape_is_the_published_files(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [NVIDIA, META])
 def test_at_full_size_the_file_loads_and_answers_as_its_formulas(name, tmp_path):
-    tensors = published_tensors(published_shapes(FOREIGN[name].recipe.network.block), indices=256)
+    tensors = published_tensors(published_shapes(HUB_MODELS[name].experiment.network.block), indices=256)
     save_file(tensors, tmp_path / "full.safetensors")
     pipe = load(name, file=tmp_path / "full.safetensors", device="cpu")
     (tmp_path / "full.safetensors").unlink()  # it stays mapped, and not behind
@@ -95,8 +95,10 @@ def test_at_full_size_the_file_loads_and_answers_as_its_formulas(name, tmp_path)
 
 @pytest.mark.parametrize("name", ["nvidia/diffit-512", "meta/dit-xl-2-512"])
 def test_two_blocks_of_512_pixels_answer_as_their_formulas(name, tmp_path, monkeypatch):
-    monkeypatch.setitem(FOREIGN, name, replace(FOREIGN[name], recipe=FOREIGN[name].recipe.override(depth=2)))
-    tensors = published_tensors(published_shapes(FOREIGN[name].recipe.network.block, tokens=1024, depth=2))
+    monkeypatch.setitem(
+        HUB_MODELS, name, replace(HUB_MODELS[name], experiment=HUB_MODELS[name].experiment.override(depth=2))
+    )
+    tensors = published_tensors(published_shapes(HUB_MODELS[name].experiment.network.block, tokens=1024, depth=2))
     save_file(tensors, tmp_path / "two.safetensors")
     check_answers(load_weights(name, file=tmp_path / "two.safetensors")[0], tensors, heads=16, side=64, batch=1)
 
@@ -108,8 +110,10 @@ def small(monkeypatch, tmp_path):
 
     def small(name, indices=16, change=lambda tensors: None, save=save_file, file="small.safetensors"):
         size = {"width": 16, "depth": 2, "num_heads": 2, "image_size": (8, 8)}
-        monkeypatch.setitem(FOREIGN, name, replace(FOREIGN[name], recipe=FOREIGN[name].recipe.override(**size)))
-        block = FOREIGN[name].recipe.network.block
+        monkeypatch.setitem(
+            HUB_MODELS, name, replace(HUB_MODELS[name], experiment=HUB_MODELS[name].experiment.override(**size))
+        )
+        block = HUB_MODELS[name].experiment.network.block
         tensors = published_tensors(published_shapes(block, 16, width=16, depth=2, heads=2), indices)
         change(tensors)
         save(tensors, tmp_path / file)
@@ -232,7 +236,7 @@ class TestCards:
         ],
     )
     def test_sampling_is_the_published_one(self, name, guided):
-        sampling = FOREIGN[name].recipe.sampling
+        sampling = HUB_MODELS[name].experiment.sampling
         assert (sampling.sampler, sampling.steps, sampling.variance) == ("ddpm", 250, "learned")
         assert sampling.guided == guided
 
@@ -252,7 +256,7 @@ class TestCards:
 
     def test_licence_is_said_once(self, small, capsys):
         _, file = small(META)
-        foreign.tell_licence.cache_clear()
+        hub.tell_licence.cache_clear()
         for _ in range(2):
             assert load(META, file=file, device="cpu").card.licence.startswith("CC-BY-NC-4.0")
         assert capsys.readouterr().err == f"{META}: weights by Meta, licence CC-BY-NC-4.0 (no commercial use)\n"
@@ -282,7 +286,7 @@ class TestWarmStart:
     def test_renews_the_label_table_alone_where_the_classes_differ(self, small, classes):
         _, file = small(NVIDIA)
         published = load_weights(NVIDIA, file=file)[0].state_dict()
-        denoiser = build_denoiser(FOREIGN[NVIDIA].recipe.override(num_classes=classes))
+        denoiser = build_denoiser(HUB_MODELS[NVIDIA].experiment.override(num_classes=classes))
         fresh = {name: tensor.clone() for name, tensor in denoiser.state_dict().items()}
         warm_start(denoiser, NVIDIA, file=file)
         for name, tensor in denoiser.state_dict().items():
@@ -290,13 +294,13 @@ class TestWarmStart:
             assert torch.equal(tensor, (fresh if renewed else published)[name]), name
 
     def test_starts_from_our_own_weights_too_and_names_what_does_not_fit(self, tiny, weights):
-        recipe = tiny.override(sigma_data=0.75)
-        denoiser = build_denoiser(recipe)
+        experiment = tiny.override(sigma_data=0.75)
+        denoiser = build_denoiser(experiment)
         warm_start(denoiser, weights)
-        x, sigma = SeededNoise([1], recipe.network.shape)(), torch.ones(1)
+        x, sigma = SeededNoise([1], experiment.network.shape)(), torch.ones(1)
         assert torch.equal(denoiser.eval()(x, sigma), load_weights(weights)[0].eval()(x, sigma))
         with pytest.raises(DiffitError, match=r"it fits another model$"):
-            warm_start(build_denoiser(recipe.override(width=16)), weights)
+            warm_start(build_denoiser(experiment.override(width=16)), weights)
 
     def test_training_starts_there_and_a_resumed_run_where_it_stopped(self, tiny, fit, weights):
         before = load_weights(weights)[0].state_dict()

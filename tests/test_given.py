@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from diffit_lib.evaluation.image_files import is_given, read_given
+from diffit_lib.evaluation.image_files import is_image_files, read_images
 from diffit_lib.evaluation.reference import NAMES, Reference, read_statistics, write_statistics
 from diffit_lib.utils.errors import DiffitError
 
-PIXELS = np.random.default_rng(0).integers(256, size=(6, 4, 5, 3)).astype(np.uint8)
+PIXEL_SPACE = np.random.default_rng(0).integers(256, size=(6, 4, 5, 3)).astype(np.uint8)
 
 
 class Tiny:
@@ -27,24 +27,24 @@ def saved(path, **arrays):
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_npz_holds_images_and_their_classes(tmp_path, save):
-    save(tmp_path / "a.npz", PIXELS, np.array([2, 0, 1, 2, 0, 1]))
-    given = read_given(tmp_path / "a.npz")
-    assert torch.equal(given.images, torch.from_numpy(PIXELS).permute(0, 3, 1, 2))
+    save(tmp_path / "a.npz", PIXEL_SPACE, np.array([2, 0, 1, 2, 0, 1]))
+    given = read_images(tmp_path / "a.npz")
+    assert torch.equal(given.images, torch.from_numpy(PIXEL_SPACE).permute(0, 3, 1, 2))
     assert (given.name, given.labels.tolist(), given.class_names) == ("a.npz", [2, 0, 1, 2, 0, 1], ("0", "1", "2"))
 
 
 def test_npz_that_is_not_compressed_stays_on_disk(tmp_path, monkeypatch):
-    path = saved(tmp_path / "a.npz", arr_0=PIXELS)
+    path = saved(tmp_path / "a.npz", arr_0=PIXEL_SPACE)
     monkeypatch.setattr("numpy.lib.format.read_array", lambda *_, **__: pytest.fail("read as a whole"))
-    given = read_given(path)
-    assert torch.equal(given.images[2:4], torch.from_numpy(PIXELS[2:4]).permute(0, 3, 1, 2))
+    given = read_images(path)
+    assert torch.equal(given.images[2:4], torch.from_numpy(PIXEL_SPACE[2:4]).permute(0, 3, 1, 2))
     given.images[:] = 0  # a copy in memory alone
-    assert torch.equal(read_given(path).images, torch.from_numpy(PIXELS).permute(0, 3, 1, 2))
+    assert torch.equal(read_images(path).images, torch.from_numpy(PIXEL_SPACE).permute(0, 3, 1, 2))
 
 
 def test_npz_of_grey_images_has_one_channel_however_it_is_written(tmp_path):
-    grey = PIXELS[..., :1]
-    one, three = (read_given(saved(tmp_path / f"{k}.npz", arr_0=grey.repeat(k, axis=-1))) for k in (1, 3))
+    grey = PIXEL_SPACE[..., :1]
+    one, three = (read_images(saved(tmp_path / f"{k}.npz", arr_0=grey.repeat(k, axis=-1))) for k in (1, 3))
     assert one.images.shape == (6, 1, 4, 5)
     assert torch.equal(one.images, three.images)
 
@@ -59,52 +59,55 @@ class Bomb:
 @pytest.mark.parametrize(
     ("arrays", "says"),
     [
-        ({"images": PIXELS}, "a.npz has images, but no arr_0; give images, uint8"),
-        ({"arr_0": PIXELS / 255}, r"arr_0 is float64 \(6, 4, 5, 3\); give uint8 \(N, H, W, C\)"),
-        ({"arr_0": PIXELS.transpose(0, 3, 1, 2)}, r"arr_0 is uint8 \(6, 3, 4, 5\); give uint8 \(N, H, W, C\)"),
-        ({"arr_0": PIXELS[0]}, r"arr_0 is uint8 \(4, 5, 3\)"),
-        ({"arr_0": PIXELS[:0]}, r"arr_0 is uint8 \(0, 4, 5, 3\)"),
+        ({"images": PIXEL_SPACE}, "a.npz has images, but no arr_0; give images, uint8"),
+        ({"arr_0": PIXEL_SPACE / 255}, r"arr_0 is float64 \(6, 4, 5, 3\); give uint8 \(N, H, W, C\)"),
+        ({"arr_0": PIXEL_SPACE.transpose(0, 3, 1, 2)}, r"arr_0 is uint8 \(6, 3, 4, 5\); give uint8 \(N, H, W, C\)"),
+        ({"arr_0": PIXEL_SPACE[0]}, r"arr_0 is uint8 \(4, 5, 3\)"),
+        ({"arr_0": PIXEL_SPACE[:0]}, r"arr_0 is uint8 \(0, 4, 5, 3\)"),
         ({"arr_0": np.array([Bomb()], object)}, "a.npz is no whole .npz of plain arrays .*; write or download it anew"),
-        ({"arr_0": PIXELS, "arr_1": np.arange(5)}, r"arr_1 is int64 \(5,\); give a class, 0 or more, for each of 6"),
-        ({"arr_0": PIXELS, "arr_1": np.eye(6)}, r"arr_1 is float64 \(6, 6\)"),
+        (
+            {"arr_0": PIXEL_SPACE, "arr_1": np.arange(5)},
+            r"arr_1 is int64 \(5,\); give a class, 0 or more, for each of 6",
+        ),
+        ({"arr_0": PIXEL_SPACE, "arr_1": np.eye(6)}, r"arr_1 is float64 \(6, 6\)"),
     ],
 )
 def test_npz_of_anything_else_is_refused_in_one_line(tmp_path, arrays, says):
     with pytest.raises(DiffitError, match=says) as error:
-        read_given(saved(tmp_path / "a.npz", **arrays))
+        read_images(saved(tmp_path / "a.npz", **arrays))
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_npz_that_was_cut_is_refused_in_one_line(tmp_path, save):
-    save(tmp_path / "a.npz", PIXELS)
+    save(tmp_path / "a.npz", PIXEL_SPACE)
     whole = (tmp_path / "a.npz").read_bytes()
     for length in (0, 100, len(whole) - 30, len(whole) - 1):
         (tmp_path / "a.npz").write_bytes(whole[:length])
         with pytest.raises(DiffitError, match="of plain arrays") as error:
-            read_given(tmp_path / "a.npz")
+            read_images(tmp_path / "a.npz")
         assert "\n" not in str(error.value)
     with pytest.raises(DiffitError, match=r"there is no file .*b\.npz"):
-        read_given(tmp_path / "b.npz")
+        read_images(tmp_path / "b.npz")
 
 
 def test_all_images_of_a_folder_count_whatever_part_they_lie_in(tmp_path):
     folder = tmp_path / "set"
     for k, place in enumerate(("train/a", "train/b", "val/a")):
         (folder / place).mkdir(parents=True)
-        Image.fromarray(PIXELS[k]).save(folder / place / "x.png")
-    given = read_given(folder)
+        Image.fromarray(PIXEL_SPACE[k]).save(folder / place / "x.png")
+    given = read_images(folder)
     assert (len(given), given.class_names, given.labels.tolist()) == (3, ("a", "b"), [0, 1, 0])
-    assert torch.equal(given.images[torch.arange(3)], torch.from_numpy(PIXELS[:3]).permute(0, 3, 1, 2))
-    assert read_given(folder, (1, 2, 2)).images[torch.arange(2)].shape == (2, 1, 2, 2)
+    assert torch.equal(given.images[torch.arange(3)], torch.from_numpy(PIXEL_SPACE[:3]).permute(0, 3, 1, 2))
+    assert read_images(folder, (1, 2, 2)).images[torch.arange(2)].shape == (2, 1, 2, 2)
 
 
 def test_of_a_folder_that_sample_made_the_images_alone_count(tmp_path):
     (tmp_path / "images").mkdir()
-    Image.fromarray(PIXELS[0]).save(tmp_path / "images" / "000000.png")
-    Image.fromarray(PIXELS.reshape(24, 5, 3)).save(tmp_path / "grid.png")
+    Image.fromarray(PIXEL_SPACE[0]).save(tmp_path / "images" / "000000.png")
+    Image.fromarray(PIXEL_SPACE.reshape(24, 5, 3)).save(tmp_path / "grid.png")
     (tmp_path / "index.csv").touch()
-    assert len(read_given(tmp_path)) == 1
+    assert len(read_images(tmp_path)) == 1
 
 
 def test_what_sample_made_without_images_is_refused(tmp_path):
@@ -112,24 +115,24 @@ def test_what_sample_made_without_images_is_refused(tmp_path):
     one.mkdir()
     for name in ("index.csv", "settings.json"):
         (one / name).touch()
-    Image.fromarray(PIXELS.reshape(24, 5, 3)).save(one / "grid.png")
+    Image.fromarray(PIXEL_SPACE.reshape(24, 5, 3)).save(one / "grid.png")
     with pytest.raises(DiffitError, match="guidance-2 holds a grid of its images alone"):
-        read_given(one)
+        read_images(one)
     with pytest.raises(DiffitError, match=r"for each guidance; give one of them: .*guidance-2"):
-        read_given(tmp_path)
+        read_images(tmp_path)
 
 
 def test_a_folder_called_like_ready_made_weights_is_given_with_a_dot(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("digits", "drawn"):
         (tmp_path / name).mkdir()
-    assert (is_given("digits"), is_given("./digits"), is_given("drawn")) == (False, True, True)
+    assert (is_image_files("digits"), is_image_files("./digits"), is_image_files("drawn")) == (False, True, True)
 
 
 def test_images_of_several_sizes_are_refused(tmp_path):
     for k in (4, 5):
         Image.fromarray(np.zeros((k, 4), np.uint8)).save(tmp_path / f"{k}.png")
-    given = read_given(tmp_path)
+    given = read_images(tmp_path)
     with pytest.raises(DiffitError, match=r"5\.png has .* \(1, 5, 4\), the first image \(1, 4, 4\)"):
         given.images[torch.arange(2)]
 
@@ -182,4 +185,4 @@ def test_statistics_that_do_not_fit_are_refused_in_one_line(tmp_path, arrays, sa
 def test_a_folder_that_sample_has_not_drawn_to_its_end_is_refused(tmp_path):
     (tmp_path / "settings.json").write_text("{}")
     with pytest.raises(DiffitError, match="is not drawn to its end; give its `diffit sample` command again"):
-        read_given(tmp_path)
+        read_images(tmp_path)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from analytic import Gaussian
 
-from diffit_lib.config.diffusion import VP, Sampling
+from diffit_lib.config.diffusion import SamplingConfig, VPConfig
 from diffit_lib.diffusion.denoiser import VPDenoiser
 from diffit_lib.diffusion.guidance import Clipped, Guided, Interval, PowerCosine, guided
 from diffit_lib.diffusion.schedules import respaced, sigma_table
@@ -103,7 +103,7 @@ class TestGuidance:
         assert Interval(4.0, 0.1, 1.6)(sigma, None).tolist() == [1, 4, 4, 4, 1]
 
     def test_guided_denoiser_has_the_noise_levels_of_the_one_inside(self):
-        inside = VPDenoiser(torch.nn.Identity(), VP())
+        inside = VPDenoiser(torch.nn.Identity(), VPConfig())
         guided = Clipped(Guided(inside, 2.0, self.no_class))
         assert (guided.sigma_min, guided.sigma_max) == (inside.sigma_min, inside.sigma_max)
         assert (guided.initial, guided.levels, guided.t) == (inside.initial, inside.levels, inside.t)
@@ -126,7 +126,7 @@ class TestClipping:
 
 class TestSettings:
     def test_reach_the_guided_denoiser(self, images):
-        sampling = Sampling(guidance=3.0, guidance_channels=1, guidance_tolerance=0.0)
+        sampling = SamplingConfig(guidance=3.0, guidance_channels=1, guidance_tolerance=0.0)
         classes = torch.tensor([0, 1, 2])
         expected = Guided(Labelled(), 3.0, 5, tolerance=0.0, channels=1)(images, SIGMAS, classes)
         assert torch.equal(guided(Labelled(), sampling, no_class=5)(images, SIGMAS, classes), expected)
@@ -144,4 +144,4 @@ class TestSettings:
         ],
     )
     def test_a_stamp_tells_all_that_differs(self, settings, stamp):
-        assert Sampling(**settings).guided == stamp
+        assert SamplingConfig(**settings).guided == stamp

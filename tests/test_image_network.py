@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from diffit_lib.config.models import ImageNetwork
+from diffit_lib.config.models import ImageNetworkConfig
 from diffit_lib.config.presets import PRESETS, preset
 from diffit_lib.models import build_network
 from diffit_lib.models.blocks import TMSA, DiffiTBlock
 
-SMALL = ImageNetwork(
+SMALL = ImageNetworkConfig(
     image_size=(8, 16),
     in_channels=3,
     width=8,
@@ -120,7 +120,9 @@ class TestSizes:
     def test_millions_of_parameters_lie_in_their_range(self, name, low, high):
         assert low <= sum(p.numel() for p in on_meta(preset(name).network).parameters()) / 1e6 <= high
 
-    @pytest.mark.parametrize("name", [name for name, recipe in PRESETS.items() if recipe.network.kind == "image"])
+    @pytest.mark.parametrize(
+        "name", [name for name, experiment in PRESETS.items() if experiment.network.kind == "image"]
+    )
     def test_attention_windows_are_those_of_the_configuration(self, name):
         network, windows = on_meta(preset(name).network), preset(name).network.windows
         for blocks, window in zip((*network.encoder, *network.decoder), (*windows, *windows[:-1]), strict=True):

@@ -20,7 +20,7 @@ from diffit_lib.evaluation.features import (
     load_inception,
 )
 from diffit_lib.evaluation.metrics import frechet_distance, measure_inception
-from diffit_lib.evaluation.provenance import Stamp
+from diffit_lib.evaluation.provenance import Provenance
 from diffit_lib.evaluation.reference import Reference, Seen, reference_statistics
 from diffit_lib.utils.errors import DiffitError
 from diffit_lib.utils.files import sha256
@@ -28,7 +28,7 @@ from diffit_lib.utils.files import sha256
 torch_fidelity = pytest.importorskip("torch_fidelity")
 network_module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
 
-STAMP = Stamp(reference="toy/train", reference_hash="abc", sampler="heun", steps=18)
+STAMP = Provenance(reference="toy/train", reference_hash="abc", sampler="heun", steps=18)
 
 
 def pictures(*shape, seed=0):

@@ -53,7 +53,7 @@ class TestAllOn:
 
     def test_another_machine_goes_on_with_both_and_trains_nothing(self, ran, cache):
         cells = ran[0].cells
-        last = next(number for number, cell in enumerate(cells) if "train_live(recipe" in cell.source)
+        last = next(number for number, cell in enumerate(cells) if "train_live(experiment" in cell.source)
         again = nbformat.from_dict({**ran[0], "cells": cells[: last + 1]})
         folder = ran[1] / "second"
         client(again, folder, cache, colab="granted").execute()

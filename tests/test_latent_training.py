@@ -9,26 +9,26 @@ from safetensors import safe_open
 from diffit_lib import load
 from diffit_lib.checkpoints.autoencoders import VAECard, load_vae, save_vae
 from diffit_lib.checkpoints.weights import load_weights
-from diffit_lib.config.experiment import Recipe, VAERecipe
-from diffit_lib.config.models import Autoencoder
+from diffit_lib.config.experiment import ExperimentConfig, VAEExperimentConfig
+from diffit_lib.config.models import AutoencoderConfig
 from diffit_lib.data.datasets import load_data
 from diffit_lib.evaluation.evaluate import evaluate
 from diffit_lib.evaluation.reconstruction import legibility
-from diffit_lib.models.latent_space import Deferred
+from diffit_lib.models.latent_space import DeferredLatentSpace
 from diffit_lib.models.vae import KLAutoencoder
 from diffit_lib.sampling.pipeline import Pipeline
 from diffit_lib.training.encode import encode
 from diffit_lib.training.train import train
 from diffit_lib.utils.errors import DiffitError
 
-NETWORK = Autoencoder(
+NETWORK = AutoencoderConfig(
     image_size=(8, 8), in_channels=1, z_channels=2, channels=(8, 16), down=(True,), attn=(False, False), num_layers=1
 )
 
 
 def write_vae(path, seed=0):
     torch.manual_seed(seed)
-    card = VAECard(VAERecipe("small", "digits", network=NETWORK), mean=(0.1, -0.1), std=(0.5, 2.0))
+    card = VAECard(VAEExperimentConfig("small", "digits", network=NETWORK), mean=(0.1, -0.1), std=(0.5, 2.0))
     save_vae(path, card, KLAutoencoder(NETWORK))
     return str(path)
 
@@ -49,16 +49,16 @@ def cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def recipe(vae):
-    return Recipe("latent", "digits", vae=vae).override(
+def experiment(vae):
+    return ExperimentConfig("latent", "digits", vae=vae).override(
         network="transformer", image_size=(4, 4), in_channels=2, patch_size=2, width=32, depth=2, num_heads=2,
         num_classes=10, batch_size=8, max_steps=4, steps=3, precision="32-true",
     )  # fmt: skip
 
 
 @pytest.fixture
-def trained(recipe, digits, tmp_path):
-    return train(recipe, tmp_path / "run", digits, progress=False)
+def trained(experiment, digits, tmp_path):
+    return train(experiment, tmp_path / "run", digits, progress=False)
 
 
 def test_weights_draw_pictures_and_bring_their_autoencoder(trained, vae, tmp_path):
@@ -68,7 +68,7 @@ def test_weights_draw_pictures_and_bring_their_autoencoder(trained, vae, tmp_pat
     states = list(pipe.stream([0, 1], [3, 4]))
     assert states[-1].x.shape == (2, 2, 4, 4)
     assert (pipe.decode(states[-1].x) == pipe([0, 1], [3, 4])).all()
-    one, other = pipe.codec.network.state_dict(), load_vae(vae)[0].network.state_dict()
+    one, other = pipe.space.network.state_dict(), load_vae(vae)[0].network.state_dict()
     assert all(torch.equal(one[name], other[name]) for name in other)
     assert pipe.card.image_shape == (1, 8, 8)
     assert (tmp_path / "run" / "samples" / "000000032.png").is_file()
@@ -81,56 +81,56 @@ def test_an_image_does_not_depend_on_its_batch(trained):
 
 
 def test_sigma_data_of_normalised_latents_is_one(trained):
-    assert load_weights(trained)[1].recipe.denoiser.sigma_data == 1.0
+    assert load_weights(trained)[1].experiment.denoiser.sigma_data == 1.0
 
 
-def test_straight_from_images_the_run_is_the_same_up_to_float16(recipe, trained, digits, tmp_path):
-    straight = train(recipe.override(cache_latents=False), tmp_path / "straight", digits, progress=False)
+def test_straight_from_images_the_run_is_the_same_up_to_float16(experiment, trained, digits, tmp_path):
+    straight = train(experiment.override(cache_latents=False), tmp_path / "straight", digits, progress=False)
     one, other = (load_weights(path)[0].state_dict() for path in (trained, straight))
     assert all(torch.allclose(one[name], other[name], atol=1e-3) for name in one)
     assert load_weights(trained)[1].trained_on == load_weights(straight)[1].trained_on
 
 
-def test_a_resumed_run_is_bit_equal(recipe, trained, digits, tmp_path):
-    train(recipe.override(max_steps=2), tmp_path / "broken", digits, progress=False)
-    resumed = train(recipe.override(lr_decay=0.0), tmp_path / "broken", digits, progress=False)
+def test_a_resumed_run_is_bit_equal(experiment, trained, digits, tmp_path):
+    train(experiment.override(max_steps=2), tmp_path / "broken", digits, progress=False)
+    resumed = train(experiment.override(lr_decay=0.0), tmp_path / "broken", digits, progress=False)
     one, other = (load_weights(path, ema=False)[0].state_dict() for path in (trained, resumed))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_latents_alone_are_enough_to_train_on(recipe, vae, digits, tmp_path):
+def test_latents_alone_are_enough_to_train_on(experiment, vae, digits, tmp_path):
     folder = encode(vae, out=tmp_path / "latents")
-    alone = train(recipe.override(data=str(folder)), tmp_path / "alone", progress=False)
+    alone = train(experiment.override(data=str(folder)), tmp_path / "alone", progress=False)
     with pytest.raises(DiffitError, match="trained on latents alone"):
         evaluate(alone, images=20)
     assert evaluate(alone, digits, images=20)["stamp"]["drawn"] == 20
-    straight = train(recipe, tmp_path / "straight", digits, progress=False)
+    straight = train(experiment, tmp_path / "straight", digits, progress=False)
     one, other = (load_weights(path, ema=False)[0].state_dict() for path in (straight, alone))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_latents_of_another_autoencoder_are_refused(recipe, vae, tmp_path):
+def test_latents_of_another_autoencoder_are_refused(experiment, vae, tmp_path):
     folder = encode(vae, out=tmp_path / "latents")
     other = write_vae(tmp_path / "other.safetensors", seed=1)
     with pytest.raises(DiffitError, match="latents of the autoencoder"):
-        train(recipe.override(data=str(folder), vae=other), tmp_path / "run2", progress=False)
+        train(experiment.override(data=str(folder), vae=other), tmp_path / "run2", progress=False)
     with pytest.raises(DiffitError, match="give another folder"):
         encode(other, out=folder)
 
 
-def test_a_run_does_not_go_on_with_another_autoencoder(recipe, trained, digits, tmp_path):
+def test_a_run_does_not_go_on_with_another_autoencoder(experiment, trained, digits, tmp_path):
     other = write_vae(tmp_path / "other.safetensors", seed=1)
     with pytest.raises(DiffitError, match="another folder"):
-        train(recipe.override(vae=other, max_steps=6), tmp_path / "run", digits, progress=False)
+        train(experiment.override(vae=other, max_steps=6), tmp_path / "run", digits, progress=False)
 
 
 @pytest.mark.parametrize(
     ("change", "word"),
     [({"in_channels": 4}, "set in_channels to 2"), ({"image_size": (2, 2)}, r"\(1, 4, 4\)")],
 )
-def test_a_network_that_does_not_fit_the_latents_is_refused(recipe, digits, tmp_path, change, word):
+def test_a_network_that_does_not_fit_the_latents_is_refused(experiment, digits, tmp_path, change, word):
     with pytest.raises(DiffitError, match=word):
-        train(recipe.override(**change), tmp_path / "run2", digits, progress=False)
+        train(experiment.override(**change), tmp_path / "run2", digits, progress=False)
 
 
 def test_a_label_outside_the_classes_is_refused(trained):
@@ -141,7 +141,7 @@ def test_a_label_outside_the_classes_is_refused(trained):
 def test_numbers_are_of_pictures(trained, digits):
     numbers = evaluate(trained, digits, images=20)
     assert 0 <= numbers["class_accuracy"] <= 1
-    assert numbers["stamp"]["decoder"] == f"small {load(trained).codec.checksum}"
+    assert numbers["stamp"]["decoder"] == f"small {load(trained).space.checksum}"
 
 
 def test_an_autoencoder_that_cannot_be_had_is_told_before_anything_is_drawn(trained):
@@ -149,7 +149,7 @@ def test_an_autoencoder_that_cannot_be_had_is_told_before_anything_is_drawn(trai
         raise DiffitError("no autoencoder here")
 
     pipe = load(trained)
-    pipe = Pipeline(pipe.denoiser, pipe.card, Deferred(absent))
+    pipe = Pipeline(pipe.denoiser, pipe.card, DeferredLatentSpace(absent))
     pipe.denoiser.forward = lambda *_: pytest.fail("drawn")
     with pytest.raises(DiffitError, match="no autoencoder here"):
         pipe([0])

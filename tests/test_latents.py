@@ -8,12 +8,12 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader
 
-from diffit_lib.config.training import Training
+from diffit_lib.config.training import TrainingConfig
 from diffit_lib.data import latent_cache as latents
 from diffit_lib.data.datasets import Images
 from diffit_lib.data.latent_cache import open_latents, write_latents
 from diffit_lib.data.stream import TrainingStream
-from diffit_lib.models.latent_space import PIXELS, Latents
+from diffit_lib.models.latent_space import PIXEL_SPACE, LatentSpace
 from diffit_lib.utils.errors import DiffitError
 from diffit_lib.utils.tensors import to_float
 
@@ -33,8 +33,8 @@ class Halving(nn.Module):
         return nn.functional.interpolate(z - self.shift, scale_factor=2)
 
 
-def codec(shift=0.0):
-    return Latents(Halving(shift), torch.tensor([0.5]), torch.tensor([2.0]))
+def space(shift=0.0):
+    return LatentSpace(Halving(shift), torch.tensor([0.5]), torch.tensor([2.0]))
 
 
 @pytest.fixture
@@ -47,30 +47,30 @@ def images(monkeypatch):
 class TestCodec:
     def test_pixels_are_only_made_float(self):
         pixels = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
-        assert torch.equal(PIXELS.clean(pixels), to_float(pixels))
-        assert torch.equal(PIXELS.decode(to_float(pixels)), to_float(pixels))
+        assert torch.equal(PIXEL_SPACE.encode(pixels), to_float(pixels))
+        assert torch.equal(PIXEL_SPACE.decode(to_float(pixels)), to_float(pixels))
 
     def test_latents_are_normalised_and_decoding_undoes_it(self, images):
-        clean = codec().clean(images.images)
+        clean = space().encode(images.images)
         assert torch.allclose(clean, (nn.functional.avg_pool2d(to_float(images.images), 2) - 0.5) / 2)
         flat = torch.full((2, 1, 4, 4), 200, dtype=torch.uint8)
-        assert torch.allclose(codec().decode(codec().clean(flat)), to_float(flat), atol=1e-6)
+        assert torch.allclose(space().decode(space().encode(flat)), to_float(flat), atol=1e-6)
 
     def test_noise_draws_from_the_posterior(self):
         flat, noise = torch.full((1, 1, 4, 4), 200, dtype=torch.uint8), torch.randn(1, 1, 2, 2)
-        drawn = codec().clean(flat, noise) - codec().clean(flat)
+        drawn = space().encode(flat, noise) - space().encode(flat)
         assert torch.allclose(drawn, torch.exp(torch.tensor(-1.0)) * noise / 2)
 
     def test_cached_moments_and_images_make_the_same_state(self, images):
-        moments = codec().moments(images.images)
-        assert torch.equal(codec().clean(moments), codec().clean(images.images))
+        moments = space().moments(images.images)
+        assert torch.equal(space().encode(moments), space().encode(images.images))
 
     def test_checksum_names_weights_and_statistics(self):
-        assert codec().checksum == codec().checksum != codec(0.1).checksum
-        assert codec().checksum != Latents(Halving(), torch.tensor([0.4]), torch.tensor([2.0])).checksum
+        assert space().checksum == space().checksum != space(0.1).checksum
+        assert space().checksum != LatentSpace(Halving(), torch.tensor([0.4]), torch.tensor([2.0])).checksum
 
     def test_out_of_memory_goes_on_with_smaller_slices_and_is_said_and_met_once(self, capsys):
-        small_card, sizes = codec(), []
+        small_card, sizes = space(), []
 
         def greedy(part):
             sizes.append(len(part))
@@ -88,13 +88,13 @@ class TestCodec:
             raise torch.OutOfMemoryError
 
         with pytest.raises(DiffitError, match="one image alone"):
-            codec().in_slices(hungry, torch.arange(8), on_cpu=8)
+            space().in_slices(hungry, torch.arange(8), on_cpu=8)
 
 
 class TestWriting:
     def test_written_moments_are_those_of_the_encoder(self, images, tmp_path):
-        write_latents(codec(), images, tmp_path)
-        cached = open_latents(tmp_path, codec())
+        write_latents(space(), images, tmp_path)
+        cached = open_latents(tmp_path, space())
         assert sorted(path.name for path in tmp_path.iterdir()) == [
             *(f"{number:05d}.safetensors" for number in range(3)),
             "index.safetensors",
@@ -103,19 +103,19 @@ class TestWriting:
         assert cached.images.shape == (20, 2, 2, 3)
         assert cached.class_names == images.class_names
         assert torch.equal(cached.labels, images.labels)
-        expected = codec().moments(images.images).half()
+        expected = space().moments(images.images).half()
         assert torch.equal(cached.images[torch.arange(20)], expected)
-        mirrored = codec().moments(images.images.flip(-1)).half()
+        mirrored = space().moments(images.images.flip(-1)).half()
         got = cached.fetch([0, 9, 19], [True, False, True])
         assert torch.equal(got, torch.stack([mirrored[0], expected[9], mirrored[19]]))
 
     def test_started_again_it_writes_only_what_is_missing(self, images, tmp_path, monkeypatch):
-        write_latents(codec(), images, tmp_path)
+        write_latents(space(), images, tmp_path)
         before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
         (tmp_path / "00001.safetensors").unlink()
         (tmp_path / "index.safetensors").unlink()
         (tmp_path / "00002.safetensors").write_bytes(before["00002.safetensors"][:100])  # damaged
-        counted = codec()
+        counted = space()
         moments, seen = counted.moments, []
         monkeypatch.setattr(counted, "moments", lambda pixels: seen.append(len(pixels)) or moments(pixels))
         write_latents(counted, images, tmp_path)
@@ -123,43 +123,43 @@ class TestWriting:
         assert sum(seen) == 1 + 2 * (8 + 4)  # one image tells the shape
 
     def test_two_processes_write_what_one_does(self, images, tmp_path):
-        write_latents(codec(), images, tmp_path / "one")
+        write_latents(space(), images, tmp_path / "one")
         for rank in (1, 0):
-            write_latents(codec(), images, tmp_path / "two", rank=rank, world=2)
+            write_latents(space(), images, tmp_path / "two", rank=rank, world=2)
         for path in (tmp_path / "one").iterdir():
             assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
 
     def test_half_a_set_has_no_index(self, images, tmp_path):
-        write_latents(codec(), images, tmp_path, rank=0, world=2)
+        write_latents(space(), images, tmp_path, rank=0, world=2)
         with pytest.raises(DiffitError, match="encode the images again"):
-            open_latents(tmp_path, codec())
+            open_latents(tmp_path, space())
 
     def test_mirrored_ones_are_added_where_they_were_left_out(self, images, tmp_path):
-        write_latents(codec(), images, tmp_path, mirrored=False)
+        write_latents(space(), images, tmp_path, mirrored=False)
         assert set(load_file(tmp_path / "00000.safetensors")) == {"moments"}
-        write_latents(codec(), images, tmp_path)
-        assert open_latents(tmp_path, codec()).fetch([0], [True]).shape == (1, 2, 2, 3)
+        write_latents(space(), images, tmp_path)
+        assert open_latents(tmp_path, space()).fetch([0], [True]).shape == (1, 2, 2, 3)
 
     def test_latents_of_another_autoencoder_are_refused(self, images, tmp_path):
-        write_latents(codec(), images, tmp_path)
+        write_latents(space(), images, tmp_path)
         with pytest.raises(DiffitError, match="latents of the autoencoder") as error:
-            open_latents(tmp_path, codec(0.5))
-        assert codec(0.5).checksum in str(error.value)
+            open_latents(tmp_path, space(0.5))
+        assert space(0.5).checksum in str(error.value)
         with pytest.raises(DiffitError, match="give another folder"):
-            write_latents(codec(0.5), images, tmp_path)
+            write_latents(space(0.5), images, tmp_path)
 
     def test_a_full_disk_is_told_before_anything_is_written(self, images, tmp_path, monkeypatch):
         monkeypatch.setattr(latents.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10}))
         with pytest.raises(DiffitError, match="GB"):
-            write_latents(codec(), images, tmp_path / "new")
+            write_latents(space(), images, tmp_path / "new")
         assert not (tmp_path / "new").exists()
 
 
 class TestReading:
     def test_the_stream_reads_latents_and_noise_of_their_shape(self, images, tmp_path):
-        write_latents(codec(), images, tmp_path)
-        cached = open_latents(tmp_path, codec())
-        options = Training(batch_size=8, flip=True)
+        write_latents(space(), images, tmp_path)
+        cached = open_latents(tmp_path, space())
+        options = TrainingConfig(batch_size=8, flip=True)
         batch = TrainingStream(cached, options, (1, 2, 3), latent=True).batch(0)
         assert batch.images.dtype == torch.float16
         assert batch.noise.shape == batch.posterior.shape == (8, 1, 2, 3)
@@ -167,15 +167,15 @@ class TestReading:
         straight = TrainingStream(images, options, (1, 2, 3), latent=True).batch(0)
         assert torch.equal(straight.noise, batch.noise)
         assert torch.equal(straight.labels, batch.labels)
-        one, other = (codec().clean(part.images, part.posterior) for part in (batch, straight))
+        one, other = (space().encode(part.images, part.posterior) for part in (batch, straight))
         assert torch.allclose(one, other, atol=2e-3)  # float16
 
     def test_workers_map_the_files_themselves(self, images, tmp_path):
-        write_latents(codec(), images, tmp_path)
-        cached = open_latents(tmp_path, codec())
+        write_latents(space(), images, tmp_path)
+        cached = open_latents(tmp_path, space())
         cached.fetch([0], [False])
         assert not pickle.loads(pickle.dumps(cached)).images.opened
-        stream = TrainingStream(cached, Training(batch_size=4), (1, 2, 3), latent=True)
+        stream = TrainingStream(cached, TrainingConfig(batch_size=4), (1, 2, 3), latent=True)
         loader = iter(DataLoader(stream, batch_size=None, num_workers=2))
         for number in range(3):
             assert torch.equal(next(loader).images, stream.batch(number).images)

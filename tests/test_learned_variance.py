@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from diffit_lib.config.diffusion import VP, Sampling
-from diffit_lib.config.models import Transformer
+from diffit_lib.config.diffusion import SamplingConfig, VPConfig
+from diffit_lib.config.models import TransformerConfig
 from diffit_lib.diffusion.denoiser import VPDenoiser
 from diffit_lib.diffusion.guidance import Clipped, guided
 from diffit_lib.diffusion.loss import denoising_loss
@@ -20,7 +20,7 @@ from diffit_lib.training.train import train
 from diffit_lib.utils.errors import DiffitError
 
 TABLE = sigma_table("linear", 1000)
-TINY = Transformer(image_size=(4, 4), width=16, depth=2, num_heads=2, num_classes=3, learned_variance=True)
+TINY = TransformerConfig(image_size=(4, 4), width=16, depth=2, num_heads=2, num_classes=3, learned_variance=True)
 
 
 class ADM:
@@ -120,13 +120,13 @@ class TestLoss:
     @torch.no_grad()
     def test_is_adms_mean_square_error_plus_the_bound_in_bits(self, given):
         images, noise, answer = given
-        loss = denoising_loss(VPDenoiser(Answers(answer), VP()), images, TABLE[TIMES], noise)
+        loss = denoising_loss(VPDenoiser(Answers(answer), VPConfig()), images, TABLE[TIMES], noise)
         torch.testing.assert_close(loss, self.expected(*given), rtol=1e-9, atol=1e-12)
 
     @torch.no_grad()
     def test_in_float32_stays_near_it(self, given):
         images, noise, answer = (tensor.float() for tensor in given)
-        loss = denoising_loss(VPDenoiser(Answers(answer), VP()), images, TABLE[TIMES].float(), noise)
+        loss = denoising_loss(VPDenoiser(Answers(answer), VPConfig()), images, TABLE[TIMES].float(), noise)
         torch.testing.assert_close(loss.double(), self.expected(*given), rtol=1e-3, atol=1e-4)
 
     def test_bound_teaches_the_variance_alone(self, given):
@@ -134,7 +134,7 @@ class TestLoss:
         gradients = []
         for raw in (answer, answer[:, :3]):
             network = Answers(raw)
-            denoising_loss(VPDenoiser(network, VP()), images, TABLE[TIMES], noise).sum().backward()
+            denoising_loss(VPDenoiser(network, VPConfig()), images, TABLE[TIMES], noise).sum().backward()
             gradients.append(network.answer.grad)
         assert torch.equal(gradients[0][:, :3], gradients[1])
         assert gradients[0][:, 3:].abs().amax((1, 2, 3)).all()
@@ -142,7 +142,7 @@ class TestLoss:
     def test_perfect_mean_and_the_posteriors_variance_cost_nothing(self, given):
         images, noise, _ = given
         answer = torch.cat([noise, -torch.ones_like(noise)], dim=1)
-        loss = denoising_loss(VPDenoiser(Answers(answer), VP()), images, TABLE[TIMES], noise)
+        loss = denoising_loss(VPDenoiser(Answers(answer), VPConfig()), images, TABLE[TIMES], noise)
         assert loss[2:].abs().max() < 1e-9
         assert (loss[:2] > 0.1).all()  # t = 0 pays for the grey levels
 
@@ -183,7 +183,7 @@ class TestSampling:
         times, label, shape = [round(i * 999 / 249) for i in range(250)], torch.tensor([0, 2]), (2, 4, 4, 4)
         noise = draws(1, shape)
         expected = list(ADM(times).sample(noise(), self.adm_network(network, label, scale), noise))
-        sampling = Sampling(
+        sampling = SamplingConfig(
             sampler="ddpm",
             steps=250,
             variance="learned",
@@ -192,7 +192,7 @@ class TestSampling:
             guidance_channels=3,
             guidance_tolerance=0.0,
         )
-        denoiser = guided(VPDenoiser(network, VP()), sampling, no_class=3)
+        denoiser = guided(VPDenoiser(network, VPConfig()), sampling, no_class=3)
         noise = draws(1, shape)
         levels, start = denoiser.levels(250), denoiser.initial(noise())
         states = ancestral(denoiser, start, levels, label, noise, **sampling.options)
@@ -205,7 +205,7 @@ class TestSampling:
         spread = {}
         for variance, v in (("small", 0.0), ("large", 0.0), *(("learned", v) for v in (-1.0, 0.0, 1.0))):
             answer = torch.cat([torch.zeros(1, 4, 1, 1), torch.full((1, 4, 1, 1), v)], dim=1)
-            denoiser, x = VPDenoiser(Answers(answer), VP()), torch.zeros(1, 4, 1, 1, dtype=torch.float64)
+            denoiser, x = VPDenoiser(Answers(answer), VPConfig()), torch.zeros(1, 4, 1, 1, dtype=torch.float64)
             levels = torch.tensor([3.0, 1.0, 0.0], dtype=torch.float64)
             states = ancestral(denoiser, x, levels, noise=lambda x=x: torch.ones_like(x), variance=variance)
             spread[variance, v] = next(states).x.mean().item()
@@ -216,7 +216,7 @@ class TestSampling:
 
     @torch.no_grad()
     def test_clipping_leaves_the_variance_alone(self, network):
-        denoiser, label = VPDenoiser(network, VP()), torch.tensor([0, 1])
+        denoiser, label = VPDenoiser(network, VPConfig()), torch.tensor([0, 1])
         x, sigma = draws(0, (2, 4, 4, 4))(), torch.full((2,), 3.0, dtype=torch.float64)
         clean, v = denoiser.with_variance(x, sigma, label)
         clipped, same = Clipped(denoiser).with_variance(x, sigma, label)
@@ -226,7 +226,7 @@ class TestSampling:
 
 class TestRecipes:
     def test_trains_and_draws(self, tiny, data, tmp_path):
-        recipe = tiny.override(
+        experiment = tiny.override(
             network="transformer",
             denoiser="vp",
             in_channels=1,
@@ -240,7 +240,7 @@ class TestRecipes:
             variance="learned",
             guidance=2.0,
         )
-        pipe = load(train(recipe, tmp_path, data, progress=False), device="cpu")
+        pipe = load(train(experiment, tmp_path, data, progress=False), device="cpu")
         assert pipe(seeds=range(2), steps=8).shape == (2, 8, 8, 1)
         learned, small = (next(pipe.batches(range(2), steps=8, variance=v)) for v in ("learned", "small"))
         assert (learned - small).abs().max() > 1e-3

@@ -10,7 +10,7 @@ import torch
 from image_files import fill, noise, zipped
 from torch.utils.data import DataLoader, TensorDataset
 
-from diffit_lib.config.training import Training
+from diffit_lib.config.training import TrainingConfig
 from diffit_lib.data import preprocess as decoding
 from diffit_lib.data.datasets import load_data
 from diffit_lib.data.sources import Pictures
@@ -57,7 +57,7 @@ def test_images_too_many_for_memory_are_the_same_images(source, capsys):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_training_streams_them_with_any_number_of_workers(source, workers):
-    training = Training(batch_size=8, flip=True)
+    training = TrainingConfig(batch_size=8, flip=True)
     held, left = (load_data(source, memory_gb=limit).train for limit in (1, 0))
     loader = DataLoader(TrainingStream(left, training), batch_size=None, num_workers=workers)
     for number, batch in enumerate(islice(loader, 6)):

@@ -14,7 +14,7 @@ from diffit_lib.evaluation.metrics import (
     measure_small,
     nearest,
 )
-from diffit_lib.evaluation.provenance import Stamp
+from diffit_lib.evaluation.provenance import Provenance
 from diffit_lib.evaluation.reference import evenly
 from diffit_lib.utils.errors import DiffitError
 
@@ -140,7 +140,7 @@ def parts():
     return {"train": train, "test": test, "test_labels": test.flatten(1)[:, 0].long() % 2}
 
 
-STAMP = Stamp(reference="toy/train", reference_hash="abc", sampler="heun", steps=18, guidance=0.0, seeds="0..99")
+STAMP = Provenance(reference="toy/train", reference_hash="abc", sampler="heun", steps=18, guidance=0.0, seeds="0..99")
 
 
 def measure(samples, parts, seeds=(0, 1)):
@@ -191,7 +191,7 @@ def test_report_is_plain_json_and_carries_its_stamp(parts):
         18,
         "round",
     )
-    assert report["warnings"] == Stamp(**stamp).warnings()
+    assert report["warnings"] == Provenance(**stamp).warnings()
 
 
 def test_stamp_prints_one_line_without_what_does_not_apply():
@@ -204,9 +204,9 @@ def test_stamp_prints_one_line_without_what_does_not_apply():
 
 
 def test_small_n_and_a_checkpoint_chosen_by_the_metric_are_said_aloud():
-    assert Stamp(reference="r", reference_hash="h", n=10_000).warnings() == []
-    assert "n = 9999 is small" in Stamp(reference="r", reference_hash="h", n=9999).warnings()[0]
-    (warning,) = Stamp(reference="r", reference_hash="h", n=50_000, best_by_this_metric=True).warnings()
+    assert Provenance(reference="r", reference_hash="h", n=10_000).warnings() == []
+    assert "n = 9999 is small" in Provenance(reference="r", reference_hash="h", n=9999).warnings()[0]
+    (warning,) = Provenance(reference="r", reference_hash="h", n=50_000, best_by_this_metric=True).warnings()
     assert "chosen by this very metric" in warning
 
 

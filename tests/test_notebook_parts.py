@@ -92,7 +92,7 @@ class TestMeasure:
 class TestHowToDraw:
     def test_auto_and_0_follow_the_weights(self, weights):
         pipe = load(weights)
-        assert pipe.sampling(**how_to_draw(pipe, "auto", 0, 0.0)) == pipe.card.recipe.sampling
+        assert pipe.sampling(**how_to_draw(pipe, "auto", 0, 0.0)) == pipe.card.experiment.sampling
         given = pipe.sampling(**how_to_draw(pipe, "euler", 5, 2.0))
         assert (given.sampler, given.steps, given.guidance) == ("euler", 5, 2.0)
 
@@ -101,7 +101,7 @@ class TestHowToDraw:
         assert how_to_draw(load(unconditional), "auto", 0, 1.0)["guidance"] == 1.0
         assert told(capsys) == []
         pipe = load(unconditional)
-        assert pipe.sampling(**how_to_draw(pipe, "auto", 0, 2.0)) == pipe.card.recipe.sampling
+        assert pipe.sampling(**how_to_draw(pipe, "auto", 0, 2.0)) == pipe.card.experiment.sampling
         assert told(capsys) == ["GUIDANCE is 2, but these weights know no classes to guide to: this goes on without"]
 
 
@@ -113,7 +113,7 @@ class TestClosingCard:
         shown = []
         monkeypatch.setattr("diffit_lib.notebook.cells.display", lambda html: shown.append(html.data))
         pipe = load(weights, device="cpu")
-        pipe.card = replace(pipe.card, recipe=pipe.card.recipe.override(data=source))
+        pipe.card = replace(pipe.card, experiment=pipe.card.experiment.override(data=source))
         (run.run / "weights.safetensors").parent.mkdir()
         closing_card(pipe, run.run / "weights.safetensors", run, None, steps=2)
         step = re.search("Next:</b> (.*?)</p>", shown[0])[1]

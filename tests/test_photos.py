@@ -16,8 +16,8 @@ from diffit_lib.config.presets import preset, vae_preset
 from diffit_lib.data.inspect import look
 from diffit_lib.data.sources import find_pictures
 from diffit_lib.reports import auto as photos
-from diffit_lib.reports import cost as rehearse
-from diffit_lib.reports import diagnosis as appraise
+from diffit_lib.reports import cost as time_steps
+from diffit_lib.reports import diagnosis as evaluate_quickly
 from diffit_lib.reports.auto import choose_recipe
 from diffit_lib.training.train import train as train_recipe
 from diffit_lib.utils.errors import DiffitError
@@ -31,9 +31,9 @@ def small(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DIFFIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(photos, "best_device", lambda: torch.device("cpu"))
-    monkeypatch.setattr(rehearse, "ENOUGH", 0.0)
+    monkeypatch.setattr(time_steps, "ENOUGH", 0.0)
     monkeypatch.setattr(describe_data, "SECONDS", 0.5)
-    monkeypatch.setattr(appraise, "MOST", 32)
+    monkeypatch.setattr(evaluate_quickly, "MOST", 32)
     monkeypatch.setattr("diffit_lib.evaluation.features.TRAINING_IMAGES", 64)
     monkeypatch.setattr("diffit_lib.training.snapshot.GRID", 4)
     monkeypatch.setitem(photos.ON_CPU, "pixels", TINY | {"num_blocks": 1, "time_dim": 16, "minutes": None})
@@ -53,51 +53,51 @@ class TestChoice:
         ("side", "made"), [(7, 8), (11, 8), (12, 16), (28, 32), (45, 32), (46, 64), (64, 64), (90, 64)]
     )
     def test_small_pictures_are_learned_as_pixels_of_the_nearest_size(self, tmp_path, side, made):
-        recipe, vae, _ = choose_recipe(pictures(tmp_path, side, 12))
+        experiment, vae, _ = choose_recipe(pictures(tmp_path, side, 12))
         assert vae is None
-        assert recipe.vae == ""
-        assert recipe.network.shape == (3, made, made)
-        assert recipe.network.num_classes == 3
-        assert recipe.network.map_sizes[-1] == (min(made // 2, 8),) * 2
+        assert experiment.vae == ""
+        assert experiment.network.shape == (3, made, made)
+        assert experiment.network.num_classes == 3
+        assert experiment.network.map_sizes[-1] == (min(made // 2, 8),) * 2
 
     def test_larger_ones_as_latents_of_an_autoencoder_that_is_trained_first(self, tmp_path):
-        recipe, vae, _ = choose_recipe(pictures(tmp_path, 91, 12))
+        experiment, vae, _ = choose_recipe(pictures(tmp_path, 91, 12))
         assert vae.network.image_size == (128, 128)
-        assert recipe.network.shape == vae.network.latent_shape == (4, 16, 16)
-        assert recipe.data == vae.data == str(tmp_path / "photos91")
+        assert experiment.network.shape == vae.network.latent_shape == (4, 16, 16)
+        assert experiment.data == vae.data == str(tmp_path / "photos91")
 
     def test_on_a_gpu_of_the_published_autoencoder_where_it_can_be_had(self, tmp_path, monkeypatch):
         monkeypatch.setattr(photos, "best_device", lambda: torch.device("cuda"))
         monkeypatch.setattr(photos, "published_vae", lambda *, download: "stabilityai/sd-vae-ft-ema")
         monkeypatch.setattr(photos, "load_vae", lambda name: (None, stable_diffusion_card(name)))
         for side, latent in ((128, 16), (200, 32)):
-            recipe, vae, _ = choose_recipe(pictures(tmp_path, side, 12))
+            experiment, vae, _ = choose_recipe(pictures(tmp_path, side, 12))
             assert vae is None
-            assert recipe.vae == "stabilityai/sd-vae-ft-ema"
-            assert recipe.network.shape == (4, latent, latent)
+            assert experiment.vae == "stabilityai/sd-vae-ft-ema"
+            assert experiment.network.shape == (4, latent, latent)
 
     def test_else_of_its_own_there_too(self, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(photos, "best_device", lambda: torch.device("cuda"))
-        recipe, vae, _ = choose_recipe(pictures(tmp_path, 128, 12), download=False)
-        assert vae.name == recipe.vae == "vae-imagenette128"
+        experiment, vae, _ = choose_recipe(pictures(tmp_path, 128, 12), download=False)
+        assert vae.name == experiment.vae == "vae-imagenette128"
         assert vae.network == vae_preset("vae-imagenette128").network
         assert "sd-vae-ft-ema is not here" in capsys.readouterr().err
 
     def test_an_autoencoder_that_is_named_is_taken_whatever_the_size(self, tmp_path):
-        recipe, vae, _ = choose_recipe("digits", "vae-digits")
+        experiment, vae, _ = choose_recipe("digits", "vae-digits")
         assert vae is None
-        assert recipe.vae == "vae-digits"
-        assert recipe.network.shape == (2, 4, 4)
+        assert experiment.vae == "vae-digits"
+        assert experiment.network.shape == (2, 4, 4)
 
     def test_data_with_a_preset_of_their_own_take_that(self):
-        assert choose_recipe("digits").recipe is preset("digits")
+        assert choose_recipe("digits").experiment is preset("digits")
 
     def test_grey_pictures_have_one_channel_and_one_class_counts_as_none(self, tmp_path):
         folder = fill(tmp_path / "grey", {f"{k}.png": noise(k, 32, 32).convert("L") for k in range(12)})
-        recipe = choose_recipe(folder).recipe
-        assert recipe.network.shape == (1, 32, 32)
-        assert recipe.network.num_classes == 0
-        assert recipe.sampling.guidance == 1
+        experiment = choose_recipe(folder).experiment
+        assert experiment.network.shape == (1, 32, 32)
+        assert experiment.network.num_classes == 0
+        assert experiment.sampling.guidance == 1
 
 
 class TestTraining:
@@ -128,13 +128,13 @@ class TestTraining:
         assert "Autoencoder" in (tmp_path / "run/report.html").read_text()
 
     def test_a_plan_fills_the_minutes_and_a_run_that_goes_on_keeps_it(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(photos, "rehearse", lambda recipe: rehearse.Pace(0.5, 1))
-        recipe = preset("digits").override(max_steps=None, batch_size=1)
-        planned = photos.paced(recipe, None, 10, {})
+        monkeypatch.setattr(photos, "time_steps", lambda experiment: time_steps.Pace(0.5, 1))
+        experiment = preset("digits").override(max_steps=None, batch_size=1)
+        planned = photos.paced(experiment, None, 10, {})
         assert planned.training.total_images == 60 * 10 * photos.TRAINED / 0.5
         assert planned.training.minutes == 10
-        assert photos.paced(recipe.override(images=100), None, None, {}).training.total_images == 100
-        assert photos.paced(recipe, None, 10, {"images": 7}).training.total_images == 7
+        assert photos.paced(experiment.override(images=100), None, None, {}).training.total_images == 100
+        assert photos.paced(experiment, None, 10, {"images": 7}).training.total_images == 7
 
     def test_fewer_than_fifty_pictures_have_a_report_that_says_what_it_cannot_know(self, tmp_path):
         pictures(tmp_path, 8, 20)

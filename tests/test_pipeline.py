@@ -128,13 +128,13 @@ class TestLabels:
         assert not np.array_equal(pipe([0, 1, 2], 8), expected)
 
     def test_names_come_before_numbers(self, pipe, monkeypatch):
-        monkeypatch.setattr(pipe, "card", pipe.card.__class__(pipe.card.recipe, class_names=("cat", "dog", "0")))
+        monkeypatch.setattr(pipe, "card", pipe.card.__class__(pipe.card.experiment, class_names=("cat", "dog", "0")))
         assert [pipe.class_number(label) for label in ("cat", "dog", "0", 0, "9", "none")] == [0, 1, 2, 0, 9, 10]
 
     def test_names_in_any_case_and_digits_in_words_are_known(self, pipe, monkeypatch):
         assert [pipe.class_number(label) for label in ("two", "Seven ", "None", "7 ")] == [2, 7, 10, 7]
         names = ("Cardigan", "cardigan", "two", "2", *"pair")
-        monkeypatch.setattr(pipe, "card", pipe.card.__class__(pipe.card.recipe, class_names=(*names, "owl", "owl")))
+        monkeypatch.setattr(pipe, "card", pipe.card.__class__(pipe.card.experiment, class_names=(*names, "owl", "owl")))
         assert [pipe.class_number(label) for label in ("cardigan", "Cardigan", "PAIR"[0], "two", "2", 2)] == [
             1,
             0,
@@ -148,13 +148,13 @@ class TestLabels:
                 pipe.class_number(label)
 
     def test_words_are_no_digits_where_classes_have_other_names(self, pipe, monkeypatch):
-        monkeypatch.setattr(pipe, "card", pipe.card.__class__(pipe.card.recipe, class_names=tuple("abcdefghij")))
+        monkeypatch.setattr(pipe, "card", pipe.card.__class__(pipe.card.experiment, class_names=tuple("abcdefghij")))
         with pytest.raises(DiffitError, match="no class 'two'; give a number"):
             pipe.class_number("two")
 
     def test_a_misspelt_name_is_told_the_likely_ones(self, pipe, monkeypatch):
         names = ("Tench", "French horn", *"abcdefgh")
-        monkeypatch.setattr(pipe, "card", pipe.card.__class__(pipe.card.recipe, class_names=names))
+        monkeypatch.setattr(pipe, "card", pipe.card.__class__(pipe.card.experiment, class_names=names))
         with pytest.raises(DiffitError, match=r"^no class 'tensh'; did you mean Tench[?] give a number from 0 to 9"):
             pipe.class_number("tensh")
 
@@ -213,7 +213,7 @@ class TestSettings:
         assert differing(pipe(range(64), **settings), pictures)[0] > 0.05
 
     def test_another_sampler_leaves_the_options_of_the_weights_own(self, pipe, monkeypatch):
-        card = pipe.card.__class__(pipe.card.recipe.override(churn=4.0), class_names=pipe.card.class_names)
+        card = pipe.card.__class__(pipe.card.experiment.override(churn=4.0), class_names=pipe.card.class_names)
         monkeypatch.setattr(pipe, "card", card)
         assert pipe.sampling().churn == 4.0
         assert pipe.sampling(sampler="euler").churn == 0.0

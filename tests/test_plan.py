@@ -17,9 +17,9 @@ from diffit_lib.data import sources
 from diffit_lib.data.datasets import Images, digits
 from diffit_lib.notebook.cells import choose_vae, choose_weights, examples, open_run
 from diffit_lib.notebook.drive import copies_folder
-from diffit_lib.notebook.form import parse, plan, plan_latent, ready_made
+from diffit_lib.notebook.form import parse, plan, plan_latent, pretrained
 from diffit_lib.utils.errors import DiffitError
-from diffit_lib.utils.files import READY_MADE
+from diffit_lib.utils.files import PRETRAINED
 
 
 @pytest.fixture
@@ -53,19 +53,19 @@ class TestPlan:
     def test_auto_means_the_data_of_the_preset_that_is_named(self, monkeypatch):
         asked = []
         monkeypatch.setattr(
-            "diffit_lib.notebook.form.recipe_data", lambda recipe: (asked.append(recipe.data), digits())[1]
+            "diffit_lib.notebook.form.experiment_data", lambda experiment: (asked.append(experiment.data), digits())[1]
         )
         plan("auto", "mnist")
         assert asked == ["mnist"]
 
     def test_on_a_cpu_auto_means_the_digits(self):
-        recipe, data = plan(seed=3)
-        assert recipe == preset("digits").override(seed=3)
+        experiment, data = plan(seed=3)
+        assert experiment == preset("digits").override(seed=3)
         assert data.train.name == "digits/train"
 
     def test_on_a_gpu_it_means_cifar10_and_without_network_the_digits_in_one_red_line(self, gpu, offline, capsys):
-        recipe, data = plan()
-        assert (recipe.name, data.train.name) == ("digits", "digits/train")
+        experiment, data = plan()
+        assert (experiment.name, data.train.name) == ("digits", "digits/train")
         told = capsys.readouterr().out
         assert told.startswith("\033[31mcifar10 cannot be had (no network)")
         assert told.endswith("this goes on with the digits\033[0m\n")
@@ -80,14 +80,14 @@ class TestPlan:
         ],
     )
     def test_what_the_digits_do_without_is_named(self, offline, capsys, preset_name, overrides, without):
-        recipe, _ = plan("cifar10", preset_name, minutes=7, overrides=overrides)
-        assert recipe == preset("digits").override(minutes=7.0)
+        experiment, _ = plan("cifar10", preset_name, minutes=7, overrides=overrides)
+        assert experiment == preset("digits").override(minutes=7.0)
         assert capsys.readouterr().out.endswith(f": this goes on with the digits, {without}\033[0m\n")
 
     def test_path_takes_the_preset_for_small_photographs_and_its_own_classes(self, folder):
-        recipe, data = plan(str(folder))
-        assert (recipe.name, recipe.data) == ("cifar10-t4", str(folder))
-        assert recipe.network.num_classes == len(data.train.class_names) == 3
+        experiment, data = plan(str(folder))
+        assert (experiment.name, experiment.data) == ("cifar10-t4", str(folder))
+        assert experiment.network.num_classes == len(data.train.class_names) == 3
         assert data.train.images.shape[1:] == (3, 32, 32)
 
     def test_minutes_are_given_or_the_presets_own_or_half_an_hour_at_most(self, folder):
@@ -113,25 +113,25 @@ class TestPlan:
 
 class TestPlanLatent:
     def test_on_a_cpu_auto_means_the_digits_and_their_autoencoder(self):
-        recipe, vae, data = plan_latent(seed=3)
-        assert recipe == preset("latent-digits").override(seed=3)
+        experiment, vae, data = plan_latent(seed=3)
+        assert experiment == preset("latent-digits").override(seed=3)
         assert vae == vae_preset("vae-digits").override(seed=3)
         assert data.train.name == "digits/train"
 
     def test_what_the_network_sees_follows_from_the_autoencoder(self):
-        recipe, vae, _ = plan_latent("digits", block="dit", overrides="lr=1e-4 vae.lr=1e-3 vae.z_channels=3")
-        assert recipe.network.shape == vae.network.latent_shape == (3, 4, 4)
-        assert (recipe.network.block, recipe.training.lr, vae.training.lr) == ("dit", 1e-4, 1e-3)
+        experiment, vae, _ = plan_latent("digits", block="dit", overrides="lr=1e-4 vae.lr=1e-3 vae.z_channels=3")
+        assert experiment.network.shape == vae.network.latent_shape == (3, 4, 4)
+        assert (experiment.network.block, experiment.training.lr, vae.training.lr) == ("dit", 1e-4, 1e-3)
 
     def test_minutes_of_one_are_not_those_of_the_other(self):
-        recipe, vae, _ = plan_latent("digits", minutes=7, vae_minutes=2)
-        assert (recipe.training.minutes, vae.training.minutes) == (7, 2)
+        experiment, vae, _ = plan_latent("digits", minutes=7, vae_minutes=2)
+        assert (experiment.training.minutes, vae.training.minutes) == (7, 2)
 
     def test_stable_diffusions_autoencoder_takes_photographs_alone(self, folder):
-        recipe, vae, data = plan_latent(str(folder), vae="sd")
-        assert (recipe.name, vae.name) == ("latent-imagenette128", STABLE_DIFFUSION[0])
-        assert recipe.network.shape == (4, 16, 16)
-        assert recipe.network.num_classes == 3
+        experiment, vae, data = plan_latent(str(folder), vae="sd")
+        assert (experiment.name, vae.name) == ("latent-imagenette128", STABLE_DIFFUSION[0])
+        assert experiment.network.shape == (4, 16, 16)
+        assert experiment.network.num_classes == 3
         assert data.train.images.shape[1:] == (3, 128, 128)
         with pytest.raises(DiffitError, match="VAE is sd, which knows photographs, not digits; give train or ready"):
             plan_latent("digits", vae="sd")
@@ -141,20 +141,20 @@ class TestPlanLatent:
             plan_latent("auto", "mnist")
 
     def test_on_a_gpu_auto_means_imagenette_and_without_network_the_digits(self, gpu, offline, capsys):
-        recipe, vae, data = plan_latent(block="dit", vae="sd")
-        assert (recipe.name, recipe.network.block, vae.name) == ("latent-digits", "dit", "vae-digits")
+        experiment, vae, data = plan_latent(block="dit", vae="sd")
+        assert (experiment.name, experiment.network.block, vae.name) == ("latent-digits", "dit", "vae-digits")
         assert data.train.name == "digits/train"
         assert capsys.readouterr().out.startswith("\033[31mimagenette cannot be had (no network)")
 
 
 class TestChooseVAE:
     def test_own_one_then_ready_made_one_unless_that_is_asked_for(self, tmp_path):
-        recipe, own = vae_preset("vae-digits"), tmp_path / "weights.safetensors"
-        assert choose_vae(recipe, tmp_path) == "vae-digits"
+        experiment, own = vae_preset("vae-digits"), tmp_path / "weights.safetensors"
+        assert choose_vae(experiment, tmp_path) == "vae-digits"
         own.touch()
-        assert choose_vae(recipe, tmp_path) == str(own)
-        assert choose_vae(recipe, tmp_path, "ready") == "vae-digits"
-        assert choose_vae(replace(recipe, name=STABLE_DIFFUSION[0]), tmp_path) == STABLE_DIFFUSION[0]
+        assert choose_vae(experiment, tmp_path) == str(own)
+        assert choose_vae(experiment, tmp_path, "ready") == "vae-digits"
+        assert choose_vae(replace(experiment, name=STABLE_DIFFUSION[0]), tmp_path) == STABLE_DIFFUSION[0]
         with pytest.raises(DiffitError, match="no ready-made autoencoder for imagenette; set VAE to train"):
             choose_vae(vae_preset("vae-imagenette128"), tmp_path / "run")
 
@@ -186,25 +186,25 @@ class TestParse:
 
 class TestWeights:
     def test_given_ones_come_first_then_the_runs_own_then_ready_made_ones(self, tmp_path, monkeypatch):
-        recipe, own = preset("digits"), tmp_path / "weights.safetensors"
-        ours = READY_MADE / "digits.safetensors"
-        assert ready_made("auto") == ready_made("digits") == choose_weights(recipe, tmp_path) == ours
-        latent = READY_MADE / "latent-digits.safetensors"
-        assert ready_made("auto", LATENT_SPACE) == choose_weights(preset("latent-digits"), tmp_path) == latent
+        experiment, own = preset("digits"), tmp_path / "weights.safetensors"
+        ours = PRETRAINED / "digits.safetensors"
+        assert pretrained("auto") == pretrained("digits") == choose_weights(experiment, tmp_path) == ours
+        latent = PRETRAINED / "latent-digits.safetensors"
+        assert pretrained("auto", LATENT_SPACE) == choose_weights(preset("latent-digits"), tmp_path) == latent
         own.touch()
-        assert choose_weights(recipe, tmp_path) == own
-        assert choose_weights(recipe, tmp_path, "digits") == ours
+        assert choose_weights(experiment, tmp_path) == own
+        assert choose_weights(experiment, tmp_path, "digits") == ours
         monkeypatch.setenv("HOME", str(tmp_path))
-        assert choose_weights(recipe, tmp_path / "run", "~/weights.safetensors") == own
+        assert choose_weights(experiment, tmp_path / "run", "~/weights.safetensors") == own
         with pytest.raises(DiffitError, match=r"^PATH_WEIGHTS: no weights file 'gone'"):
-            choose_weights(recipe, tmp_path, "gone")
+            choose_weights(experiment, tmp_path, "gone")
 
     def test_where_there_are_none_two_remedies_are_named(self, tmp_path):
         with pytest.raises(DiffitError, match="set IS_TRAIN, or PATH_WEIGHTS"):
             choose_weights(preset("ffhq64"), tmp_path)
 
 
-WEIGHTS = (READY_MADE / "digits.safetensors").read_bytes()
+WEIGHTS = (PRETRAINED / "digits.safetensors").read_bytes()
 ID = "1AbCdEfGhIjKlMnOpQrStUvWxYz_01234"
 
 
@@ -271,18 +271,18 @@ class TestDrive:
         monkeypatch.setitem(PUBLISHED, "digits", (ID, checksum))
         assert choose_weights(preset("digits"), tmp_path).read_bytes() == WEIGHTS
         monkeypatch.setitem(PUBLISHED, "digits", (ID, "0" * 64))
-        assert choose_weights(preset("digits"), tmp_path) == READY_MADE / "digits.safetensors"
+        assert choose_weights(preset("digits"), tmp_path) == PRETRAINED / "digits.safetensors"
         assert capsys.readouterr().out.startswith("\033[31mhttps://drive.google.com")
 
 
 class TestRun:
     def test_other_latents_are_another_run(self, tmp_path, data):
-        codec, card = load_vae("vae-digits")
-        save_vae(tmp_path / "other.safetensors", replace(card, mean=(1.0, 1.0)), codec.network)
+        space, card = load_vae("vae-digits")
+        save_vae(tmp_path / "other.safetensors", replace(card, mean=(1.0, 1.0)), space.network)
         recipes = [
             preset("latent-digits").override(vae=str(vae)) for vae in ("vae-digits", tmp_path / "other.safetensors")
         ]
-        assert len({open_run(recipe, data, None, runs=tmp_path).run.name for recipe in recipes}) == 2
+        assert len({open_run(experiment, data, None, runs=tmp_path).run.name for experiment in recipes}) == 2
 
     def test_same_recipe_and_images_find_their_run_again_and_others_are_another_run(self, tmp_path, data):
         def name(data=data, **changes):

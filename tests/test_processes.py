@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from diffit_lib.utils.distributed import place, wait_for
+from diffit_lib.utils.distributed import rank_info, wait_for
 
 STARTERS = {
     "alone": ({}, (0, 1, 0)),
@@ -23,7 +23,7 @@ def test_a_process_knows_its_place(monkeypatch, starter):
     variables, expected = STARTERS[starter]
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert place() == expected
+    assert rank_info() == expected
 
 
 def test_waiting_ends_with_the_last_file(tmp_path):

@@ -9,10 +9,10 @@ from diffit_lib.training.snapshot import expected_rows
 
 def test_all_that_a_recipe_says_of_its_images_is_passed_on(monkeypatch):
     monkeypatch.setattr(data, "load_data", lambda *args, **options: (args, options))
-    recipe = preset("ffhq64").override(crop="adm", skip_bad=True, memory_gb=2.0)
+    experiment = preset("ffhq64").override(crop="adm", skip_bad=True, memory_gb=2.0)
     options = {"crop": "adm", "skip_bad": True, "memory_gb": 2.0}
-    assert data.recipe_data(recipe) == (("ffhq64", (64, 64), 3), options)
-    assert data.recipe_data(recipe, "photos") == (("photos", (64, 64), 3), options)
+    assert data.experiment_data(experiment) == (("ffhq64", (64, 64), 3), options)
+    assert data.experiment_data(experiment, "photos") == (("photos", (64, 64), 3), options)
 
 
 def test_a_run_of_a_preset_is_compared_with_its_ready_made_weights():

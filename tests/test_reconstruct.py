@@ -35,8 +35,8 @@ def held(data):
 
 def test_grids_are_of_pictures_latents_and_reconstructions(data, held, tmp_path):
     numbers = reconstruct("vae-digits", data, tmp_path / "out", images=16)
-    codec, _ = load_vae("vae-digits")
-    again, out = reconstructions(codec, held), tmp_path / "out"
+    space, _ = load_vae("vae-digits")
+    again, out = reconstructions(space, held), tmp_path / "out"
     assert {path.name for path in out.iterdir()} == {
         "input.png", "encoded.png", "reconstructed.png", "comparison.png",
     }  # fmt: skip
@@ -44,10 +44,10 @@ def test_grids_are_of_pictures_latents_and_reconstructions(data, held, tmp_path)
     assert np.array_equal(places(pixels(out / "reconstructed.png"), 8, 2, 8, 8, 8), again[:, 0])
     rows = torch.cat([held[:8], again[:8], held[8:], again[8:]])
     assert np.array_equal(places(pixels(out / "comparison.png"), 8, 4, 8, 8, 8), rows[:, 0])
-    latents = codec.clean(held)
+    latents = space.encode(held)
     encoded = places(pixels(out / "encoded.png"), 8, 2, 4, 8, 16).reshape(16, 4, 2, 4).swapaxes(1, 2)
     assert np.abs(encoded / 127.5 - 1 - latents.numpy().clip(-3, 3) / 3).max() < 0.005
-    assert numbers == pytest.approx(measure_vae(codec, held, rfid=False))
+    assert numbers == pytest.approx(measure_vae(space, held, rfid=False))
     assert numbers["psnr"] > 25
 
 

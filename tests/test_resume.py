@@ -76,17 +76,17 @@ def in_mid_weights(step):
     tensor_files.save_file = half
 
 
-def train_and_die(recipe, run, where: Callable[[int], None], step):
+def train_and_die(experiment, run, where: Callable[[int], None], step):
     """What the doomed process does: a checkpoint before every step, until it dies."""
     multiprocessing.set_start_method("fork", force=True)  # for the workers, as everywhere else
     where(step)
     task.write_figure = lambda path, figure: None  # slow, and not at stake
-    train(recipe.override(report_minutes=1e-9), run, progress=False)
+    train(experiment.override(report_minutes=1e-9), run, progress=False)
 
 
-def kill(recipe, run, where, step):
+def kill(experiment, run, where, step):
     """Train in another process until it is killed."""
-    process = FORKSERVER.Process(target=train_and_die, args=(recipe, run, where, step))
+    process = FORKSERVER.Process(target=train_and_die, args=(experiment, run, where, step))
     process.start()
     process.join(300)
     assert process.exitcode == -signal.SIGKILL
@@ -120,16 +120,16 @@ def assert_same_weights(run, unbroken):
 
 
 @pytest.fixture(scope="module")
-def recipe(tiny):
+def experiment(tiny):
     """Two dozen steps in two micro-batches each, with dropout."""
     return tiny.override(max_steps=24, accumulate=2, dropout=0.1)
 
 
 @pytest.fixture(scope="module")
-def unbroken(recipe, data, tmp_path_factory):
+def unbroken(experiment, data, tmp_path_factory):
     """A run of it that nothing stopped."""
     run = tmp_path_factory.mktemp("unbroken")
-    train(recipe, run, data, progress=False)
+    train(experiment, run, data, progress=False)
     return run
 
 
@@ -158,27 +158,27 @@ def clock(monkeypatch):
 
 
 class TestKilled:
-    def test_run_ends_with_the_weights_of_an_unbroken_one(self, recipe, data, unbroken, tmp_path):
-        kill(recipe, tmp_path, in_mid_step, 5)
+    def test_run_ends_with_the_weights_of_an_unbroken_one(self, experiment, data, unbroken, tmp_path):
+        kill(experiment, tmp_path, in_mid_step, 5)
         kept = rows(tmp_path)
         assert images(tmp_path) == [0, 16, 32, 48, 64, 80]
-        train(recipe, tmp_path, data, progress=False)
+        train(experiment, tmp_path, data, progress=False)
         assert rows(tmp_path)[:-1] == kept  # gone on, not started over
         assert_same_weights(tmp_path, unbroken)
 
-    def test_run_with_two_workers_ends_with_the_same_weights(self, recipe, data, unbroken, tmp_path):
-        kill(recipe.override(workers=2), tmp_path, in_mid_step, 7)
-        train(recipe.override(workers=2), tmp_path, data, progress=False)
+    def test_run_with_two_workers_ends_with_the_same_weights(self, experiment, data, unbroken, tmp_path):
+        kill(experiment.override(workers=2), tmp_path, in_mid_step, 7)
+        train(experiment.override(workers=2), tmp_path, data, progress=False)
         assert images(tmp_path) == [*range(0, 8 * 16, 16), 24 * 16]
         assert_same_weights(tmp_path, unbroken)
 
-    def test_run_survives_several_kills_wherever_they_hit(self, recipe, data, unbroken, tmp_path):
-        kill(recipe, tmp_path, in_mid_checkpoint, 0)
+    def test_run_survives_several_kills_wherever_they_hit(self, experiment, data, unbroken, tmp_path):
+        kill(experiment, tmp_path, in_mid_checkpoint, 0)
         assert not (tmp_path / "last.ckpt").exists()
         for where, step in ((in_mid_step, 2), (in_mid_checkpoint, 4), (after_checkpoint, 5), (in_mid_weights, 7)):
-            kill(recipe, tmp_path, where, step)
+            kill(experiment, tmp_path, where, step)
             load(tmp_path / "weights.safetensors")
-        train(recipe, tmp_path, data, progress=False)
+        train(experiment, tmp_path, data, progress=False)
         assert images(tmp_path) == [*range(0, 7 * 16, 16), 24 * 16]
         assert_same_weights(tmp_path, unbroken)
         left = {path.name for path in tmp_path.iterdir()} - {"samples", "tensorboard"}
@@ -191,22 +191,22 @@ class TestKilled:
 
 class TestStopped:
     @pytest.mark.parametrize("micro", [0, 1])
-    def test_run_resumes_from_any_step(self, fit, recipe, stop, micro):
-        recipe = recipe.override(max_steps=6)
-        expected = fit(recipe, run="unbroken").state_dict()
+    def test_run_resumes_from_any_step(self, fit, experiment, stop, micro):
+        experiment = experiment.override(max_steps=6)
+        expected = fit(experiment, run="unbroken").state_dict()
         for step in range(6):
             stop(step, micro)
             with pytest.raises(InterruptedError):
-                fit(recipe.override(report_minutes=1e-9), run=str(step))
-            actual = fit(recipe, run=str(step)).state_dict()
+                fit(experiment.override(report_minutes=1e-9), run=str(step))
+            actual = fit(experiment, run=str(step)).state_dict()
             assert [name for name in expected if not torch.equal(actual[name], expected[name])] == []
 
     @pytest.mark.parametrize(("batch", "saved"), [(6, 4), (7, 4), (11, 6)])  # the last one is of the last step
     def test_by_sigterm_run_finishes_its_step_and_says_that_it_goes_on(
-        self, fit, recipe, tmp_path, monkeypatch, batch, saved
+        self, fit, experiment, tmp_path, monkeypatch, batch, saved
     ):
-        recipe = recipe.override(max_steps=6)
-        expected = fit(recipe, run="unbroken").state_dict()
+        experiment = experiment.override(max_steps=6)
+        expected = fit(experiment, run="unbroken").state_dict()
         step = DiffusionModule.training_step
 
         def terminated(self, images, batch_idx):
@@ -216,27 +216,27 @@ class TestStopped:
 
         with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
             patch.setattr(DiffusionModule, "training_step", terminated)
-            fit(recipe)
+            fit(experiment)
         assert stopped.value.code == 143
         assert torch.load(tmp_path / "run" / "last.ckpt")["global_step"] == saved
-        actual = fit(recipe).state_dict()
+        actual = fit(experiment).state_dict()
         assert [name for name in expected if not torch.equal(actual[name], expected[name])] == []
 
 
 class TestFinished:
-    def test_run_is_not_trained_further(self, recipe, data, unbroken, monkeypatch):
+    def test_run_is_not_trained_further(self, experiment, data, unbroken, monkeypatch):
         before = {name: (unbroken / name).read_bytes() for name in ("metrics.csv", "options.yaml")}
         tensors = load_file(unbroken / "weights.safetensors")
         monkeypatch.setattr(DiffusionModule, "training_step", lambda *_: pytest.fail("trained further"))
-        train(recipe, unbroken, data, progress=False)
+        train(experiment, unbroken, data, progress=False)
         assert {name: (unbroken / name).read_bytes() for name in before} == before
         again = load_file(unbroken / "weights.safetensors")
         assert all(torch.equal(tensors[name], again[name]) for name in tensors)
 
-    def test_run_whose_weights_were_lost_writes_them_again(self, recipe, data, unbroken, tmp_path):
+    def test_run_whose_weights_were_lost_writes_them_again(self, experiment, data, unbroken, tmp_path):
         for name in ("last.ckpt", "options.yaml"):
             (tmp_path / name).write_bytes((unbroken / name).read_bytes())
-        train(recipe, tmp_path, data, progress=False)
+        train(experiment, tmp_path, data, progress=False)
         assert images(tmp_path) == [24 * 16]
         assert_same_weights(tmp_path, unbroken)
 
@@ -247,13 +247,13 @@ class TestFinished:
         assert load(tmp_path / "weights.safetensors").card.images_seen == 96
 
     def test_run_counts_the_minutes_it_had_before(self, fit, tiny, clock):
-        recipe = tiny.override(max_steps=1000, minutes=0.5)
-        first = fit(recipe)
+        experiment = tiny.override(max_steps=1000, minutes=0.5)
+        first = fit(experiment)
         stopped_at, seconds = first.global_step, first.seconds
-        again = fit(recipe)
+        again = fit(experiment)
         assert again.global_step == stopped_at
         assert again.seconds == pytest.approx(seconds, abs=2)
-        longer = fit(recipe.override(minutes=1.0))
+        longer = fit(experiment.override(minutes=1.0))
         assert longer.global_step == pytest.approx(2 * stopped_at, abs=2)
         assert 60 <= longer.seconds < 62
 

@@ -14,12 +14,12 @@ from tensorboardX.proto.event_pb2 import Event
 from diffit_lib.cli.main import main
 from diffit_lib.cli.options import asked_for
 from diffit_lib.config import presets
-from diffit_lib.config.experiment import Recipe, VAERecipe
+from diffit_lib.config.experiment import ExperimentConfig, VAEExperimentConfig
 from diffit_lib.config.presets import PRESETS, VAE_PRESETS, preset
 from diffit_lib.data.datasets import Images, Split
 from diffit_lib.training import run_dir as run_folder
 from diffit_lib.training import train as task
-from diffit_lib.training.logs import Record, RunLog
+from diffit_lib.training.logs import MetricsLog, RunLog
 from diffit_lib.training.run_dir import keep_newest, new_folder, numbers, read_options, write_options
 from diffit_lib.training.snapshot import show_reals
 from diffit_lib.training.train import train
@@ -57,10 +57,12 @@ class TestNumber:
 
 
 class TestOptions:
-    @pytest.mark.parametrize("recipe", [*PRESETS.values(), *VAE_PRESETS.values()], ids=lambda recipe: recipe.name)
-    def test_are_every_field_and_come_back(self, tmp_path, recipe):
-        write_options(recipe, tmp_path)
-        assert read_options(type(recipe), tmp_path) == recipe
+    @pytest.mark.parametrize(
+        "experiment", [*PRESETS.values(), *VAE_PRESETS.values()], ids=lambda experiment: experiment.name
+    )
+    def test_are_every_field_and_come_back(self, tmp_path, experiment):
+        write_options(experiment, tmp_path)
+        assert read_options(type(experiment), tmp_path) == experiment
 
     def test_cut_off_are_refused(self, tmp_path):
         write_options(preset("digits"), tmp_path)
@@ -69,14 +71,14 @@ class TestOptions:
         for lines in range(len(whole)):
             path.write_text("".join(whole[:lines]))
             with pytest.raises(DiffitError, match=r"options.yaml cannot be read \(.*\); train into another folder"):
-                read_options(Recipe, tmp_path)
+                read_options(ExperimentConfig, tmp_path)
 
     def test_of_an_earlier_run_need_no_preset(self, tmp_path):
         write_options(preset("digits").override(width=48, sigma_data=0.75), tmp_path)
-        again = asked_for(Recipe, preset, None, str(tmp_path), {"max_steps": 9})
+        again = asked_for(ExperimentConfig, preset, None, str(tmp_path), {"max_steps": 9})
         assert again == preset("digits").override(width=48, sigma_data=0.75, max_steps=9)
         with pytest.raises(DiffitError, match="no preset is named"):
-            asked_for(Recipe, preset, None, str(tmp_path / "nowhere"), {})
+            asked_for(ExperimentConfig, preset, None, str(tmp_path / "nowhere"), {})
 
     @pytest.mark.parametrize(
         ("name", "options", "fields"),
@@ -91,7 +93,7 @@ class TestOptions:
         before = preset(name).network
         if before.in_channels == 2:
             options = options | {"in_channels": 1}
-        network = asked_for(Recipe, preset, name, None, options).network
+        network = asked_for(ExperimentConfig, preset, name, None, options).network
         assert {field: getattr(network, field) for field in fields} == fields
         assert (network.image_size, network.num_classes) == (before.image_size, before.num_classes)
         assert network.in_channels == options.get("in_channels", before.in_channels)
@@ -147,11 +149,11 @@ class TestRecord:
         return {"images": images, "seconds": images / 10, "loss": loss, "test_loss_0.3": 2.0, "frechet": ""}
 
     def test_stands_once_in_table_and_curves_however_often_a_run_is_started(self, tmp_path, tiny):
-        with Record(tmp_path, tiny) as record:
+        with MetricsLog(tmp_path, tiny) as record:
             assert len(record(self.row(16, 1.0))) == 1
         (file,) = (tmp_path / "tensorboard").iterdir()
         file.rename(file.with_name("events.out.tfevents.1.elsewhere"))  # names count seconds: two in one would be one
-        with Record(tmp_path, tiny) as record:
+        with MetricsLog(tmp_path, tiny) as record:
             record(self.row(16, 9.0))
             assert len(record(self.row(32, 0.5))) == 2
         assert (tmp_path / "metrics.csv").read_text() == (
@@ -244,4 +246,4 @@ class TestFolder:
 
 
 def test_recipes_of_autoencoders_offer_what_they_take():
-    assert set(VAERecipe.NOT_KNOWN).isdisjoint(VAE_PRESETS["vae-digits"].to_options())
+    assert set(VAEExperimentConfig.NOT_KNOWN).isdisjoint(VAE_PRESETS["vae-digits"].to_options())

@@ -22,7 +22,7 @@ from diffit_lib.sampling.sample import sample
 from diffit_lib.sampling.selection import class_folder, ranges
 from diffit_lib.sampling.writer import write_npz
 from diffit_lib.utils import files
-from diffit_lib.utils.distributed import Place
+from diffit_lib.utils.distributed import RankInfo
 from diffit_lib.utils.errors import DiffitError
 from diffit_lib.utils.tensors import digest
 
@@ -247,7 +247,7 @@ def fast(weights, monkeypatch):
     def shades(self, batch):
         return np.stack([np.full((8, 8, 1), 9 * image.seed + image.label, np.uint8) for image in batch])
 
-    monkeypatch.setattr(album.Album, "pictures", shades)
+    monkeypatch.setattr(album.SampleWriter, "pictures", shades)
 
 
 class TestBrokenOff:
@@ -282,7 +282,7 @@ class TestBrokenOff:
             patch.setattr(album.shutil, "rmtree", half)
             with pytest.raises(Killed):
                 self.draw(weights, tmp_path / "killed", format=form)
-        monkeypatch.setattr(album.Album, "pictures", None)
+        monkeypatch.setattr(album.SampleWriter, "pictures", None)
         self.draw(weights, tmp_path / "killed", format=form)
         assert tree(tmp_path / "killed") == tree(tmp_path / "whole")
         assert not (tmp_path / "killed" / "images").exists()
@@ -291,8 +291,10 @@ class TestBrokenOff:
         self.draw(weights, tmp_path)
         before = tree(tmp_path)
         (tmp_path / "images" / "2" / "000002.png").unlink()
-        drawn, pictures = [], album.Album.pictures
-        monkeypatch.setattr(album.Album, "pictures", lambda self, batch: drawn.extend(batch) or pictures(self, batch))
+        drawn, pictures = [], album.SampleWriter.pictures
+        monkeypatch.setattr(
+            album.SampleWriter, "pictures", lambda self, batch: drawn.extend(batch) or pictures(self, batch)
+        )
         self.draw(weights, tmp_path)
         assert [image.seed for image in drawn] == [1, 11, 21, 2]
         assert tree(tmp_path) == before
@@ -326,16 +328,16 @@ class TestProcesses:
     def test_several_write_what_one_writes(self, weights, tmp_path, monkeypatch, form):
         options = {"seeds": range(7), "batch_size": 2, "guidance": [1.0, 2.0], "format": form, **QUICK}
         sample(weights, tmp_path / "one", **options)
-        drawn, pictures = {"0": [], "1": []}, album.Album.pictures
+        drawn, pictures = {"0": [], "1": []}, album.SampleWriter.pictures
 
         def counted(self, batch):
             drawn[threading.current_thread().name] += [image.seed for image in batch]
             return pictures(self, batch)
 
-        monkeypatch.setattr(album.Album, "pictures", counted)
+        monkeypatch.setattr(album.SampleWriter, "pictures", counted)
         for module in ("writer", "sample"):
             monkeypatch.setattr(
-                f"diffit_lib.sampling.{module}.place", lambda: Place(int(threading.current_thread().name), 2)
+                f"diffit_lib.sampling.{module}.rank_info", lambda: RankInfo(int(threading.current_thread().name), 2)
             )
         share = [
             threading.Thread(target=sample, args=(weights, tmp_path / "two"), kwargs=options, name=name, daemon=True)

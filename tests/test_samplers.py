@@ -7,7 +7,7 @@ import pytest
 import torch
 from analytic import Gaussian, final, moments
 
-from diffit_lib.config.diffusion import SAMPLER_OPTIONS, VP, Sampling
+from diffit_lib.config.diffusion import SAMPLER_OPTIONS, SamplingConfig, VPConfig
 from diffit_lib.diffusion.denoiser import VPDenoiser
 from diffit_lib.diffusion.guidance import Guided, PowerCosine
 from diffit_lib.diffusion.samplers import SAMPLERS, ancestral, dpm_solver_pp_2m, euler, heun
@@ -103,7 +103,7 @@ def test_labels_and_noise_levels_reach_the_denoiser(sampler):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_settings_hold_the_options_of_every_sampler_by_name(name):
-    x, sampling = torch.ones(1, 1, 2, 2, dtype=torch.float64), Sampling(sampler=name)
+    x, sampling = torch.ones(1, 1, 2, 2, dtype=torch.float64), SamplingConfig(sampler=name)
     final(SAMPLERS[name](Gaussian(), x, karras(4), None, lambda: torch.ones_like(x), **sampling.options))
     assert SAMPLERS.keys() == SAMPLER_OPTIONS.keys()
 
@@ -233,6 +233,6 @@ def test_samplers_agree_with_diffusers(theirs, settings, ours, step_options, spa
     sigmas = torch.cat([TABLE[scheduler.timesteps], torch.zeros(1, dtype=torch.float64)])
     generator = torch.Generator().manual_seed(1)
     noise = partial(torch.randn, start.shape, generator=generator, dtype=torch.float64)
-    denoiser = VPDenoiser(ToyNetwork(), VP(prediction=prediction))
+    denoiser = VPDenoiser(ToyNetwork(), VPConfig(prediction=prediction))
     ours_x = final(ours(denoiser, start * (1 + sigmas[0] ** 2).sqrt(), sigmas, labels, noise))
     torch.testing.assert_close(ours_x, x, rtol=0, atol=1e-5)

@@ -105,9 +105,11 @@ class TestInfo:
     def test_describes_every_preset(self):
         """Of the large sisters one is enough."""
         titles = {"image": "image-space DiffiT", "diffit": "DiffiT without levels", "dit": "DiT"}
-        for name, recipe in ((name, PRESETS[name]) for name in PRESETS if name[-4:] not in ("-b-2", "-l-2", "xl-2")):
-            title = titles[getattr(recipe.network, "block", recipe.network.kind)]
-            assert info(name).startswith(f"preset {name}: {title} for {recipe.data}, ")
+        for name, experiment in (
+            (name, PRESETS[name]) for name in PRESETS if name[-4:] not in ("-b-2", "-l-2", "xl-2")
+        ):
+            title = titles[getattr(experiment.network, "block", experiment.network.kind)]
+            assert info(name).startswith(f"preset {name}: {title} for {experiment.data}, ")
 
     def test_describes_the_papers_network_level_by_level(self):
         lines = info("cifar10").splitlines()
@@ -197,7 +199,7 @@ class TestTrain:
         assert card.trained_on == f"digits/train {data.train.fingerprint()}"
         assert card.class_names == tuple("0123456789")
         assert (card.images_seen, card.device, card.licence) == (64, "cpu, 1 thread", "MIT")
-        assert card.recipe == tiny.override(precision="32-true", sigma_data=card.recipe.denoiser.sigma_data)
+        assert card.experiment == tiny.override(precision="32-true", sigma_data=card.experiment.denoiser.sigma_data)
 
     def test_a_new_run_in_a_used_folder_starts_its_metrics_anew(self, tiny, data, tmp_path):
         (tmp_path / "metrics.csv").write_text("images,loss\n99,1.0\n")

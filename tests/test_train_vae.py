@@ -17,7 +17,7 @@ from diffit_lib.evaluation.metrics import class_accuracy
 from diffit_lib.evaluation.reconstruction import measure_vae, reconstructions
 from diffit_lib.models import lpips as perceptual
 from diffit_lib.models.discriminator import PatchDiscriminator, hinge
-from diffit_lib.models.latent_space import Latents
+from diffit_lib.models.latent_space import LatentSpace
 from diffit_lib.models.lpips import load_perceptual, perceptual_from
 from diffit_lib.models.vae import KLAutoencoder
 from diffit_lib.training import train_vae as task
@@ -64,10 +64,10 @@ def offline(monkeypatch, tmp_path):
     return tried
 
 
-def module_of(recipe, data):
+def module_of(experiment, data):
     torch.manual_seed(0)
-    module = AutoencoderModule(KLAutoencoder(recipe.network), recipe, data.train)
-    return module, TrainingStream(data.train, recipe.training, recipe.network.latent_shape).batch(0)
+    module = AutoencoderModule(KLAutoencoder(experiment.network), experiment, data.train)
+    return module, TrainingStream(data.train, experiment.training, experiment.network.latent_shape).batch(0)
 
 
 def at(module, monkeypatch, images):
@@ -172,8 +172,8 @@ class TestStatistics:
         torch.testing.assert_close(torch.tensor(found[1]), drawn.std((0, 2, 3)), atol=0.01, rtol=0)
 
     def test_latents_normalised_by_them_have_unit_variance(self, data, tmp_path):
-        codec, card = load_vae(train_vae(TINY, tmp_path, data, progress=False))
-        latents = codec.clean(data.train.images, torch.randn(len(data.train), *TINY.network.latent_shape))
+        space, card = load_vae(train_vae(TINY, tmp_path, data, progress=False))
+        latents = space.encode(data.train.images, torch.randn(len(data.train), *TINY.network.latent_shape))
         assert latents.mean((0, 2, 3)).abs().max() < 0.05
         assert (latents.std((0, 2, 3)) - 1).abs().max() < 0.05
         assert len(card.std) == TINY.network.z_channels
@@ -184,7 +184,7 @@ class TestRun:
         weights = train_vae(TINY, tmp_path, data, progress=False)
         assert weights == tmp_path / "weights.safetensors"
         _, card = load_vae(weights)
-        assert (card.images_seen, card.recipe.name, card.licence) == (64, "tiny", "MIT")
+        assert (card.images_seen, card.experiment.name, card.licence) == (64, "tiny", "MIT")
         assert card.trained_on == f"digits/train {data.train.fingerprint()}"
         (row,) = rows(tmp_path)
         assert float(row["psnr"]) == pytest.approx(card.numbers["psnr"])
@@ -194,10 +194,10 @@ class TestRun:
         assert (tmp_path / "loss.png").is_file()
 
     def test_a_run_that_goes_on_ends_as_an_unbroken_one(self, data, tmp_path):
-        recipe = TINY.override(accumulate=2, flip=True)
-        whole = train_vae(recipe, tmp_path / "whole", data, progress=False)
+        experiment = TINY.override(accumulate=2, flip=True)
+        whole = train_vae(experiment, tmp_path / "whole", data, progress=False)
         for steps in (1, 3, 4):  # before the discriminator joins, after, the end
-            part = train_vae(recipe.override(max_steps=steps), tmp_path / "parts", data, progress=False)
+            part = train_vae(experiment.override(max_steps=steps), tmp_path / "parts", data, progress=False)
         one, other = load_file(whole), load_file(part)
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one)
@@ -306,29 +306,29 @@ def network_distance(found, a, b):
 
 class TestMeasures:
     @pytest.fixture
-    def codec(self, data):
-        return Latents(module_of(TINY, data)[0].network, torch.zeros(4), torch.ones(4))
+    def space(self, data):
+        return LatentSpace(module_of(TINY, data)[0].network, torch.zeros(4), torch.ones(4))
 
-    def test_reconstructions_are_pictures_of_the_means(self, codec, data):
+    def test_reconstructions_are_pictures_of_the_means(self, space, data):
         images = data.test.images[:70]
-        again = reconstructions(codec, images)
+        again = reconstructions(space, images)
         assert (again.dtype, again.shape) == (torch.uint8, images.shape)
         with torch.no_grad():
-            wanted = codec.network.decode(codec.network.encode(images / 127.5 - 1)[:, :4])
+            wanted = space.network.decode(space.network.encode(images / 127.5 - 1)[:, :4])
         assert ((wanted + 1) * 127.5 - again).clamp(-0.5, 0.5).abs().max() <= 0.5
         assert ((again / 127.5 - 1) - wanted.clamp(-1, 1)).abs().max() < 0.005
 
-    def test_psnr_is_a_mean_over_images(self, codec, data, offline):
+    def test_psnr_is_a_mean_over_images(self, space, data, offline):
         images = data.test.images[:70]
-        numbers = measure_vae(codec, images)
-        square = (reconstructions(codec, images).float() - images.float()).square().mean((1, 2, 3))
+        numbers = measure_vae(space, images)
+        square = (reconstructions(space, images).float() - images.float()).square().mean((1, 2, 3))
         assert numbers["psnr"] == pytest.approx(float((10 * (255**2 / square).log10()).mean()), rel=1e-5)
         assert numbers.keys() == {"images", "psnr", "ssim"}
         assert numbers["images"] == 70
 
     def test_an_identity_loses_nothing(self, data, offline):
         class Identity:
-            def clean(self, images):
+            def encode(self, images):
                 return images / 127.5 - 1
 
             def decode(self, x):
@@ -340,9 +340,9 @@ class TestMeasures:
 
     def test_lpips_is_taken_where_vgg_is_at_hand(self, lpips, tmp_path, monkeypatch, offline):
         monkeypatch.setattr("diffit_lib.evaluation.reconstruction.load_perceptual", lambda path: lpips)
-        codec = Latents(KLAutoencoder(TestWithoutVGG.RECIPE.network), torch.zeros(4), torch.ones(4))
+        space = LatentSpace(KLAutoencoder(TestWithoutVGG.RECIPE.network), torch.zeros(4), torch.ones(4))
         images = torch.randint(256, (3, 1, 16, 16), dtype=torch.uint8)
-        assert measure_vae(codec, images, vgg=tmp_path / "vgg.pth")["lpips"] > 0
+        assert measure_vae(space, images, vgg=tmp_path / "vgg.pth")["lpips"] > 0
 
 
 class TestPresets:
@@ -352,11 +352,11 @@ class TestPresets:
          ("vae-digits", 2, 0.5e6)],
     )  # fmt: skip
     def test_it_is_of_its_size(self, name, factor, most):
-        recipe = vae_preset(name)
-        assert recipe.name == name
-        assert recipe.network.factor == factor
+        experiment = vae_preset(name)
+        assert experiment.name == name
+        assert experiment.network.factor == factor
         with torch.device("meta"):
-            network = KLAutoencoder(recipe.network)
+            network = KLAutoencoder(experiment.network)
         assert sum(parameter.numel() for parameter in network.parameters()) <= most
 
     def test_latents_of_the_seeds_faces(self):
@@ -369,8 +369,8 @@ class TestPresets:
 
     @pytest.mark.slow
     def test_a_minute_on_one_core_keeps_the_digits_readable(self, data, tmp_path):
-        codec, card = load_vae(train_vae(vae_preset("vae-digits"), tmp_path, data, progress=False))
+        space, card = load_vae(train_vae(vae_preset("vae-digits"), tmp_path, data, progress=False))
         assert card.minutes <= 1
         classifier = train_classifier(data.train.images, data.train.labels)
-        accuracy = class_accuracy(classifier.predict(reconstructions(codec, data.test.images)), data.test.labels)
+        accuracy = class_accuracy(classifier.predict(reconstructions(space, data.test.images)), data.test.labels)
         assert accuracy >= 0.95

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from diffit_lib.checkpoints.weights import build_denoiser
-from diffit_lib.config.diffusion import EDM
-from diffit_lib.config.training import Training
+from diffit_lib.config.diffusion import EDMConfig
+from diffit_lib.config.training import TrainingConfig
 from diffit_lib.data.datasets import Images
 from diffit_lib.data.stream import TrainingStream
 from diffit_lib.diffusion.denoiser import EDMDenoiser
@@ -102,11 +102,11 @@ class TestAverage:
 
     def test_forgets_half_within_a_half_life_of_images_whatever_the_batch(self):
         for batch_size in (1, 10, 100):
-            decay = HalfLife(Training(batch_size=batch_size, ema_halflife=1000, ema_rampup=None)).decay
+            decay = HalfLife(TrainingConfig(batch_size=batch_size, ema_halflife=1000, ema_rampup=None)).decay
             assert decay(7) ** (1000 / batch_size) == pytest.approx(0.5)
 
     def test_half_life_grows_to_its_full_length(self):
-        decay = HalfLife(Training(batch_size=100, ema_halflife=1000, ema_rampup=0.05)).decay
+        decay = HalfLife(TrainingConfig(batch_size=100, ema_halflife=1000, ema_rampup=0.05)).decay
         assert [decay(step) for step in (10, 100)] == [0.5 ** (100 / 50), 0.5 ** (100 / 500)]
         assert decay(200) == decay(10**9) == 0.5 ** (100 / 1000)
 
@@ -120,9 +120,9 @@ class TestAverage:
 
 class TestAugmentation:
     def test_reaches_the_network_and_is_told_to_it(self, tiny, data):
-        recipe = resolve(tiny.override(augment_dim=9, augment=0.5), data.train)
-        module = DiffusionModule(build_denoiser(recipe), recipe.training, data.train)
-        batch = TrainingStream(data.train, recipe.training).batch(0)
+        experiment = resolve(tiny.override(augment_dim=9, augment=0.5), data.train)
+        module = DiffusionModule(build_denoiser(experiment), experiment.training, data.train)
+        batch = TrainingStream(data.train, experiment.training).batch(0)
         label = module.denoiser.network.time_token.augment
         with torch.no_grad():
             label.weight.normal_()
@@ -201,10 +201,10 @@ class TestOptimizer:
 
     def test_overfits_four_images(self, fit, tiny, data):
         four = data.train.take(torch.tensor([0, 1, 2, 3]), "four")
-        recipe = tiny.override(width=16, max_steps=200, batch_size=4, lr=3e-3, label_dropout=0.0)
-        module = fit(recipe, four)
-        torch.manual_seed(recipe.training.seed)
-        fresh = build_denoiser(recipe.override(sigma_data=four.standard_deviation()))
+        experiment = tiny.override(width=16, max_steps=200, batch_size=4, lr=3e-3, label_dropout=0.0)
+        module = fit(experiment, four)
+        torch.manual_seed(experiment.training.seed)
+        fresh = build_denoiser(experiment.override(sigma_data=four.standard_deviation()))
         before, after = (sum(loss_by_level(d, four, "32-true").values()) / 8 for d in (fresh, module.denoiser))
         assert after < 0.4 * before
 
@@ -397,7 +397,7 @@ class TestLossByLevel:
         """An EDM denoiser whose raw network answers `answer` everywhere."""
         network = torch.nn.Conv2d(1, 1, 1)
         network.forward = lambda x, *labels: torch.full_like(x, answer)
-        return EDMDenoiser(network, EDM(sigma_data=0.5))
+        return EDMDenoiser(network, EDMConfig(sigma_data=0.5))
 
     def test_is_taken_at_eight_quantiles_of_the_training_noise(self):
         levels = list(loss_by_level(self.denoiser(0.0), self.part(), "32-true"))

@@ -9,7 +9,7 @@ from published_formulas import published_network
 from torch import nn
 
 from diffit_lib.cli.info import describe
-from diffit_lib.config.models import Transformer
+from diffit_lib.config.models import TransformerConfig
 from diffit_lib.config.presets import preset
 from diffit_lib.models import build_network
 from diffit_lib.models.blocks import AdaLNBlock
@@ -18,7 +18,7 @@ from diffit_lib.sampling.pipeline import load
 from diffit_lib.training.train import train
 from diffit_lib.utils.errors import DiffitError
 
-SMALL = Transformer(image_size=(4, 6), width=16, depth=2, num_heads=2, num_classes=3, learned_variance=True)
+SMALL = TransformerConfig(image_size=(4, 6), width=16, depth=2, num_heads=2, num_classes=3, learned_variance=True)
 KINDS = ["diffit", "dit"]
 SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
 NAMES = {  # ours: theirs
@@ -32,7 +32,7 @@ NAMES = {  # ours: theirs
 def published_size(block, size, side=32):
     """A network of the published sizes, for ImageNet latents."""
     depth, width, heads = SIZES[size]
-    return Transformer(
+    return TransformerConfig(
         image_size=(side, side),
         block=block,
         depth=depth,
@@ -246,9 +246,9 @@ def small_recipe(tiny, **changes):
 
 @pytest.mark.parametrize("block", KINDS)
 def test_trains_and_draws_as_any_other_network(tiny, data, tmp_path, block):
-    recipe = small_recipe(tiny, block=block, augment_dim=9, augment=0.5)
-    pipe = load(train(recipe, tmp_path, data, progress=False), device="cpu")
-    assert pipe.card.recipe.network == recipe.network
+    experiment = small_recipe(tiny, block=block, augment_dim=9, augment=0.5)
+    pipe = load(train(experiment, tmp_path, data, progress=False), device="cpu")
+    assert pipe.card.experiment.network == experiment.network
     assert pipe(seeds=range(2), labels=3, guidance=2.0).shape == (2, 8, 8, 1)
 
 
@@ -259,7 +259,7 @@ def test_a_run_does_not_go_on_with_another_kind_of_network(tiny, fit):
 
 
 def test_info_tells_blocks_and_tokens():
-    network = Transformer(image_size=(32, 64), block="dit", num_classes=10)
+    network = TransformerConfig(image_size=(32, 64), block="dit", num_classes=10)
     lines = describe(replace(preset("mnist"), network=network)).splitlines()
     assert lines[0].startswith("mnist: DiT for mnist, ")
     assert lines[1] == "  12 blocks on 16x32 tokens of 384 channels, 6 heads; a token is 2x2 of 32x64, 4 channels"

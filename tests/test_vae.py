@@ -8,13 +8,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from diffit_lib.checkpoints.autoencoders import VAECard, load_vae, save_vae
-from diffit_lib.config.experiment import VAERecipe
-from diffit_lib.config.models import Autoencoder
+from diffit_lib.config.experiment import VAEExperimentConfig
+from diffit_lib.config.models import AutoencoderConfig
 from diffit_lib.config.presets import STABLE_DIFFUSION
 from diffit_lib.models.vae import KLAutoencoder
 from diffit_lib.utils.errors import DiffitError
 
-SMALL = Autoencoder(image_size=(16, 16), channels=(8, 16), down=(True,), attn=(False, True), num_layers=1)
+SMALL = AutoencoderConfig(image_size=(16, 16), channels=(8, 16), down=(True,), attn=(False, True), num_layers=1)
 
 
 def off(found, wanted):
@@ -61,7 +61,7 @@ def ours(file):
 class TestStableDiffusion:
     def test_it_has_the_published_tensors(self, theirs):
         with torch.device("meta"):
-            ours = KLAutoencoder(Autoencoder()).state_dict()
+            ours = KLAutoencoder(AutoencoderConfig()).state_dict()
         assert {name: tensor.shape for name, tensor in ours.items()} == {
             name: tensor.shape for name, tensor in theirs.state_dict().items()
         }
@@ -85,7 +85,7 @@ class TestStableDiffusion:
     def test_latents_have_the_published_scale(self, theirs, ours):
         x = images(1, 3, 16, 16)
         mean = theirs.encode(x / 127.5 - 1).latent_dist.mean
-        assert off(ours.clean(x), 0.18215 * mean) < 1e-5
+        assert off(ours.encode(x), 0.18215 * mean) < 1e-5
 
     def test_attention_may_bear_its_older_names(self, file, tmp_path, ours):
         tensors = load_file(file)
@@ -95,7 +95,7 @@ class TestStableDiffusion:
         save_file(tensors, tmp_path / "old.safetensors")
         again, card = load_vae("stabilityai/sd-vae-ft-mse", file=tmp_path / "old.safetensors")
         assert again.checksum == ours.checksum
-        assert card.recipe.name == "stabilityai/sd-vae-ft-mse"
+        assert card.experiment.name == "stabilityai/sd-vae-ft-mse"
 
     def test_the_hubs_cache_is_asked_before_its_server(self, monkeypatch, file, ours):
         asked = []
@@ -189,7 +189,11 @@ class TestLayouts:
 
 class TestFiles:
     CARD = VAECard(
-        VAERecipe("small", "nothing", network=SMALL), (0.5, -1.0, 0.0, 2.0), (1.0, 2.0, 0.5, 4.0), "x/train 1f", 32
+        VAEExperimentConfig("small", "nothing", network=SMALL),
+        (0.5, -1.0, 0.0, 2.0),
+        (1.0, 2.0, 0.5, 4.0),
+        "x/train 1f",
+        32,
     )
 
     @pytest.fixture
@@ -200,15 +204,15 @@ class TestFiles:
 
     def test_file_rebuilds_the_codec_and_the_card(self, network, tmp_path):
         save_vae(tmp_path / "vae.safetensors", self.CARD, network)
-        codec, card = load_vae(tmp_path / "vae.safetensors")
+        space, card = load_vae(tmp_path / "vae.safetensors")
         assert card == self.CARD
         x = images(3, 3, 16, 16)
         with torch.no_grad():
             mean = network.encode(x / 127.5 - 1)[:, :4]
         latents = (mean - torch.tensor(card.mean).view(4, 1, 1)) / torch.tensor(card.std).view(4, 1, 1)
-        assert off(codec.clean(x), latents) < 1e-5
+        assert off(space.encode(x), latents) < 1e-5
         with torch.no_grad():
-            assert off(codec.decode(latents), network.decode(mean)) < 1e-5
+            assert off(space.decode(latents), network.decode(mean)) < 1e-5
 
     def test_half_precision_takes_half_the_room(self, network, tmp_path):
         for name, dtype in (("half", torch.float16), ("full", torch.float32)):
@@ -232,6 +236,6 @@ class TestFiles:
             replace(self.CARD, **values)
 
     def test_recipe_survives_json_and_takes_overrides(self):
-        recipe = self.CARD.recipe.override(down=(False,), kl_weight=1e-3, lr=1e-4)
-        assert VAERecipe.from_dict(recipe.to_dict()) == recipe
-        assert (recipe.network.down, recipe.loss.kl_weight, recipe.training.lr) == ((False,), 1e-3, 1e-4)
+        experiment = self.CARD.experiment.override(down=(False,), kl_weight=1e-3, lr=1e-4)
+        assert VAEExperimentConfig.from_dict(experiment.to_dict()) == experiment
+        assert (experiment.network.down, experiment.loss.kl_weight, experiment.training.lr) == ((False,), 1e-3, 1e-4)

@@ -12,7 +12,7 @@ from diffit_lib.evaluation.metrics import frechet_distance
 from diffit_lib.sampling.pipeline import load
 from diffit_lib.training import online_metrics as watch
 from diffit_lib.training.logs import append_row, read_rows
-from diffit_lib.training.online_metrics import SHARE, WATCHED, Watch
+from diffit_lib.training.online_metrics import ONLINE_SAMPLES, SHARE, OnlineMetric
 from diffit_lib.training.train import train
 
 CPU = torch.device("cpu")
@@ -22,12 +22,14 @@ UNKNOWN = Images("photos/train", torch.zeros(4, 3, 8, 8, dtype=torch.uint8), tor
 @pytest.fixture(scope="module")
 def watching(data):
     """Watches the digits."""
-    return Watch(data.train, CPU)
+    return OnlineMetric(data.train, CPU)
 
 
 def test_distance_is_that_of_images_of_fixed_seeds_to_the_train_part(weights, data, watching):
     row = watching(load(weights), [], seconds=1e9, each=0.1)
-    images = torch.from_numpy(load(weights)(range(WATCHED), [k % 10 for k in range(WATCHED)])).permute(0, 3, 1, 2)
+    images = torch.from_numpy(load(weights)(range(ONLINE_SAMPLES), [k % 10 for k in range(ONLINE_SAMPLES)])).permute(
+        0, 3, 1, 2
+    )
     features = watching.extractor.features
     assert row["frechet"] == pytest.approx(frechet_distance(features(images), features(data.train.images)), rel=1e-6)
     assert row["metric_seconds"] > 0
@@ -36,10 +38,10 @@ def test_distance_is_that_of_images_of_fixed_seeds_to_the_train_part(weights, da
 @pytest.mark.parametrize(
     ("spent", "each", "taken"),
     [
-        ([], 0.99 * SHARE * 1000 / WATCHED, True),
-        ([], 1.01 * SHARE * 1000 / WATCHED, False),
-        (["20.0", "", "29.0"], 0.5 / WATCHED, True),
-        (["20.0", "", "29.9"], 0.5 / WATCHED, False),
+        ([], 0.99 * SHARE * 1000 / ONLINE_SAMPLES, True),
+        ([], 1.01 * SHARE * 1000 / ONLINE_SAMPLES, False),
+        (["20.0", "", "29.0"], 0.5 / ONLINE_SAMPLES, True),
+        (["20.0", "", "29.9"], 0.5 / ONLINE_SAMPLES, False),
     ],
 )
 def test_drawing_and_measuring_take_a_twentieth_of_the_time_at_most(weights, watching, monkeypatch, spent, each, taken):
@@ -58,25 +60,25 @@ def test_best_is_below_all_before(watching, new, earlier, best):
 
 def test_data_without_classes_are_watched_by_inception_where_it_is_at_hand(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(watch, "inception_path", lambda: tmp_path / "inception.pth")
-    without = Watch(UNKNOWN, CPU)
+    without = OnlineMetric(UNKNOWN, CPU)
     (said,) = capsys.readouterr().err.splitlines()
     assert "photos/train has no classes; no Frechet distance" in said
     assert f"there are no Inception weights at {tmp_path / 'inception.pth'}" in said
     assert without(SimpleNamespace(), [], 1e9, 0.0) == {"fid": "", "metric_seconds": ""}
     (tmp_path / "inception.pth").touch()
-    assert Watch(UNKNOWN, CPU).kind == ""
+    assert OnlineMetric(UNKNOWN, CPU).kind == ""
     assert "is not the published Inception" in capsys.readouterr().err
     monkeypatch.setattr(watch, "load_spatial_inception", lambda path: torch.nn.Identity())
-    assert (Watch(UNKNOWN, CPU).kind, Watch(UNKNOWN, CPU).column) == ("inception", "fid")
+    assert (OnlineMetric(UNKNOWN, CPU).kind, OnlineMetric(UNKNOWN, CPU).column) == ("inception", "fid")
     one = Images("photo/train", UNKNOWN.images[:1], UNKNOWN.labels[:1], ())
-    assert Watch(one, CPU).kind == ""
+    assert OnlineMetric(one, CPU).kind == ""
     assert "there is one image only" in capsys.readouterr().err
 
 
 def test_large_images_are_not_for_the_classifier(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(watch, "inception_path", lambda: tmp_path / "inception.pth")
     two = Images("photos/train", torch.zeros(4, 3, 128, 128, dtype=torch.uint8), torch.arange(4) % 2, ("a", "b"))
-    assert Watch(two, CPU).kind == ""
+    assert OnlineMetric(two, CPU).kind == ""
     assert "photos/train is of large images; no Frechet distance" in capsys.readouterr().err
 
 

@@ -11,10 +11,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from diffit_lib.checkpoints.autoencoders import load_vae
-from diffit_lib.checkpoints.weights import Card, build_denoiser, find_weights, load_weights, save_weights
-from diffit_lib.config.diffusion import VP
+from diffit_lib.checkpoints.weights import ModelCard, build_denoiser, find_weights, load_weights, save_weights
+from diffit_lib.config.diffusion import VPConfig
 from diffit_lib.utils.errors import DiffitError
-from diffit_lib.utils.files import READY_MADE
+from diffit_lib.utils.files import PRETRAINED
 
 
 def read(path):
@@ -54,9 +54,11 @@ def no_pickles(monkeypatch):
 
 class TestRoundTrip:
     def test_file_rebuilds_the_denoiser_and_the_card(self, tmp_path):
-        recipe = TINY.override(sigma_data=0.6, dropout=0.1, guidance=2.0)
-        denoiser = build_denoiser(recipe)
-        card = Card(recipe, ("a", "b"), "some/train 1f", 48, 1.5, "cpu", "CC0", {"frechet": 1.25, "stamp": {"n": 3}})
+        experiment = TINY.override(sigma_data=0.6, dropout=0.1, guidance=2.0)
+        denoiser = build_denoiser(experiment)
+        card = ModelCard(
+            experiment, ("a", "b"), "some/train 1f", 48, 1.5, "cpu", "CC0", {"frechet": 1.25, "stamp": {"n": 3}}
+        )
         save_weights(tmp_path / "file", card, denoiser)
         again, read_card = load_weights(tmp_path / "file")
         assert read_card == card
@@ -65,10 +67,10 @@ class TestRoundTrip:
             assert torch.equal(again.eval()(x, sigma, label), denoiser.eval()(x, sigma, label))
 
     def test_file_rebuilds_a_denoiser_of_another_kind(self, tmp_path):
-        recipe = replace(TINY, denoiser=VP(prediction="v", noise_schedule="cosine", timesteps=50, clip=True))
-        save_weights(tmp_path / "file", Card(recipe), build_denoiser(recipe))
+        experiment = replace(TINY, denoiser=VPConfig(prediction="v", noise_schedule="cosine", timesteps=50, clip=True))
+        save_weights(tmp_path / "file", ModelCard(experiment), build_denoiser(experiment))
         denoiser, card = load_weights(tmp_path / "file")
-        assert card.recipe == recipe
+        assert card.experiment == experiment
         assert (denoiser.clip, len(denoiser.table)) == (True, 50)
 
     def test_raw_tensors_are_loaded_on_request(self, weights):
@@ -79,8 +81,8 @@ class TestRoundTrip:
         assert not torch.equal(tensors["ema.network.head.weight"], tensors["raw.network.head.weight"])
 
     def test_raw_tensors_that_were_not_kept_are_missed_in_a_clear_word(self, tmp_path):
-        recipe = TINY.override(sigma_data=0.6)
-        save_weights(tmp_path / "file", Card(recipe), build_denoiser(recipe))
+        experiment = TINY.override(sigma_data=0.6)
+        save_weights(tmp_path / "file", ModelCard(experiment), build_denoiser(experiment))
         with pytest.raises(DiffitError, match="holds no raw tensors; load it with ema=True"):
             load_weights(tmp_path / "file", ema=False)
 
@@ -190,7 +192,7 @@ class TestRefused:
 
 class TestFindWeights:
     def test_takes_a_path_and_else_a_name(self, weights, tmp_path, monkeypatch):
-        monkeypatch.setattr("diffit_lib.checkpoints.weights.READY_MADE", weights.parent)
+        monkeypatch.setattr("diffit_lib.checkpoints.weights.PRETRAINED", weights.parent)
         assert find_weights(weights) == weights
         assert find_weights("tiny") == weights
         monkeypatch.chdir(tmp_path)
@@ -198,7 +200,7 @@ class TestFindWeights:
         assert find_weights("tiny").resolve() == tmp_path / "tiny"
 
     def test_says_which_names_there_are(self, weights, monkeypatch):
-        monkeypatch.setattr("diffit_lib.checkpoints.weights.READY_MADE", weights.parent)
+        monkeypatch.setattr("diffit_lib.checkpoints.weights.PRETRAINED", weights.parent)
         with pytest.raises(DiffitError, match=r"no weights file 'huge'; .* ready-made ones: tiny"):
             find_weights("huge")
 
@@ -206,7 +208,7 @@ class TestFindWeights:
         with pytest.raises(DiffitError, match="no weights file"):
             find_weights(tmp_path)
 
-    @pytest.mark.parametrize("path", sorted(READY_MADE.glob("*.safetensors")), ids=lambda path: path.stem)
+    @pytest.mark.parametrize("path", sorted(PRETRAINED.glob("*.safetensors")), ids=lambda path: path.stem)
     def test_ready_made_weights_load_by_name_and_are_float16(self, path):
         card = load_vae(path.stem)[1] if path.stem.startswith("vae-") else load_weights(path.stem)[1]
         assert card.numbers

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from diffit_lib.checkpoints.hub import from_hub
 from diffit_lib.checkpoints.safetensors_io import load_tensors, read_card, read_tensors, write_tensors
-from diffit_lib.config.experiment import VAERecipe
+from diffit_lib.config.experiment import VAEExperimentConfig
 from diffit_lib.config.presets import STABLE_DIFFUSION
-from diffit_lib.models.latent_space import PIXELS, Codec, Latents
+from diffit_lib.models.latent_space import PIXEL_SPACE, LatentSpace, Space
 from diffit_lib.models.vae import KLAutoencoder
 from diffit_lib.utils.errors import DiffitError, check, check_types
-from diffit_lib.utils.files import READY_MADE
+from diffit_lib.utils.files import PRETRAINED
 from diffit_lib.utils.logging import say
 
 FORMAT = "diffit-vae-1"
@@ -33,7 +33,7 @@ OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_o
 class VAECard:
     """What an autoencoder's file says of itself."""
 
-    recipe: VAERecipe
+    experiment: VAEExperimentConfig
     mean: tuple[float, ...]  # of each channel of the latents; they are normalised by it
     std: tuple[float, ...]
     trained_on: str = ""  # name and fingerprint of the training images
@@ -45,7 +45,7 @@ class VAECard:
 
     def __post_init__(self) -> None:
         check_types(self)
-        z = self.recipe.network.z_channels
+        z = self.experiment.network.z_channels
         for name in ("mean", "std"):
             count = len(getattr(self, name))
             check(count == z, f"{name} has {count} entries, but the latents {z} channels; give one for each")
@@ -53,23 +53,24 @@ class VAECard:
 
     def to_json(self) -> str:
         """One line of JSON."""
-        return json.dumps({**vars(self), "recipe": self.recipe.to_dict()})
+        values = dict(vars(self))
+        return json.dumps({"recipe": values.pop("experiment").to_dict()} | values)
 
     @classmethod
     def from_json(cls, text: str) -> "VAECard":
         """The inverse of `to_json`."""
         values = json.loads(text)
-        return cls(recipe=VAERecipe.from_dict(values.pop("recipe")), **values)
+        return cls(experiment=VAEExperimentConfig.from_dict(values.pop("recipe")), **values)
 
 
-def build_latents(card: VAECard, tensors: dict[str, Tensor], source: str) -> Latents:
+def build_latent_space(card: VAECard, tensors: dict[str, Tensor], source: str) -> LatentSpace:
     """The codec of these tensors; where they do not fit the card's network, `source` is named."""
     with torch.device("meta"):  # no time lost on random numbers
-        network = KLAutoencoder(card.recipe.network)
+        network = KLAutoencoder(card.experiment.network)
     network = network.to_empty(device="cpu")
     load_tensors(network, tensors, source)
     network = network.to(memory_format=torch.channels_last)
-    return Latents(network, torch.tensor(card.mean), torch.tensor(card.std))
+    return LatentSpace(network, torch.tensor(card.mean), torch.tensor(card.std))
 
 
 def save_vae(path: str | Path, card: VAECard, network: nn.Module, dtype: torch.dtype = torch.float32) -> None:
@@ -78,7 +79,7 @@ def save_vae(path: str | Path, card: VAECard, network: nn.Module, dtype: torch.d
     write_tensors(path, tensors, FORMAT, card.to_json())
 
 
-def load_vae(path_or_name: str | Path, *, file: str | Path | None = None) -> tuple[Latents, VAECard]:
+def load_vae(path_or_name: str | Path, *, file: str | Path | None = None) -> tuple[LatentSpace, VAECard]:
     """The codec of an autoencoder's file and its card, on the CPU in float32.
 
     By path, by the name of a ready-made one, or Stable Diffusion's by its name on the Hugging Face hub, from the
@@ -90,21 +91,21 @@ def load_vae(path_or_name: str | Path, *, file: str | Path | None = None) -> tup
     check(file is None, f"file is {str(file)!r}, which goes with {' and '.join(STABLE_DIFFUSION)}; give its path first")
     path = Path(path_or_name)
     if not path.is_file():
-        path = READY_MADE / f"{path_or_name}.safetensors"
+        path = PRETRAINED / f"{path_or_name}.safetensors"
     if not path.is_file():
         names = ", ".join(STABLE_DIFFUSION)
         raise DiffitError(f"no autoencoder {str(path_or_name)!r}; give the path of one, or a published one: {names}")
     text, tensors = read_tensors(path, FORMAT, "give an autoencoder that `diffit train-vae` wrote")
     card = read_card(VAECard.from_json, text, path)
-    return build_latents(card, tensors, str(path)), card
+    return build_latent_space(card, tensors, str(path)), card
 
 
-def load_codec(vae: str) -> tuple[Codec, VAECard | None]:
+def load_space(vae: str) -> tuple[Space, VAECard | None]:
     """What stands between pictures and diffusion on the latents of `vae`, and its card; "" is pixels."""
-    return load_vae(vae) if vae else (PIXELS, None)
+    return load_vae(vae) if vae else (PIXEL_SPACE, None)
 
 
-def load_stable_diffusion(name: str, file: str | Path | None = None) -> tuple[Latents, VAECard]:
+def load_stable_diffusion(name: str, file: str | Path | None = None) -> tuple[LatentSpace, VAECard]:
     """Stable Diffusion's autoencoder at the scale it was published with, from a file or from the hub."""
     remedy = f"download {SD_FILE} from https://huggingface.co/{name} and give it: load_vae(file=...) or load(vae=...)"
     path = Path(file) if file is not None else from_hub(name, SD_FILE, remedy)
@@ -112,7 +113,7 @@ def load_stable_diffusion(name: str, file: str | Path | None = None) -> tuple[La
     _, tensors = read_tensors(path, None, "")
     tell_licence(name)
     card = stable_diffusion_card(name)
-    return build_latents(card, {present_name(key): tensor for key, tensor in tensors.items()}, str(path)), card
+    return build_latent_space(card, {present_name(key): tensor for key, tensor in tensors.items()}, str(path)), card
 
 
 @cache
@@ -123,9 +124,9 @@ def tell_licence(name: str) -> None:
 
 def stable_diffusion_card(name: str) -> VAECard:
     """The card of Stable Diffusion's autoencoder of this name, for its own file has none."""
-    recipe = VAERecipe(name=name, data="")
-    z = recipe.network.z_channels
-    return VAECard(recipe, mean=(0.0,) * z, std=(1 / SD_SCALE,) * z, trained_on="LAION (Stability AI)")
+    experiment = VAEExperimentConfig(name=name, data="")
+    z = experiment.network.z_channels
+    return VAECard(experiment, mean=(0.0,) * z, std=(1 / SD_SCALE,) * z, trained_on="LAION (Stability AI)")
 
 
 def present_name(name: str) -> str:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from diffit_lib.checkpoints.safetensors_io import read_tensors
-from diffit_lib.config.experiment import Recipe
+from diffit_lib.config.experiment import ExperimentConfig
 from diffit_lib.config.presets import preset
 from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.files import cache_folder, replacing, sha256
@@ -111,28 +111,28 @@ INDEX = ".attn.relative_position_index"  # follows from the size of the grid: in
 
 
 @dataclass(frozen=True)
-class Foreign:
+class HubModel:
     """Published weights: what they are, where they lie, what they may be used for."""
 
-    recipe: Recipe
+    experiment: ExperimentConfig
     file: str  # its name where it was published
     source: str  # a repository on the Hugging Face hub, or the address of the file
     licence: str
     by: str
 
 
-def xl_2(block: str, side: int, file: str, *, by: str, source: str, licence: str, **guidance: float | str) -> Foreign:
+def xl_2(block: str, side: int, file: str, *, by: str, source: str, licence: str, **guidance: float | str) -> HubModel:
     """The largest network for ImageNet at this many pixels; `guidance` is what its published pictures were drawn with.
 
     DiT's FID was measured at 1.5 on both sizes, DiffiT's at the scales below.
     """
-    recipe = preset(f"{block}-xl-2").override(
+    experiment = preset(f"{block}-xl-2").override(
         name=f"{by.lower()}/{'diffit' if block == 'diffit' else 'dit-xl-2'}-{side}",
         image_size=(side // 8, side // 8),
         guidance_tolerance=0.0,
         **guidance,
     )
-    return Foreign(recipe, file, source, licence, by)
+    return HubModel(experiment, file, source, licence, by)
 
 
 _NVIDIA = {"by": "NVIDIA", "source": "nvidia/DiffiT", "licence": "CC-BY-NC-SA-4.0 (no commercial use)"}
@@ -141,8 +141,8 @@ _META = {
     "source": "https://dl.fbaipublicfiles.com/DiT/models/",
     "licence": "CC-BY-NC-4.0 (no commercial use)",
 }
-FOREIGN = {
-    weights.recipe.name: weights
+HUB_MODELS = {
+    weights.experiment.name: weights
     for weights in (
         xl_2("diffit", 256, "diffit_256.safetensors", **_NVIDIA, guidance=4.4),
         xl_2("diffit", 512, "diffit_512.safetensors", **_NVIDIA, guidance=1.49, guidance_schedule="constant"),
@@ -159,22 +159,22 @@ def published_name(name: str) -> str:
     return name
 
 
-def foreign_tensors(name: str, file: str | Path | None = None) -> tuple[dict[str, Tensor], Path]:
-    """The tensors of the weights `name` of `FOREIGN` by their published names, float32 on the CPU, and their file.
+def hub_tensors(name: str, file: str | Path | None = None) -> tuple[dict[str, Tensor], Path]:
+    """The tensors of the weights `name` of `HUB_MODELS` by their published names, float32 on the CPU, and their file.
 
     From `file`; else from the cache folder or the hub's, else downloaded. Says the licence, once.
     """
-    weights = FOREIGN[name]
-    path = find_foreign(weights) if file is None else Path(file)
+    weights = HUB_MODELS[name]
+    path = find_hub_file(weights) if file is None else Path(file)
     check(path.is_file(), f"there is no file {str(path)!r}; give that of {name}, {weights.file}")
     tell_licence(name)
     tensors = unpickle(path) if weights.file.endswith(".pt") and is_pickle(path) else read_tensors(path, None, "")[1]
     return {name: tensor for name, tensor in tensors.items() if not name.endswith(INDEX)}, path
 
 
-def find_foreign(weights: Foreign) -> Path:
+def find_hub_file(weights: HubModel) -> Path:
     """The local file of published weights; from the hub where it is not here yet."""
-    name, path = weights.recipe.name, cache_folder() / "weights" / weights.file
+    name, path = weights.experiment.name, cache_folder() / "weights" / weights.file
     address = weights.source if "://" in weights.source else f"https://huggingface.co/{weights.source}"
     remedy = f"get {weights.file} from {address} and give it as file=, or put it at {path}"
     if path.is_file():
@@ -184,8 +184,8 @@ def find_foreign(weights: Foreign) -> Path:
 
 
 def is_here(name: str) -> bool:
-    """Whether the weights `name` of `FOREIGN` lie on this machine, so that nothing need be downloaded."""
-    weights = FOREIGN[name]
+    """Whether the weights `name` of `HUB_MODELS` lie on this machine, so that nothing need be downloaded."""
+    weights = HUB_MODELS[name]
     if (cache_folder() / "weights" / weights.file).is_file():
         return True
     if "://" in weights.source or find_spec("huggingface_hub") is None:
@@ -198,7 +198,7 @@ def is_here(name: str) -> bool:
 @cache
 def tell_licence(name: str) -> None:
     """Say under which licence these weights were published; a second time nothing is said."""
-    say(f"{name}: weights by {FOREIGN[name].by}, licence {FOREIGN[name].licence}")
+    say(f"{name}: weights by {HUB_MODELS[name].by}, licence {HUB_MODELS[name].licence}")
 
 
 def is_pickle(path: Path) -> bool:

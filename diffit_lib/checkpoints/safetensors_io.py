@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from diffit_lib.utils.errors import DiffitError
 from diffit_lib.utils.files import replacing
 
-Card = TypeVar("Card")
+ModelCard = TypeVar("ModelCard")
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], form: str, card: str) -> None:
@@ -50,7 +50,7 @@ def format_of(path: Path) -> str:
         return ""
 
 
-def read_card(from_json: Callable[[str], Card], text: str, path: Path) -> Card:
+def read_card(from_json: Callable[[str], ModelCard], text: str, path: Path) -> ModelCard:
     """A file's card; one that makes no sense is the file's fault, and is told so."""
     try:
         return from_json(text)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffit_lib.cli.options import asked_for, parse_grid, parse_numbers, parse_resolution, parse_seeds
-from diffit_lib.config.experiment import Recipe, VAERecipe
+from diffit_lib.config.experiment import ExperimentConfig, VAEExperimentConfig
 from diffit_lib.config.presets import preset as named
 from diffit_lib.config.presets import vae_preset
 from diffit_lib.training.run_dir import OPTIONS
@@ -24,23 +24,23 @@ def run_train(
     """
     begun = run is not None and (Path(run) / OPTIONS).is_file()
     pictures = preset is None and "data" in overrides and not begun
-    recipe = None if pictures else asked_for(Recipe, named, preset, run, overrides)
+    experiment = None if pictures else asked_for(ExperimentConfig, named, preset, run, overrides)
     if dry_run:
         from diffit_lib.cli.info import describe_data
         from diffit_lib.reports.cost import dry_run_train
 
-        if recipe is None:
+        if experiment is None:
             others = ", ".join(sorted(overrides.keys() - {"data"}))
             check(not others, f"--dry-run tells what the pictures alone decide, not {others}; name a preset too")
-        print(dry_run_train(recipe) if recipe else describe_data(overrides["data"]))
+        print(dry_run_train(experiment) if experiment else describe_data(overrides["data"]))
         return
     from diffit_lib.reports.auto import train_photos
     from diffit_lib.reports.html_report import write_page
     from diffit_lib.training.train import train
-    from diffit_lib.utils.distributed import place
+    from diffit_lib.utils.distributed import rank_info
 
-    weights = train(recipe, run, name=name) if recipe else train_photos(run=run, name=name, **dict(overrides))
-    page = write_page(weights.parent) if place().rank == 0 else None
+    weights = train(experiment, run, name=name) if experiment else train_photos(run=run, name=name, **dict(overrides))
+    page = write_page(weights.parent) if rank_info().rank == 0 else None
     print(f"weights: {weights}" + (f"; report: {page}" if page else ""))
 
 
@@ -258,12 +258,12 @@ def run_train_vae(
         name: of a new run, the preset's unless given
         dry_run: say what it takes
     """
-    recipe = asked_for(VAERecipe, vae_preset, preset, run, overrides)
+    experiment = asked_for(VAEExperimentConfig, vae_preset, preset, run, overrides)
     if dry_run:
         from diffit_lib.reports.cost import dry_run_vae
 
-        print(dry_run_vae(recipe))
+        print(dry_run_vae(experiment))
         return
     from diffit_lib.training.train_vae import train_vae
 
-    print(f"weights: {train_vae(recipe, run, name=name)}")
+    print(f"weights: {train_vae(experiment, run, name=name)}")

@@ -9,7 +9,7 @@ from diffit_lib.config.presets import preset
 from diffit_lib.data.datasets import load_data
 from diffit_lib.evaluation.evaluate import evaluate
 from diffit_lib.evaluation.features import train_classifier
-from diffit_lib.evaluation.provenance import Stamp
+from diffit_lib.evaluation.provenance import Provenance
 from diffit_lib.models.cost import parameters
 from diffit_lib.sampling.grids import draw_grid, draw_strip
 from diffit_lib.sampling.pipeline import load
@@ -24,12 +24,12 @@ def demo(run: str | Path = "runs/demo") -> dict[str, Any]:
 
     A run that is already there is finished, not trained anew; delete the folder to start over.
     """
-    run, recipe = Path(run), preset("digits")
-    data = load_data(recipe.data)
-    with cpu_threads(recipe.training.threads):
+    run, experiment = Path(run), preset("digits")
+    data = load_data(experiment.data)
+    with cpu_threads(experiment.training.threads):
         train_classifier(data.train.images, data.train.labels)  # into the cache: training's minutes are for training
-    weights = train(recipe, run, data)
-    with cpu_threads(recipe.training.threads):
+    weights = train(experiment, run, data)
+    with cpu_threads(experiment.training.threads):
         pipe = load(weights)
         write_png(run / "samples.png", draw_grid(pipe))
         write_png(run / "denoising.png", draw_strip(pipe))
@@ -57,6 +57,6 @@ def table(report: dict[str, Any]) -> str:
         ("copy ratio", report["copy_ratio"], "1: as far from training images as test digits; 0: copies"),
     ]
     lines = [f"  {name:<26} {value:6.3f}   {meaning}" for name, value, meaning in rows]
-    lines.append(f"  stamp: {Stamp(**report['stamp'])}")
+    lines.append(f"  stamp: {Provenance(**report['stamp'])}")
     lines.append(f"  {report['parameters']:,} parameters, {report['images_seen']:,} images seen in {seconds:.0f} s")
     return "\n".join(lines + [f"  note: {warning}" for warning in report["warnings"]])

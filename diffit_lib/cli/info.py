@@ -10,17 +10,17 @@ import torch
 from diffit_lib.checkpoints.autoencoders import load_vae
 from diffit_lib.checkpoints.weights import few, find_weights, load_weights
 from diffit_lib.checkpoints.weights import image_shape as shape_of
-from diffit_lib.config.experiment import AnyRecipe, Recipe, VAERecipe
-from diffit_lib.config.models import ImageNetwork, Transformer
+from diffit_lib.config.experiment import BaseExperimentConfig, ExperimentConfig, VAEExperimentConfig
+from diffit_lib.config.models import ImageNetworkConfig, TransformerConfig
 from diffit_lib.config.presets import LONGEST, PRESETS, VAE_PRESETS
-from diffit_lib.data.inspect import Survey, look_at_all
+from diffit_lib.data.inspect import Inspection, inspect_all
 from diffit_lib.data.sources import NAMED, Parts, find_pictures
 from diffit_lib.models.cost import cost, parameters
 from diffit_lib.models.vae import KLAutoencoder
 from diffit_lib.reports.auto import Choice, choose_recipe
-from diffit_lib.reports.cost import Pace, autoencoder_cost, diffusion_cost, rehearse, size
+from diffit_lib.reports.cost import Pace, autoencoder_cost, diffusion_cost, size, time_steps
 from diffit_lib.utils.errors import DiffitError
-from diffit_lib.utils.files import READY_MADE
+from diffit_lib.utils.files import PRETRAINED
 from diffit_lib.utils.tensors import best_device, device_name
 
 
@@ -31,21 +31,21 @@ def info(name: str | Path) -> str:
     if str(name) not in PRESETS or Path(name).is_file():
         return describe_weights(name)
     lines = [f"preset {describe(PRESETS[str(name)])}"]
-    if (READY_MADE / f"{name}.safetensors").is_file():
+    if (PRETRAINED / f"{name}.safetensors").is_file():
         lines.append(describe_weights(name))
     return "\n".join(lines)
 
 
-def describe_vae(recipe: VAERecipe) -> str:
+def describe_vae(experiment: VAEExperimentConfig) -> str:
     """An autoencoder's preset: what goes in, what its latents are, how large it is."""
-    network, training = recipe.network, recipe.training
+    network, training = experiment.network, experiment.training
     with torch.device("meta"):
         count = parameters(KLAutoencoder(network))
     shapes = (network.shape, network.latent_shape)
     sizes = [f"{height}x{width}x{channels}" for channels, height, width in shapes]
     return "\n".join(
         [
-            f"{recipe.name}: KL autoencoder for {recipe.data}, {count:,} parameters",
+            f"{experiment.name}: KL autoencoder for {experiment.data}, {count:,} parameters",
             f"  {sizes[0]} pixels to {sizes[1]} latents, channels {', '.join(map(str, network.channels))}",
             f"  training: {training.total_images:,} images in batches of {training.batch_size}, lr {training.lr:g}",
         ]
@@ -58,35 +58,36 @@ def describe_weights(name: str | Path) -> str:
     seen = f"{card.images_seen:,} images in {card.minutes:.1f} minutes on {card.device}; " if card.images_seen else ""
     classes = few(card.class_names) if len(card.class_names) > 100 else ", ".join(card.class_names) or "none"
     facts = [
-        f"weights {find_weights(name)}: {card.recipe.name}, trained on {card.trained_on}",
+        f"weights {find_weights(name)}: {card.experiment.name}, trained on {card.trained_on}",
         f"  {seen}licence {card.licence}",
         f"  classes: {classes}",
     ]
-    return "\n".join([*facts, describe(card.recipe)])
+    return "\n".join([*facts, describe(card.experiment)])
 
 
-def describe(recipe: Recipe) -> str:
+def describe(experiment: ExperimentConfig) -> str:
     """The network level by level, and how it is trained and sampled."""
-    network, training, sampling = recipe.network, recipe.training, recipe.sampling
+    network, training, sampling = experiment.network, experiment.training, experiment.sampling
     count, products = cost(network)
     return "\n".join(
         [
-            f"{recipe.name}: {title(network)} for {recipe.data}, {count:,} parameters, {products:.3g} GMAC an image",
-            levels_table(network) if isinstance(network, ImageNetwork) else one_level(network),
+            f"{experiment.name}: {title(network)} for {experiment.data}, {count:,} parameters, "
+            f"{products:.3g} GMAC an image",
+            levels_table(network) if isinstance(network, ImageNetworkConfig) else one_level(network),
             f"  training: {training.total_images:,} images in batches of {training.batch_size}, lr {training.lr:g}",
             f"  sampling: {sampling.method}, {sampling.steps} steps, guidance {sampling.guidance:g}",
         ]
     )
 
 
-def title(network: ImageNetwork | Transformer) -> str:
+def title(network: ImageNetworkConfig | TransformerConfig) -> str:
     """What kind of network it is."""
-    if isinstance(network, ImageNetwork):
+    if isinstance(network, ImageNetworkConfig):
         return "image-space DiffiT"
     return "DiT" if network.block == "dit" else "DiffiT without levels"
 
 
-def one_level(network: Transformer) -> str:
+def one_level(network: TransformerConfig) -> str:
     """One line: blocks, tokens, channels, heads."""
     (channels, height, width), (rows, columns), patch = network.shape, network.grid, network.patch_size
     return (
@@ -95,7 +96,7 @@ def one_level(network: Transformer) -> str:
     )
 
 
-def levels_table(network: ImageNetwork) -> str:
+def levels_table(network: ImageNetworkConfig) -> str:
     """One line per level: map, channels, ResBlocks on each path, window, heads."""
     lines = ["  level  map      channels  ResBlocks  window  heads"]
     for level, ((height, width), channels, window) in enumerate(
@@ -124,7 +125,7 @@ def describe_data(source: str | Path) -> str:
     that of a few steps of training here.
     """
     parts = find_pictures(source)
-    survey, labels = look_at_all(parts, SECONDS), labels_of_all(parts)
+    survey, labels = inspect_all(parts, SECONDS), labels_of_all(parts)
     lines = [f"{source}: {len(labels):,} images", *describe_pictures(survey, parts, labels)]
     try:
         choice = choose_recipe(source, download=False)
@@ -138,7 +139,7 @@ def labels_of_all(parts: Parts) -> list[int]:
     return [label for part in (parts if parts.test is not parts.train else parts[:1]) for label in part.labels.tolist()]
 
 
-def describe_pictures(survey: Survey, parts: Parts, labels: list[int]) -> list[str]:
+def describe_pictures(survey: Inspection, parts: Parts, labels: list[int]) -> list[str]:
     """Lines on what is there; sizes, modes and broken ones are of the pictures that were opened."""
     train, classes = parts.train, parts.train.class_names
     opened = survey.sizes.total()
@@ -162,8 +163,8 @@ def describe_pictures(survey: Survey, parts: Parts, labels: list[int]) -> list[s
 
 def describe_choice(source: str | Path, choice: Choice, parts: Parts) -> list[str]:
     """Lines on what `train --data` would do, and what that takes here."""
-    stages: list[AnyRecipe] = [*([choice.vae] if choice.vae else []), choice.recipe]
-    paces = [rehearse(stage) for stage in stages]
+    stages: list[BaseExperimentConfig] = [*([choice.vae] if choice.vae else []), choice.experiment]
+    paces = [time_steps(stage) for stage in stages]
     names = [
         f"{stage.name} ({pace.parameters / 1e6:.2g} M parameters)" for stage, pace in zip(stages, paces, strict=True)
     ]
@@ -178,23 +179,27 @@ def describe_choice(source: str | Path, choice: Choice, parts: Parts) -> list[st
     ]
 
 
-def memory(recipe: AnyRecipe) -> int:
+def memory(experiment: BaseExperimentConfig) -> int:
     """Bytes that training takes, by count."""
-    cost = autoencoder_cost(recipe) if isinstance(recipe, VAERecipe) else diffusion_cost(cast(Recipe, recipe))
+    cost = (
+        autoencoder_cost(experiment)
+        if isinstance(experiment, VAEExperimentConfig)
+        else diffusion_cost(cast(ExperimentConfig, experiment))
+    )
     return cost.states + cost.activations
 
 
-def hours_of(recipe: AnyRecipe, pace: Pace) -> str:
+def hours_of(experiment: BaseExperimentConfig, pace: Pace) -> str:
     """How long the recipe's whole plan takes, in words."""
-    images = recipe.training.total_images
-    return f"{images * pace.seconds / 3600:.2g} for {images:,} images of {recipe.name}"
+    images = experiment.training.total_images
+    return f"{images * pace.seconds / 3600:.2g} for {images:,} images of {experiment.name}"
 
 
 def image_shape(choice: Choice) -> tuple[int, ...]:
     """(C, H, W) of the images that are held in memory."""
-    if choice.vae or not choice.recipe.vae:
-        return (choice.vae or choice.recipe).network.shape
-    return shape_of(choice.recipe, load_vae(choice.recipe.vae)[1])
+    if choice.vae or not choice.experiment.vae:
+        return (choice.vae or choice.experiment).network.shape
+    return shape_of(choice.experiment, load_vae(choice.experiment.vae)[1])
 
 
 def some(names: list[str], most: int) -> str:

@@ -28,7 +28,7 @@ def number_or_auto(words: str | int) -> str | int:
     return words if words == "auto" else number(words)
 
 
-def among_several() -> bool:
+def is_distributed() -> bool:
     """Whether torchrun, srun or `launch` has started this process, as one of several or alone."""
     return "RANK" in os.environ or int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1
 
@@ -89,22 +89,22 @@ def count(given: int | str) -> int:
 
 
 @contextmanager
-def joined(given: int | str, num_nodes: int) -> Iterator[None]:
+def join_group(given: int | str, num_nodes: int) -> Iterator[None]:
     """What a process does to be one of several: it takes its own GPU, and only the first one speaks.
 
     What goes wrong is told once, by the first process to see it: the other ones fail of the same, or of its end.
     """
-    if not among_several():
+    if not is_distributed():
         yield
         return
     import torch
 
-    from diffit_lib.utils.distributed import join, own_device, place
+    from diffit_lib.utils.distributed import export_rank, local_device, rank_info
 
-    join()
-    rank, world, _ = place()
-    if own_device().type == "cuda":
-        torch.cuda.set_device(own_device())
+    export_rank()
+    rank, world, _ = rank_info()
+    if local_device().type == "cuda":
+        torch.cuda.set_device(local_device())
     with open(os.devnull, "w") as nobody:
         try:
             check(

@@ -19,10 +19,10 @@ from diffit_lib.cli.commands import (
     run_train,
     run_train_vae,
 )
-from diffit_lib.cli.launch import among_several, count, joined, launch, number, number_or_auto
+from diffit_lib.cli.launch import count, is_distributed, join_group, launch, number, number_or_auto
 from diffit_lib.cli.options import add_fields, add_recipe_fields
-from diffit_lib.config.diffusion import Sampling
-from diffit_lib.config.experiment import AnyRecipe, Recipe, VAERecipe
+from diffit_lib.config.diffusion import SamplingConfig
+from diffit_lib.config.experiment import BaseExperimentConfig, ExperimentConfig, VAEExperimentConfig
 from diffit_lib.utils.errors import DiffitError
 
 # jsonargparse imports whatever takes `**settings` by that name, to ask for its options: hence the `**dict(settings)` in
@@ -39,7 +39,10 @@ VERBS: dict[str, Callable[..., None]] = {
     "reconstruct": run_reconstruct,
 }
 SPREAD = (run_train, run_train_vae, run_encode, run_sample, run_evaluate)  # over several devices
-RECIPES: dict[Callable[..., None], type[AnyRecipe]] = {run_train: Recipe, run_train_vae: VAERecipe}
+RECIPES: dict[Callable[..., None], type[BaseExperimentConfig]] = {
+    run_train: ExperimentConfig,
+    run_train_vae: VAEExperimentConfig,
+}
 BY_HAND: set[str | int] = {"preset"}  # a positional that may be missing
 
 DEVICES = "GPUs on this machine, or processes where there is none; auto: all GPUs; batch_size is that of all together"
@@ -82,7 +85,7 @@ def parser() -> Parser:
             taken = {"guidance"} if verb is run_sample else set()  # of which it takes several
             several = verb is run_evaluate
             more = "; several values, e.g. 5,10,20, are measured one by one" if several else ""
-            add_fields(sub, f"sampling (the weights' own unless given{more})", [Sampling], taken, several=several)
+            add_fields(sub, f"sampling (the weights' own unless given{more})", [SamplingConfig], taken, several=several)
         verbs.add_subcommand(name, sub, help=summary)
     return top
 
@@ -95,9 +98,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = config[config.verb].as_dict()
         del options["config"]
         given, num_nodes = options.pop("devices", 1), options.pop("num_nodes", 1)
-        if not among_several() and count(given) * num_nodes > 1:
+        if not is_distributed() and count(given) * num_nodes > 1:
             return launch(words, count(given), num_nodes)
-        with joined(given, num_nodes):
+        with join_group(given, num_nodes):
             VERBS[config.verb](**options)
     except DiffitError as error:
         print(f"diffit: {error}", file=sys.stderr)

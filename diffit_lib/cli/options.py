@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from jsonargparse import SUPPRESS, ArgumentParser
 
-from diffit_lib.config.experiment import AnyRecipe
+from diffit_lib.config.experiment import BaseExperimentConfig
 from diffit_lib.training.run_dir import OPTIONS, read_options
 from diffit_lib.utils.errors import DiffitError
 from diffit_lib.utils.files import MOST_IMAGES
@@ -20,7 +20,7 @@ NETWORKS = {  # words for --network: its kind, and its block where that has two
 }
 OF_THE_IMAGES = ("image_size", "in_channels", "num_classes")  # what another network in a preset's place sees too
 
-R = TypeVar("R", bound=AnyRecipe)
+R = TypeVar("R", bound=BaseExperimentConfig)
 
 
 def asked_for(
@@ -28,32 +28,32 @@ def asked_for(
 ) -> R:
     """The preset, or without one the recipe that the run folder was begun with, some of its fields changed."""
     if name is None and run is not None and (Path(run) / OPTIONS).is_file():
-        recipe = read_options(kind, Path(run))
+        experiment = read_options(kind, Path(run))
     elif name is None:
         here = f", and {run} holds no {OPTIONS} to go on from" if run else ""
         raise DiffitError(f"no preset is named{here}; give one, or --run FOLDER of an earlier run, or --data PICTURES")
     else:
-        recipe = preset(name)
-    return recipe.override(**spelled_out(recipe, options))
+        experiment = preset(name)
+    return experiment.override(**spelled_out(experiment, options))
 
 
-def spelled_out(recipe: AnyRecipe, options: dict[str, Any]) -> dict[str, Any]:
+def spelled_out(experiment: BaseExperimentConfig, options: dict[str, Any]) -> dict[str, Any]:
     """Options as the recipe's fields: another network than the preset's is one for the same images."""
     wanted = NETWORKS.get(options.get("network", ""), {})
     options = {**options, **wanted}
-    if options.get("network") == recipe.network.kind:  # it stays as wide and deep as it is
+    if options.get("network") == experiment.network.kind:  # it stays as wide and deep as it is
         del options["network"]
     elif "network" in options:
-        options = {name: getattr(recipe.network, name) for name in OF_THE_IMAGES} | options
+        options = {name: getattr(experiment.network, name) for name in OF_THE_IMAGES} | options
     return options
 
 
-def add_recipe_fields(sub: ArgumentParser, recipe: type[AnyRecipe]) -> None:
+def add_recipe_fields(sub: ArgumentParser, experiment: type[BaseExperimentConfig]) -> None:
     """The preset, and one option for each field of the recipe, absent unless given."""
     sub.add_argument("preset", nargs="?", type=str, default=SUPPRESS, help="name; --run of an earlier run needs none")
     sub.add_argument("--data", type=str, default=SUPPRESS, help="data set by name, or the path of a folder or zip")
-    taken = {"name", "data", *recipe.PARTS, *recipe.NOT_KNOWN}
-    for title, kinds in {"images": (recipe,), **recipe.PARTS}.items():
+    taken = {"name", "data", *experiment.PARTS, *experiment.NOT_KNOWN}
+    for title, kinds in {"images": (experiment,), **experiment.PARTS}.items():
         group = add_fields(sub, f"{title} (the preset's own unless given)", kinds, taken)
         if len(kinds) > 1:
             names = tuple(kind.kind for kind in kinds)

@@ -8,7 +8,7 @@ from diffit_lib.utils.errors import check, check_positive, check_types
 
 
 @dataclass(frozen=True)
-class EDM:
+class EDMConfig:
     """The EDM denoiser (Karras et al. 2022, table 1)."""
 
     sigma_data: float | None = None  # standard deviation of the data in [-1, 1]; None: measured on the training set
@@ -34,7 +34,7 @@ class EDM:
 
 
 @dataclass(frozen=True)
-class VP:
+class VPConfig:
     """A denoiser trained on the noise levels of a variance-preserving process (Ho et al. 2020)."""
 
     prediction: Literal["eps", "v", "x0"] = "eps"  # what the network answers: noise, velocity or clean image
@@ -77,7 +77,7 @@ MOST_STEPS = 100_000  # of a sampler
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingConfig:
     """How to draw images from the trained network, unless told otherwise."""
 
     sampler: str = "heun"  # heun, euler, dpm++ (second order, multi-step), ddim or ddpm
@@ -111,13 +111,13 @@ class Sampling:
         check(self.sampler in SAMPLER_OPTIONS, f"sampler is {self.sampler!r}; give one of {', '.join(SAMPLER_OPTIONS)}")
         check_takers(self, "sampler", SAMPLER_OPTIONS)
 
-    def change(self, **changes: Any) -> "Sampling":
+    def change(self, **changes: Any) -> "SamplingConfig":
         """A copy with some fields changed; another sampler or schedule does not inherit the one before's options."""
         reset: dict[str, Any] = {}
         for choice, options in (("sampler", SAMPLER_OPTIONS), ("guidance_schedule", GUIDANCE_OPTIONS)):
             before = getattr(self, choice)
             if changes.get(choice, before) != before:
-                reset |= {option: getattr(Sampling, option) for option in options[before]}
+                reset |= {option: getattr(SamplingConfig, option) for option in options[before]}
         return replace(self, **reset | changes)
 
     @property
@@ -130,7 +130,7 @@ class Sampling:
         """Guidance in one word or a few, for stamps: "1", "4.4 power-cosine power=4", "4 channels=3"."""
         schedule = [] if self.guidance_schedule == "constant" else [self.guidance_schedule]
         options = GUIDANCE_OPTIONS[self.guidance_schedule]
-        changed = (name for name in GUIDANCE_COMMON if getattr(self, name) != getattr(Sampling, name))
+        changed = (name for name in GUIDANCE_COMMON if getattr(self, name) != getattr(SamplingConfig, name))
         values = [f"{name.removeprefix('guidance_')}={getattr(self, name)}" for name in (*options, *changed)]
         return " ".join([f"{self.guidance:g}", *schedule, *values])
 
@@ -140,12 +140,12 @@ class Sampling:
         return {option: getattr(self, option) for option in SAMPLER_OPTIONS[self.sampler]}
 
 
-def check_takers(sampling: Sampling, choice: str, options: dict[str, tuple[str, ...]]) -> None:
+def check_takers(sampling: SamplingConfig, choice: str, options: dict[str, tuple[str, ...]]) -> None:
     """Refuse an option that the chosen sampler or schedule does not take."""
     chosen = getattr(sampling, choice)
     for option in dict.fromkeys(name for names in options.values() for name in names):
         takers = [name for name, names in options.items() if option in names]
         check(
-            chosen in takers or getattr(sampling, option) == getattr(Sampling, option),
+            chosen in takers or getattr(sampling, option) == getattr(SamplingConfig, option),
             f"{option} is an option of {' and '.join(takers)}; leave it out with {choice} {chosen!r}",
         )

@@ -7,14 +7,14 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from typing import Any, ClassVar, Literal, Self
 
-from diffit_lib.config.diffusion import EDM, VP, Sampling
-from diffit_lib.config.models import Autoencoder, ImageNetwork, Transformer
-from diffit_lib.config.training import Training, VAELoss
+from diffit_lib.config.diffusion import EDMConfig, SamplingConfig, VPConfig
+from diffit_lib.config.models import AutoencoderConfig, ImageNetworkConfig, TransformerConfig
+from diffit_lib.config.training import TrainingConfig, VAELossConfig
 from diffit_lib.utils.errors import DiffitError, check, check_types
 
 
 @dataclass(frozen=True)
-class AnyRecipe:
+class BaseExperimentConfig:
     """What all recipes have: the images, and parts that each are of one of several kinds."""
 
     name: str
@@ -39,7 +39,7 @@ class AnyRecipe:
             if part_name in changes:
                 part = self.part_from_dict(part_name, {"kind": changes.pop(part_name)})
             inside = {f.name: changes.pop(f.name) for f in fields(part) if f.name in changes}
-            own[part_name] = part.change(**inside) if isinstance(part, Sampling) else replace(part, **inside)
+            own[part_name] = part.change(**inside) if isinstance(part, SamplingConfig) else replace(part, **inside)
         for wrong in changes:
             for name, kind in ((name, kind) for name, kinds in self.PARTS.items() for kind in kinds):
                 if any(f.name == wrong for f in fields(kind)):
@@ -101,29 +101,29 @@ class AnyRecipe:
 
 
 @dataclass(frozen=True)
-class Recipe(AnyRecipe):
+class ExperimentConfig(BaseExperimentConfig):
     """One training run of a diffusion network, on pixels or on latents."""
 
     vae: str = ""  # the autoencoder whose latents are learned, its weights file or name; "": pixels are
     cache_latents: bool = True  # encode the images once, not again at every step
     init_weights: str = ""  # weights to start from, by path or name; another number of classes renews the label table
-    network: ImageNetwork | Transformer = field(default_factory=ImageNetwork)
-    denoiser: EDM | VP = field(default_factory=EDM)
-    training: Training = field(default_factory=Training)
-    sampling: Sampling = field(default_factory=Sampling)
+    network: ImageNetworkConfig | TransformerConfig = field(default_factory=ImageNetworkConfig)
+    denoiser: EDMConfig | VPConfig = field(default_factory=EDMConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     PARTS = {
-        "network": (ImageNetwork, Transformer),
-        "denoiser": (EDM, VP),
-        "training": (Training,),
-        "sampling": (Sampling,),
+        "network": (ImageNetworkConfig, TransformerConfig),
+        "denoiser": (EDMConfig, VPConfig),
+        "training": (TrainingConfig,),
+        "sampling": (SamplingConfig,),
     }
 
     def __post_init__(self) -> None:
         super().__post_init__()
         learned = self.network.learned_variance
         check(
-            not learned or isinstance(self.denoiser, VP),
+            not learned or isinstance(self.denoiser, VPConfig),
             "learned_variance is that of a VP denoiser's reverse step; give denoiser=vp too, or learned_variance=False",
         )
         check(
@@ -133,14 +133,14 @@ class Recipe(AnyRecipe):
 
 
 @dataclass(frozen=True)
-class VAERecipe(AnyRecipe):
+class VAEExperimentConfig(BaseExperimentConfig):
     """One training run of an autoencoder."""
 
-    network: Autoencoder = field(default_factory=Autoencoder)
-    loss: VAELoss = field(default_factory=VAELoss)
-    training: Training = field(default_factory=Training)
+    network: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    loss: VAELossConfig = field(default_factory=VAELossConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
 
-    PARTS = {"network": (Autoencoder,), "loss": (VAELoss,), "training": (Training,)}
+    PARTS = {"network": (AutoencoderConfig,), "loss": (VAELossConfig,), "training": (TrainingConfig,)}
     NOT_KNOWN = ("loss_reduction", "label_dropout", "augment", "checkpointing")
 
     def __post_init__(self) -> None:
@@ -148,7 +148,7 @@ class VAERecipe(AnyRecipe):
         for name in self.NOT_KNOWN:
             value = getattr(self.training, name)
             check(
-                value == getattr(Training, name),
+                value == getattr(TrainingConfig, name),
                 f"{name} is {value}, which an autoencoder's training does not know; leave it out",
             )
 

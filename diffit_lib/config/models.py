@@ -7,7 +7,7 @@ from diffit_lib.utils.errors import check, check_positive, check_types
 
 
 @dataclass(frozen=True)
-class ImageNetwork:
+class ImageNetworkConfig:
     """Image-space DiffiT, a U-shape of levels (paper, section 3.2 and appendix H.1)."""
 
     image_size: tuple[int, int] = (32, 32)  # height, width in pixels
@@ -79,7 +79,7 @@ class ImageNetwork:
 
 
 @dataclass(frozen=True)
-class Transformer:
+class TransformerConfig:
     """A plain transformer over patches, of latents or of small images: latent DiffiT (appendix H.2) or DiT.
 
     The two differ in their blocks and their last layer alone: DiffiT takes the time token into its attention, DiT
@@ -133,7 +133,7 @@ class Transformer:
         return height // self.patch_size, width // self.patch_size
 
 
-def check_conditioning(network: ImageNetwork | Transformer) -> None:
+def check_conditioning(network: ImageNetworkConfig | TransformerConfig) -> None:
     """What every kind of network asks of its labels and its dropout."""
     check(0 <= network.dropout < 1, f"dropout is {network.dropout}; give a share from 0 up to, not including, 1")
     check(network.num_classes >= 0, f"num_classes is {network.num_classes}; give 0 (unconditional) or more")
@@ -141,7 +141,7 @@ def check_conditioning(network: ImageNetwork | Transformer) -> None:
 
 
 @dataclass(frozen=True)
-class Autoencoder:
+class AutoencoderConfig:
     """The KL autoencoder of latent diffusion (Rombach et al. 2022, appendix G); the defaults are Stable Diffusion's.
 
     It halves an image between two levels where `down` says so, and works on any size that its factor divides:

@@ -8,7 +8,7 @@ from diffit_lib.utils.errors import check, check_positive, check_types
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingConfig:
     """How to train. Everything is counted in images, so that another batch size changes no other meaning."""
 
     images: int = 1_000_000  # the plan: training stops here, and warm-up is a share of it
@@ -73,7 +73,7 @@ class Training:
 
 
 @dataclass(frozen=True)
-class VAELoss:
+class VAELossConfig:
     """What a KL autoencoder minimises: the sum of these terms (Rombach et al. 2022, appendix G).
 
     The reconstruction's difference is a mean over all values of an image, and the KL divergence from the standard

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from diffit_lib.config.experiment import AnyRecipe
+from diffit_lib.config.experiment import BaseExperimentConfig
 from diffit_lib.data.preprocess import Decoder, check_crop, first_shape, to_pixels
 from diffit_lib.data.sources import Pictures, find_pictures
-from diffit_lib.utils.distributed import here
+from diffit_lib.utils.distributed import local_world_size
 from diffit_lib.utils.errors import DiffitError
 from diffit_lib.utils.logging import say
 from diffit_lib.utils.tensors import to_float
@@ -120,28 +120,30 @@ def load_data(
     check_classes(parts.train)
     form = partial(to_pixels, image_size=image_size, in_channels=in_channels, crop=crop)
     shape = first_shape(parts.train, form, skip_bad=skip_bad)
-    most = half_of_memory() / here() if memory_gb is None else memory_gb * 1e9
+    most = half_of_memory() / local_world_size() if memory_gb is None else memory_gb * 1e9
     train = read_part(Decoder(parts.train, form, shape), "train", skip_bad, most)
     check_classes(train)
     test = train if parts.test is parts.train else read_part(Decoder(parts.test, form, shape), "test", skip_bad, most)
     return Split(train, test)
 
 
-def recipe_data(
-    recipe: AnyRecipe, source: str | Path | Dataset | None = None, image_shape: tuple[int, ...] | None = None
+def experiment_data(
+    experiment: BaseExperimentConfig,
+    source: str | Path | Dataset | None = None,
+    image_shape: tuple[int, ...] | None = None,
 ) -> Split:
     """The data a recipe trains on, or another source of images prepared in the same way.
 
     `image_shape` is their (C, H, W), that of what the network sees unless given.
     """
-    channels, *size = image_shape or recipe.network.shape
+    channels, *size = image_shape or experiment.network.shape
     return load_data(
-        recipe.data if source is None else source,
+        experiment.data if source is None else source,
         (size[0], size[1]),
         channels,
-        crop=recipe.crop,
-        skip_bad=recipe.skip_bad,
-        memory_gb=recipe.training.memory_gb,
+        crop=experiment.crop,
+        skip_bad=experiment.skip_bad,
+        memory_gb=experiment.training.memory_gb,
     )
 
 

@@ -13,7 +13,7 @@ from diffit_lib.data.sources import Parts, Pictures
 
 
 @dataclass
-class Survey:
+class Inspection:
     """What the pictures are that were opened."""
 
     looked: int = 0  # how many of all
@@ -32,12 +32,12 @@ class Survey:
         return set(self.modes) <= set(GREY_MODES)
 
 
-def look(pictures: Pictures, most: int, seconds: float = float("inf")) -> Survey:
+def look(pictures: Pictures, most: int, seconds: float = float("inf")) -> Inspection:
     """Open at most so many pictures, for about so many seconds, each wholly: a file may be damaged at its end.
 
     Whenever it ends, those opened are about evenly spread. Raises a DiffitError where none of them can be read.
     """
-    survey, start = Survey(), time.monotonic()
+    survey, start = Inspection(), time.monotonic()
     for key in scattered(pictures, most):
         survey.looked += 1
         try:
@@ -55,10 +55,10 @@ def look(pictures: Pictures, most: int, seconds: float = float("inf")) -> Survey
     return survey
 
 
-def look_at_all(parts: Parts, seconds: float) -> Survey:
+def inspect_all(parts: Parts, seconds: float) -> Inspection:
     """`look` at both parts, all of them as far as about so many seconds suffice; each gets its share of the time."""
     both = list(parts) if parts.test is not parts.train else [parts.train]
-    total, survey = sum(map(len, both)), Survey()
+    total, survey = sum(map(len, both)), Inspection()
     for part in both:
         found = look(part, len(part), seconds * len(part) / total)
         survey.looked += found.looked

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from diffit_lib.data.datasets import Images, Split
-from diffit_lib.models.latent_space import Codec, Latents
+from diffit_lib.models.latent_space import LatentSpace, Space
 from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.files import replacing
 from diffit_lib.utils.logging import say
@@ -87,7 +87,7 @@ class CachedLatents(Images):
 
 
 def write_latents(
-    codec: Latents,
+    space: LatentSpace,
     images: Images,
     folder: str | Path,
     *,
@@ -102,7 +102,7 @@ def write_latents(
     a DiffitError where the disk is too small, and where the folder holds latents of something else.
     """
     folder, count = Path(folder), len(images)
-    source, shape = source_of(codec, images), moments_shape(codec, images)
+    source, shape = source_of(space, images), moments_shape(space, images)
     check_source(folder, source)
     numbers = range(ceil(count / SHARD))
     missing = [number for number in numbers[rank::world] if not whole(shard_path(folder, number), source, mirrored)]
@@ -114,9 +114,9 @@ def write_latents(
         parts: dict[str, list[Tensor]] = {"moments": [], "mirrored": []}
         for chunk in rows.split(64):
             pixels = images.images[chunk]
-            parts["moments"].append(codec.moments(pixels).half().cpu())
+            parts["moments"].append(space.moments(pixels).half().cpu())
             if mirrored:
-                parts["mirrored"].append(codec.moments(pixels.flip(-1)).half().cpu())
+                parts["mirrored"].append(space.moments(pixels.flip(-1)).half().cpu())
             progress(int(chunk[-1]) + 1)
         with replacing(shard_path(folder, number)) as beside:
             tensors = {name: torch.cat(part).contiguous() for name, part in parts.items() if part}
@@ -127,7 +127,7 @@ def write_latents(
             save_file({"labels": images.labels}, beside, {FORMAT: json.dumps(about | {"mirrored": mirrored})})
 
 
-def open_latents(folder: str | Path, codec: Latents) -> CachedLatents:
+def open_latents(folder: str | Path, space: LatentSpace) -> CachedLatents:
     """The latents of a folder; those of another autoencoder are refused."""
     path = Path(folder) / INDEX
     try:
@@ -137,8 +137,8 @@ def open_latents(folder: str | Path, codec: Latents) -> CachedLatents:
         raise DiffitError(f"{path} is no index of latents ({error!r}); encode the images again") from error
     made_by = about["source"].partition("-")[2]
     check(
-        made_by == codec.checksum,
-        f"{folder} holds latents of the autoencoder {made_by}, not of {codec.checksum}; encode the images again, "
+        made_by == space.checksum,
+        f"{folder} holds latents of the autoencoder {made_by}, not of {space.checksum}; encode the images again, "
         "into another folder",
     )
     name, shape, classes = about["name"], tuple(about["shape"]), tuple(about["class_names"])
@@ -151,14 +151,14 @@ def is_latents(folder: str | Path) -> bool:
     return (Path(folder) / INDEX).is_file()
 
 
-def source_of(codec: Codec, images: Images) -> str:
+def source_of(space: Space, images: Images) -> str:
     """What latents are made of: images, then the autoencoder."""
-    return images.source if isinstance(images, CachedLatents) else f"{images.fingerprint()}-{codec.checksum}"
+    return images.source if isinstance(images, CachedLatents) else f"{images.fingerprint()}-{space.checksum}"
 
 
-def moments_shape(codec: Latents, images: Images) -> tuple[int, ...]:
+def moments_shape(space: LatentSpace, images: Images) -> tuple[int, ...]:
     """Shape of one image's moments, (2z, h, w)."""
-    return tuple(codec.moments(images.images[torch.arange(1)]).shape[1:])
+    return tuple(space.moments(images.images[torch.arange(1)]).shape[1:])
 
 
 def shard_path(folder: Path, number: int) -> Path:
@@ -200,6 +200,6 @@ def check_disk(folder: Path, size: int, name: str) -> None:
         say(f"{name}: {size / 1e6:,.1f} MB of latents into {folder}")
 
 
-def open_split(folder: str | Path, codec: Latents) -> Split:
+def open_split(folder: str | Path, space: LatentSpace) -> Split:
     """Both parts of a folder that `encode` wrote."""
-    return Split(*(open_latents(Path(folder) / part, codec) for part in ("train", "test")))
+    return Split(*(open_latents(Path(folder) / part, space) for part in ("train", "test")))

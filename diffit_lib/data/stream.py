@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from diffit_lib.config.training import Training
+from diffit_lib.config.training import TrainingConfig
 from diffit_lib.data.augment import draw_augmentation
 from diffit_lib.data.datasets import Images
 from diffit_lib.utils.errors import DiffitError
@@ -38,7 +38,7 @@ class TrainingStream(IterableDataset[Batch]):
     def __init__(
         self,
         data: Images,
-        training: Training,
+        training: TrainingConfig,
         state_shape: tuple[int, ...] | None = None,
         *,
         latent: bool = False,

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from diffit_lib.config.diffusion import EDM, VP
+from diffit_lib.config.diffusion import EDMConfig, VPConfig
 from diffit_lib.diffusion.learned_variance import ReverseSteps, variational_bound
 from diffit_lib.diffusion.schedules import karras, respaced, sigma_table, sigma_to_alpha_bar, sigma_to_t, t_to_sigma
 from diffit_lib.utils.errors import check
@@ -103,7 +103,7 @@ class EDMDenoiser(Preconditioned):
 
     clip = False
 
-    def __init__(self, network: nn.Module, config: EDM):
+    def __init__(self, network: nn.Module, config: EDMConfig):
         super().__init__(network)
         self.config = config
         assert config.sigma_data is not None, "sigma_data is measured before a denoiser is built"
@@ -144,7 +144,7 @@ class VPDenoiser(Preconditioned):
     and nowhere else. The noise label is the original t, fractional between two levels of the table.
     """
 
-    def __init__(self, network: nn.Module, config: VP):
+    def __init__(self, network: nn.Module, config: VPConfig):
         super().__init__(network)
         self.config, self.clip = config, config.clip
         self.table = sigma_table(config.noise_schedule, config.timesteps)  # (T,) float64, stays on the CPU
@@ -203,4 +203,4 @@ class VPDenoiser(Preconditioned):
         return super().weight(sigma)
 
 
-DENOISERS = {EDM.kind: EDMDenoiser, VP.kind: VPDenoiser}
+DENOISERS = {EDMConfig.kind: EDMDenoiser, VPConfig.kind: VPDenoiser}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffit_lib.config.diffusion import Sampling
+from diffit_lib.config.diffusion import SamplingConfig
 from diffit_lib.diffusion.denoiser import Denoiser
 from diffit_lib.utils.tensors import expand_like
 
@@ -37,13 +37,13 @@ class Interval:
         return torch.where((self.low < sigma) & (sigma <= self.high), self.scale, 1.0)
 
 
-def guided(denoiser: Denoiser, sampling: Sampling, no_class: int) -> "Guided":
+def guided(denoiser: Denoiser, sampling: SamplingConfig, no_class: int) -> "Guided":
     """A denoiser guided as the settings say; `no_class` is the last row of its label table."""
     scale, tolerance = guidance_scale(sampling), sampling.guidance_tolerance
     return Guided(denoiser, scale, no_class, tolerance=tolerance, channels=sampling.guidance_channels)
 
 
-def guidance_scale(sampling: Sampling) -> float | Callable[[Tensor, Tensor], Tensor]:
+def guidance_scale(sampling: SamplingConfig) -> float | Callable[[Tensor, Tensor], Tensor]:
     """What `Guided` takes for a scale: a number, or the schedule that the settings name."""
     if sampling.guidance_schedule == "power-cosine":
         return PowerCosine(sampling.guidance, sampling.guidance_power)

@@ -8,19 +8,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from diffit_lib.checkpoints.weights import Card, check_fits, few
-from diffit_lib.data.datasets import Images, Split, load_data, recipe_data
+from diffit_lib.checkpoints.weights import ModelCard, check_fits, few
+from diffit_lib.data.datasets import Images, Split, experiment_data, load_data
 from diffit_lib.data.folders import find_images
 from diffit_lib.data.latent_cache import is_latents
 from diffit_lib.data.sources import NAMED
-from diffit_lib.evaluation.evaluator import ByClassifier, ByInception, kind_of
+from diffit_lib.evaluation.evaluator import ClassifierEvaluator, InceptionEvaluator, kind_of
 from diffit_lib.evaluation.features import load_spatial_inception
-from diffit_lib.evaluation.image_files import is_given, is_npz, read_given
-from diffit_lib.evaluation.provenance import Stamp
+from diffit_lib.evaluation.image_files import is_image_files, is_npz, read_images
+from diffit_lib.evaluation.provenance import Provenance
 from diffit_lib.evaluation.reference import write_statistics
 from diffit_lib.sampling.pipeline import Pipeline, in_turn, load
-from diffit_lib.sampling.writer import Drawn
-from diffit_lib.utils.distributed import own_device, place
+from diffit_lib.sampling.writer import SampleCache
+from diffit_lib.utils.distributed import local_device, rank_info
 from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.files import cache_folder
 from diffit_lib.utils.logging import say
@@ -45,7 +45,7 @@ def evaluate_each(
     protocol: Literal["round", "adm"] = "round",
     save_statistics: str | Path | None = None,
     batch_size: int = 100,
-    drawn: Drawn | None = None,
+    drawn: SampleCache | None = None,
     **settings: Any,
 ) -> list[dict[str, Any]]:
     """Measure weights by what they draw, or the images of a folder, zip or `.npz`, against `data`.
@@ -72,12 +72,12 @@ def evaluate_each(
         extractor == "inception" or is_npz(data) or inception is None,
         f"inception is {str(inception)!r}, but the extractor is not; give --extractor inception too",
     )
-    device, first = own_device(), place().rank == 0
+    device, first = local_device(), rank_info().rank == 0
 
-    def bench(reference: Split | Images | Path) -> ByClassifier | ByInception:
+    def bench(reference: Split | Images | Path) -> ClassifierEvaluator | InceptionEvaluator:
         """What measures; the others of several processes do without."""
         if kind_of(reference, extractor) == "inception":
-            found = ByInception(reference, load_spatial_inception(inception).to(device))
+            found = InceptionEvaluator(reference, load_spatial_inception(inception).to(device))
             if save_statistics is not None:
                 write_statistics(save_statistics, found.reference)
             return found
@@ -86,12 +86,12 @@ def evaluate_each(
             save_statistics is None,
             f"save_statistics is {str(save_statistics)!r}, but they are Inception's; give --extractor inception too",
         )
-        return ByClassifier(reference, device)
+        return ClassifierEvaluator(reference, device)
 
-    if is_given(what):
+    if is_image_files(what):
         check(protocol == "round", f"protocol is {protocol!r}, but {what} holds whole numbers already; leave it out")
         check(not settings, f"{', '.join(settings)} is for drawing, but {what} holds images; leave it out")
-        pictures = read_given(what)
+        pictures = read_images(what)
         reference = beside_images(pictures, data, extractor)
         return [measure_images(bench(reference), pictures, images)] if first else []
 
@@ -99,12 +99,12 @@ def evaluate_each(
     batch_size = min(batch_size, count)
     reference = beside_weights(pipe.card, str(what), data)
     each = combinations(settings)
-    stamps = [make_stamp(pipe, kind_of(reference, extractor), count, one, protocol) for one in each]
+    stamps = [make_provenance(pipe, kind_of(reference, extractor), count, one, protocol) for one in each]
     labels = in_turn(pipe.card, count)
     if labels is not None:
         labels.sort()
     measure = bench(reference) if first else None
-    folder = drawn or Drawn(cache_folder() / "drawn" / digest(pipe.denoiser.state_dict()))
+    folder = drawn or SampleCache(cache_folder() / "drawn" / digest(pipe.denoiser.state_dict()))
     numbers = []
     for one, stamp in zip(each, stamps, strict=True):
         seeds = range(FIRST_SEED, FIRST_SEED + count)
@@ -122,16 +122,16 @@ def combinations(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [dict(zip(settings, each, strict=True)) for each in product(*values)]
 
 
-def beside_weights(card: Card, weights: str, data: Split | str | Path | None) -> Split | Path:
+def beside_weights(card: ModelCard, weights: str, data: Split | str | Path | None) -> Split | Path:
     """What weights are measured against: their own data unless others are given, or the path of an `.npz`."""
     if is_npz(data):
         return existing(str(data))
     check(
-        data is not None or not is_latents(Path(card.recipe.data) / "train"),
-        f"{weights} was trained on latents alone, {card.recipe.data}; give the images they are of as --data",
+        data is not None or not is_latents(Path(card.experiment.data) / "train"),
+        f"{weights} was trained on latents alone, {card.experiment.data}; give the images they are of as --data",
     )
     if not isinstance(data, tuple):
-        data = recipe_data(card.recipe, data, card.image_shape)
+        data = experiment_data(card.experiment, data, card.image_shape)
     check_fits(card, data.train, weights)
     return data
 
@@ -157,7 +157,7 @@ def beside_images(given: Images, data: Split | str | Path | None, extractor: str
         path = Path(data).expanduser()
         files = path.exists() and str(data) not in NAMED
         if files and (extractor == "inception" or (extractor is None and len(find_images(path).class_names) < 2)):
-            return read_given(path, (channels, height, width))
+            return read_images(path, (channels, height, width))
         data = load_data(data, (height, width), channels)
     shape = tuple(data.train.images.shape[1:])
     check(
@@ -167,7 +167,7 @@ def beside_images(given: Images, data: Split | str | Path | None, extractor: str
     return data
 
 
-def measure_images(bench: ByClassifier | ByInception, given: Images, count: int | None) -> dict[str, Any]:
+def measure_images(bench: ClassifierEvaluator | InceptionEvaluator, given: Images, count: int | None) -> dict[str, Any]:
     """Numbers of given images, or of so many of them, evenly spread."""
     total = len(given)
     check(count is None or count <= total, f"images is {count}, but {given.name} holds {total}; give {total} or fewer")
@@ -175,7 +175,7 @@ def measure_images(bench: ByClassifier | ByInception, given: Images, count: int 
     labels = asked_for(given, bench.class_names)
     one_layout = torch.contiguous_format  # in which convolutions round as they do for images that were drawn
     batches = (given.images[part].clone(memory_format=one_layout) for part in chosen.split(100))
-    stamp = Stamp(images=given.name, images_hash=given.fingerprint(), rounding=None)
+    stamp = Provenance(images=given.name, images_hash=given.fingerprint(), rounding=None)
     return bench(batches, None if labels is None else labels[chosen], stamp)
 
 
@@ -188,17 +188,19 @@ def asked_for(given: Images, class_names: Sequence[str]) -> Tensor | None:
     return None
 
 
-def make_stamp(pipe: Pipeline, kind: str, images: int, settings: dict[str, Any], protocol: str = "round") -> Stamp:
+def make_provenance(
+    pipe: Pipeline, kind: str, images: int, settings: dict[str, Any], protocol: str = "round"
+) -> Provenance:
     """All that the numbers depend on but the reference and what sees it."""
     sampling = pipe.sampling(**settings)
-    return Stamp(
+    return Provenance(
         sampler=f"{sampling.method} sigma={pipe.denoiser.sigma_max:g}..{pipe.denoiser.sigma_min:g}",
         steps=sampling.steps,
-        guidance=sampling.guided if pipe.card.recipe.network.num_classes else None,
+        guidance=sampling.guided if pipe.card.experiment.network.num_classes else None,
         seeds=f"{FIRST_SEED}-{FIRST_SEED + images - 1}",
         precision=pipe.precision,
         rounding=protocol,
-        decoder=f"{pipe.card.vae.recipe.name} {pipe.codec.checksum}" if pipe.card.vae else None,
+        decoder=f"{pipe.card.vae.experiment.name} {pipe.space.checksum}" if pipe.card.vae else None,
         weights_hash=digest(pipe.denoiser.state_dict()),
         best_by_this_metric=pipe.card.chosen_by == kind,
     )

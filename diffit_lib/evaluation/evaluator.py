@@ -11,7 +11,7 @@ from diffit_lib.data.datasets import Images, Split
 from diffit_lib.evaluation.features import cached, train_classifier
 from diffit_lib.evaluation.image_files import read_npz
 from diffit_lib.evaluation.metrics import measure_inception, measure_small, real_side
-from diffit_lib.evaluation.provenance import Stamp
+from diffit_lib.evaluation.provenance import Provenance
 from diffit_lib.evaluation.reference import (
     NAMES,
     Extractor,
@@ -33,7 +33,7 @@ def kind_of(data: Split | Images | Path, extractor: str | None) -> str:
     return extractor or ("classifier" if classes else "inception")
 
 
-class ByClassifier:
+class ClassifierEvaluator:
     """Numbers by a small classifier, trained three times on the train part of a data set."""
 
     def __init__(self, data: Split | Images | Path, device: torch.device):
@@ -55,7 +55,7 @@ class ByClassifier:
         name = f"statistics/{self.train.fingerprint()}-{self.test.fingerprint()}-{seen_by}"
         self.real = cached(name, lambda: real_side(*parts, self.classifiers))
 
-    def __call__(self, batches: Iterable[Tensor], labels: Tensor | None, stamp: Stamp) -> dict[str, Any]:
+    def __call__(self, batches: Iterable[Tensor], labels: Tensor | None, stamp: Provenance) -> dict[str, Any]:
         """Of uint8 images (B, C, H, W) and the classes asked for (N,), the numbers of `measure_small`."""
         return measure_small(
             torch.cat(list(batches)),
@@ -69,7 +69,7 @@ class ByClassifier:
         )
 
 
-class ByInception:
+class InceptionEvaluator:
     """FID and its like, over the train part of a data set, over images, or over what an `.npz` holds."""
 
     class_names = ()  # the class asked for is of no account
@@ -84,7 +84,7 @@ class ByInception:
             self.reference = cached_reference(images, inception)
             self.names = images.name, images.fingerprint()
 
-    def __call__(self, batches: Iterable[Tensor], labels: Tensor | None, stamp: Stamp) -> dict[str, Any]:
+    def __call__(self, batches: Iterable[Tensor], labels: Tensor | None, stamp: Provenance) -> dict[str, Any]:
         """Of uint8 images (B, C, H, W), the numbers of `measure_inception`."""
         return measure_inception(batches, self.reference, self.inception, stamp.against(*self.names))
 

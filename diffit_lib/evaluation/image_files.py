@@ -12,17 +12,17 @@ from diffit_lib.data.folders import find_images
 from diffit_lib.data.preprocess import Decoder, first_shape, to_pixels
 from diffit_lib.data.sources import from_files, name_classes
 from diffit_lib.utils.errors import check
-from diffit_lib.utils.files import READY_MADE
+from diffit_lib.utils.files import PRETRAINED
 from diffit_lib.utils.npz import array, names
 
 
-def is_given(what: str | Path) -> bool:
+def is_image_files(what: str | Path) -> bool:
     """Whether this is a folder, a zip or an `.npz`, rather than weights; the name of ready-made ones is theirs.
 
     A folder of that name is given as `./NAME`.
     """
-    ready_made = str(what) in {file.stem for file in READY_MADE.glob("*.safetensors")}
-    return Path(what).suffix.lower() in (".zip", ".npz") or (Path(what).is_dir() and not ready_made)
+    pretrained = str(what) in {file.stem for file in PRETRAINED.glob("*.safetensors")}
+    return Path(what).suffix.lower() in (".zip", ".npz") or (Path(what).is_dir() and not pretrained)
 
 
 def is_npz(what: object) -> bool:
@@ -30,7 +30,7 @@ def is_npz(what: object) -> bool:
     return isinstance(what, str | Path) and Path(what).suffix.lower() == ".npz"
 
 
-def read_given(source: str | Path, image_shape: tuple[int, ...] | None = None) -> Images:
+def read_images(source: str | Path, image_shape: tuple[int, ...] | None = None) -> Images:
     """All images of a folder, a zip or an `.npz`, whatever part they lie in; they are read when used.
 
     Of a folder that `sample` made, with its index, the images alone. `image_shape`, (C, H, W), is what images in files

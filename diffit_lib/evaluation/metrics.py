@@ -13,7 +13,7 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from diffit_lib.evaluation.provenance import Stamp
+from diffit_lib.evaluation.provenance import Provenance
 from diffit_lib.evaluation.reference import Extractor, InceptionLike, Moments, Reference, evenly
 from diffit_lib.utils.errors import DiffitError
 
@@ -108,7 +108,7 @@ def measure_small(
     test: Tensor,
     test_labels: Tensor,
     classifiers: Sequence[ClassifierLike],
-    stamp: Stamp,
+    stamp: Provenance,
     real: dict[str, Tensor] | None = None,
 ) -> dict[str, Any]:
     """All numbers for small or grey data, ready for JSON; images are uint8 (N, C, H, W), labels (N,) int64.
@@ -149,7 +149,7 @@ def measure_small(
 
 
 def measure_inception(
-    batches: Iterable[Tensor], reference: Reference, inception: InceptionLike, stamp: Stamp
+    batches: Iterable[Tensor], reference: Reference, inception: InceptionLike, stamp: Provenance
 ) -> dict[str, Any]:
     """FID, sFID, Inception Score, KID, precision and recall of images that come in batches, ready for JSON.
 

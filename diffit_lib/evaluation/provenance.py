@@ -5,7 +5,7 @@ from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stamp:
+class Provenance:
     """What a number depends on; saved and printed with it.
 
     Whoever draws the images fills in all but the reference, n and the extractor, which the measurement knows. None:
@@ -30,7 +30,7 @@ class Stamp:
     weights_hash: str | None = None
     best_by_this_metric: bool = False  # the checkpoint was chosen by the very number it goes with
 
-    def against(self, reference: str, reference_hash: str) -> "Stamp":
+    def against(self, reference: str, reference_hash: str) -> "Provenance":
         """The same of a number that compares with these images."""
         return replace(self, reference=reference, reference_hash=reference_hash)
 

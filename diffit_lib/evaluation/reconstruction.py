@@ -13,39 +13,39 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 from diffit_lib.checkpoints.autoencoders import load_vae
 from diffit_lib.checkpoints.safetensors_io import format_of, read_card, read_tensors
-from diffit_lib.checkpoints.weights import FORMAT, Card, load_own_codec
-from diffit_lib.config.experiment import AnyRecipe
+from diffit_lib.checkpoints.weights import FORMAT, ModelCard, load_own_space
+from diffit_lib.config.experiment import BaseExperimentConfig
 from diffit_lib.config.presets import STABLE_DIFFUSION
-from diffit_lib.data.datasets import Split, recipe_data
+from diffit_lib.data.datasets import Split, experiment_data
 from diffit_lib.data.latent_cache import CachedLatents, is_latents, open_split
 from diffit_lib.evaluation.evaluator import HELD
 from diffit_lib.evaluation.features import inception_path, load_inception, train_classifier
 from diffit_lib.evaluation.metrics import class_accuracy, frechet_distance
-from diffit_lib.models.latent_space import Codec, Latents
+from diffit_lib.models.latent_space import LatentSpace, Space
 from diffit_lib.models.lpips import SMALLEST, load_perceptual, vgg_path
-from diffit_lib.utils.distributed import own_device
+from diffit_lib.utils.distributed import local_device
 from diffit_lib.utils.errors import DiffitError, check
-from diffit_lib.utils.files import READY_MADE
+from diffit_lib.utils.files import PRETRAINED
 from diffit_lib.utils.logging import say
 from diffit_lib.utils.plots import enlargement, tile, write_png
 from diffit_lib.utils.tensors import best_device, to_float, to_uint8
 
 
 @torch.no_grad()
-def reconstructions(codec: Codec, images: Tensor) -> Tensor:
+def reconstructions(space: Space, images: Tensor) -> Tensor:
     """uint8 (N, C, H, W) -> the same once encoded, at the mean of their latents, and decoded; on the CPU."""
-    return torch.cat([to_uint8(codec.decode(codec.clean(part))).cpu() for part in images.split(64)])
+    return torch.cat([to_uint8(space.decode(space.encode(part))).cpu() for part in images.split(64)])
 
 
 @torch.no_grad()
-def measure_vae(codec: Codec, images: Tensor, *, vgg: str | Path | None = None, rfid: bool = True) -> dict[str, float]:
+def measure_vae(space: Space, images: Tensor, *, vgg: str | Path | None = None, rfid: bool = True) -> dict[str, float]:
     """How near images (N, C, H, W), uint8, come back: how many they are, PSNR in dB, SSIM, LPIPS and rFID.
 
     The first three are means over images, as torchmetrics has them. rFID is the Frechet distance of the reconstructions
     from the originals in Inception's features. LPIPS and rFID are left out where the weights they need lie neither in
     the cache nor, for VGG, at `vgg`: nothing is downloaded.
     """
-    again, device = reconstructions(codec, images), best_device()
+    again, device = reconstructions(space, images), best_device()
 
     def mean(metric: Callable[[Tensor, Tensor], Any]) -> float:
         """Of a metric's values for images in [-1, 1], one by one."""
@@ -76,11 +76,11 @@ def comparison(originals: Tensor, again: Tensor, columns: int = 8) -> np.ndarray
     return tile(images, columns, scale=enlargement(images))
 
 
-def legibility(codec: Codec, data: Split) -> tuple[float, float]:
+def legibility(space: Space, data: Split) -> tuple[float, float]:
     """Share of test images whose class a small classifier sees, and of their reconstructions."""
     train, test = data.train.held(HELD), data.test.held(HELD)
     classifier = train_classifier(train.images, train.labels, device=best_device())
-    pair = (classifier.predict(images) for images in (test.images, reconstructions(codec, test.images)))
+    pair = (classifier.predict(images) for images in (test.images, reconstructions(space, test.images)))
     before, after = (class_accuracy(predicted, test.labels) for predicted in pair)
     return before, after
 
@@ -105,17 +105,17 @@ def reconstruct(
     wrote there are no pictures to compare with, and no numbers.
     """
     check(images > 0, f"images is {images}; give 1 or more")
-    codec, recipe, shape = load_any(vae)
-    source = recipe.data if data is None else data
+    space, experiment, shape = load_any(vae)
+    source = experiment.data if data is None else data
     check(source != "", f"{vae} does not say which images it was trained on; give some as --data")
-    codec.to(own_device())
+    space.to(local_device())
     if isinstance(source, str | Path) and is_latents(Path(source) / "train"):
-        source = open_split(source, codec)
-    test = source.test if isinstance(source, Split) else recipe_data(recipe, source, shape).test
+        source = open_split(source, space)
+    test = source.test if isinstance(source, Split) else experiment_data(experiment, source, shape).test
     count = min(images, len(test))
     shown = test.images[torch.arange(count) * len(test) // count]
-    latents = codec.clean(shown)
-    out, back = Path(out), to_uint8(codec.decode(latents)).cpu()
+    latents = space.encode(shown)
+    out, back = Path(out), to_uint8(space.decode(latents)).cpu()
     scale = enlargement(pictures(back))
     write_png(
         out / "encoded.png", tile(maps(latents), COLUMNS, scale=max(1, scale * back.shape[2] // latents.shape[2]))
@@ -125,23 +125,23 @@ def reconstruct(
         return {}
     write_png(out / "input.png", tile(pictures(shown), COLUMNS, scale=scale))
     write_png(out / "comparison.png", comparison(shown, back, COLUMNS))
-    return measure_vae(codec, shown, rfid=False)
+    return measure_vae(space, shown, rfid=False)
 
 
-def load_any(vae: str | Path) -> tuple[Latents, AnyRecipe, tuple[int, int, int]]:
+def load_any(vae: str | Path) -> tuple[LatentSpace, BaseExperimentConfig, tuple[int, int, int]]:
     """The autoencoder of a weights file of either kind, the recipe that names its data, and its pictures' (C, H, W)."""
-    path = Path(vae) if Path(vae).is_file() else READY_MADE / f"{vae}.safetensors"
+    path = Path(vae) if Path(vae).is_file() else PRETRAINED / f"{vae}.safetensors"
     if str(vae) in STABLE_DIFFUSION or not path.is_file() or format_of(path) != FORMAT:
-        codec, own = load_vae(vae)
-        return codec, own.recipe, own.recipe.network.shape
+        space, own = load_vae(vae)
+        return space, own.experiment, own.experiment.network.shape
     text, _ = read_tensors(path, FORMAT, "", prefix="none of the tensors")
-    card = read_card(Card.from_json, text, path)
-    model_codec = load_own_codec(path, card)
-    if not isinstance(model_codec, Latents):
+    card = read_card(ModelCard.from_json, text, path)
+    model_codec = load_own_space(path, card)
+    if not isinstance(model_codec, LatentSpace):
         raise DiffitError(
             f"{vae} draws pixels, without an autoencoder; give an autoencoder's weights, or a latent model's"
         )
-    return model_codec, card.recipe, card.image_shape
+    return model_codec, card.experiment, card.image_shape
 
 
 def pictures(images: Tensor) -> np.ndarray:

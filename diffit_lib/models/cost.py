@@ -5,11 +5,11 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffit_lib.config.models import ImageNetwork, Transformer
+from diffit_lib.config.models import ImageNetworkConfig, TransformerConfig
 from diffit_lib.models import build_network
 
 
-def cost(config: ImageNetwork | Transformer) -> tuple[int, float]:
+def cost(config: ImageNetworkConfig | TransformerConfig) -> tuple[int, float]:
     """Trainable parameters, and the 10^9 products that one answer for one image takes, attention's among them.
 
     Counted on tensors that hold nothing: the largest network takes no memory.

@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from diffit_lib.config.models import ImageNetwork
+from diffit_lib.config.models import ImageNetworkConfig
 from diffit_lib.models.blocks import TMSA, DiffiTResBlock, Table, TimeToken, Upsample, group_norm
 
 
 class ImageDiffiT(nn.Module):
     """Noisy image and its labels in, the network's raw output F out; knows nothing of noise schedules or training."""
 
-    def __init__(self, config: ImageNetwork):
+    def __init__(self, config: ImageNetworkConfig):
         super().__init__()
         self.config = config
         self.checkpointing = False  # set while training: recompute each ResBlock in the backward pass

@@ -17,7 +17,7 @@ from diffit_lib.utils.logging import say
 from diffit_lib.utils.tensors import digest, to_float
 
 
-class Codec(Protocol):
+class Space(Protocol):
     """Between uint8 pictures and the clean state of diffusion."""
 
     latent: bool  # whether a picture is a distribution of states, from which noise draws one
@@ -27,7 +27,7 @@ class Codec(Protocol):
         """Names these very weights; "" for pixels."""
         ...
 
-    def clean(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+    def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         """uint8 (B, C, H, W), or cached moments -> the state diffusion learns, float32; its mean without `noise`."""
         ...
 
@@ -40,12 +40,12 @@ class Codec(Protocol):
         ...
 
 
-class Pixels:
+class PixelSpace:
     """Diffusion on the pixels themselves."""
 
     latent, checksum = False, ""
 
-    def clean(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+    def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         """uint8 -> float32 in [-1, 1]."""
         return to_float(images)
 
@@ -58,10 +58,10 @@ class Pixels:
         return self
 
 
-PIXELS = Pixels()
+PIXEL_SPACE = PixelSpace()
 
 
-class Latents:
+class LatentSpace:
     """Diffusion on the latents of a frozen autoencoder; no module, so that no optimizer or average sees it."""
 
     latent = True
@@ -79,7 +79,7 @@ class Latents:
         with torch.autocast(images.device.type, enabled=False):
             return self.in_slices(lambda part: self.network.encode(to_float(part)), images, on_cpu=8)
 
-    def clean(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+    def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         """uint8 images, or their moments -> normalised latents (B, z, h, w), float32."""
         moments = images if images.is_floating_point() else self.moments(images)
         mean, log_variance = moments.to(self.mean.device).float().chunk(2, dim=1)
@@ -119,35 +119,35 @@ class Latents:
         return self
 
 
-class Deferred:
+class DeferredLatentSpace:
     """Latents whose autoencoder is fetched once it is needed: what is not decoded can be had without it."""
 
     latent = True
 
-    def __init__(self, fetch: Callable[[], Latents]):
+    def __init__(self, fetch: Callable[[], LatentSpace]):
         self.fetch, self.device = fetch, torch.device("cpu")
 
     @cached_property
-    def codec(self) -> Latents:
+    def space(self) -> LatentSpace:
         """The autoencoder's own codec."""
         return self.fetch().to(self.device)
 
     @property
     def checksum(self) -> str:
         """The autoencoder's."""
-        return self.codec.checksum
+        return self.space.checksum
 
-    def clean(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+    def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         """As the autoencoder's own codec."""
-        return self.codec.clean(images, noise)
+        return self.space.encode(images, noise)
 
     def decode(self, x: Tensor) -> Tensor:
         """As the autoencoder's own codec."""
-        return self.codec.decode(x)
+        return self.space.decode(x)
 
     def to(self, device: torch.device) -> Self:
         """The same, on this device."""
         self.device = device
-        if "codec" in vars(self):
-            self.codec.to(device)
+        if "space" in vars(self):
+            self.space.to(device)
         return self

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from diffit_lib.config.models import Transformer
+from diffit_lib.config.models import TransformerConfig
 from diffit_lib.models.blocks import AdaLNBlock, DiffiTBlock, TimeToken, modulate, sinusoid
 from diffit_lib.utils.tensors import unpatchify
 
@@ -46,7 +46,7 @@ class DiffusionTransformer(nn.Module):
 
     pos_embed: Tensor  # (1, N, width): fixed, yet part of the weights, since published ones bring their own
 
-    def __init__(self, config: Transformer):
+    def __init__(self, config: TransformerConfig):
         super().__init__()
         self.config = config
         self.checkpointing = False  # set while training: recompute each block in the backward pass
@@ -98,7 +98,7 @@ class DiffusionTransformer(nn.Module):
         return [layer.table(time) for layer in (*self.blocks, self.final_layer)]
 
 
-def block(config: Transformer) -> DiffiTBlock | AdaLNBlock:
+def block(config: TransformerConfig) -> DiffiTBlock | AdaLNBlock:
     """One block of the configured kind, its time token as wide as its tokens."""
     width, heads, ratio, dropout = config.width, config.num_heads, config.mlp_ratio, config.dropout
     if config.block == "dit":

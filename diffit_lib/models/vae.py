@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffit_lib.config.models import Autoencoder
+from diffit_lib.config.models import AutoencoderConfig
 from diffit_lib.models.blocks import Upsample, group_norm
 
 
@@ -93,7 +93,7 @@ class Middle(nn.Module):
 class Encoder(nn.Module):
     """Level by level down, then the middle."""
 
-    def __init__(self, config: Autoencoder):
+    def __init__(self, config: AutoencoderConfig):
         super().__init__()
         first, *_, last = (*config.channels, config.channels[-1])
         self.conv_in = nn.Conv2d(config.in_channels * config.patch**2, first, 3, padding=1)
@@ -115,7 +115,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """The middle, then level by level up: the encoder mirrored, with one ResBlock more per level."""
 
-    def __init__(self, config: Autoencoder):
+    def __init__(self, config: AutoencoderConfig):
         super().__init__()
         first, *_, last = (*config.channels, config.channels[-1])
         self.conv_in = nn.Conv2d(config.z_channels, last, 3, padding=1)
@@ -138,7 +138,7 @@ class Decoder(nn.Module):
 class KLAutoencoder(nn.Module):
     """Encoder and decoder, with a 1x1 convolution on either side of the latents."""
 
-    def __init__(self, config: Autoencoder):
+    def __init__(self, config: AutoencoderConfig):
         super().__init__()
         self.config = config
         self.encoder, self.decoder = Encoder(config), Decoder(config)

@@ -16,29 +16,29 @@ from matplotlib.figure import Figure
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from diffit_lib.checkpoints.autoencoders import load_codec
-from diffit_lib.checkpoints.hub import FOREIGN, PUBLISHED, from_drive, is_here, published_weights
+from diffit_lib.checkpoints.autoencoders import load_space
+from diffit_lib.checkpoints.hub import HUB_MODELS, PUBLISHED, from_drive, is_here, published_weights
 from diffit_lib.checkpoints.weights import build_denoiser, find_weights
-from diffit_lib.config.experiment import AnyRecipe, Recipe, VAERecipe
+from diffit_lib.config.experiment import BaseExperimentConfig, ExperimentConfig, VAEExperimentConfig
 from diffit_lib.config.presets import IMAGE_SPACE, LATENT_SPACE, STABLE_DIFFUSION
 from diffit_lib.data.datasets import Images, Split
 from diffit_lib.evaluation.evaluate import evaluate
-from diffit_lib.evaluation.provenance import Stamp
+from diffit_lib.evaluation.provenance import Provenance
 from diffit_lib.models.blocks import TMSA
 from diffit_lib.notebook.drive import Backup, offer_download, warn
-from diffit_lib.notebook.form import ready_made
+from diffit_lib.notebook.form import pretrained
 from diffit_lib.sampling.grids import draw_grid
 from diffit_lib.sampling.pipeline import Pipeline, load
-from diffit_lib.sampling.writer import Drawn
+from diffit_lib.sampling.writer import SampleCache
 from diffit_lib.training.fit import shaping
 from diffit_lib.training.train import train
 from diffit_lib.training.train_vae import train_vae
 from diffit_lib.utils.errors import DiffitError, check
-from diffit_lib.utils.files import READY_MADE, cache_folder
+from diffit_lib.utils.files import PRETRAINED, cache_folder
 from diffit_lib.utils.plots import enlargement, tile, to_image
 from diffit_lib.utils.tensors import SeededNoise, best_device, derive_seed, to_float, to_uint8
 
-FIGURES = READY_MADE.parent / "images"
+FIGURES = PRETRAINED.parent / "images"
 ID = r"(?:1|0B)[\w-]{24,}"  # of a file in Google Drive; other long words are names
 LINK = r"https://(?:drive|docs|drive\.usercontent)\.google\.com/\S*?(?:/d/|[?&]id=)"
 PAPER = {"CIFAR-10": 1.95, "FFHQ-64": 2.22}  # FID of the image-space network, table 2
@@ -99,23 +99,25 @@ def attention_maps(pipe: Pipeline, sigma: float) -> Tensor:
     return maps[0][len(maps[0]) // 2].cpu()
 
 
-def open_run(recipe: AnyRecipe, data: Split, copies: Path | None, *, runs: str | Path = "runs") -> Backup:
+def open_run(
+    experiment: BaseExperimentConfig, data: Split, copies: Path | None, *, runs: str | Path = "runs"
+) -> Backup:
     """The run folder of a recipe and its data, brought back from its copies where these are newer.
 
     Its name holds what shapes the run: other settings, images or latents are another run, and the same ones find it
     again.
     """
-    shape = [data.train.fingerprint(), str(shaping(recipe))]
-    if vae := getattr(recipe, "vae", ""):
-        shape.append(load_codec(vae)[0].checksum)
-    backup = Backup(Path(runs) / f"{recipe.name.rpartition('/')[2]}-{derive_seed(*shape) % 16**6:06x}", copies)
+    shape = [data.train.fingerprint(), str(shaping(experiment))]
+    if vae := getattr(experiment, "vae", ""):
+        shape.append(load_space(vae)[0].checksum)
+    backup = Backup(Path(runs) / f"{experiment.name.rpartition('/')[2]}-{derive_seed(*shape) % 16**6:06x}", copies)
     brought = backup.restore()
     came = f", brought back from {copies}" if brought else ""
     print(f"run: {backup.run}{came}; copies: {backup.folder or 'none'}")
     return backup
 
 
-def train_live(recipe: Recipe | VAERecipe, data: Split, backup: Backup) -> Path:
+def train_live(experiment: ExperimentConfig | VAEExperimentConfig, data: Split, backup: Backup) -> Path:
     """Train, or go on, under a curve and a grid of pictures that follow; the weights, copied beside its copies."""
     screen = display(HTML("<i>The curve and the first pictures come with the first report.</i>"), display_id=True)
 
@@ -124,31 +126,31 @@ def train_live(recipe: Recipe | VAERecipe, data: Split, backup: Backup) -> Path:
         screen.update(HTML(f"{img(backup.run / 'loss.png', 'width:100%')}<br>{img(newest)}"))
         backup()
 
-    if isinstance(recipe, VAERecipe):
-        weights = train_vae(recipe, backup.run, data, after_save=backup, after_report=look)
+    if isinstance(experiment, VAEExperimentConfig):
+        weights = train_vae(experiment, backup.run, data, after_save=backup, after_report=look)
     else:
-        weights = train(recipe, backup.run, data, after_save=backup, after_report=look)
+        weights = train(experiment, backup.run, data, after_save=backup, after_report=look)
     backup.save()
     backup.hand_over(weights)
     return weights
 
 
-def choose_vae(recipe: VAERecipe, run: Path, vae: str = "train") -> str:
+def choose_vae(experiment: VAEExperimentConfig, run: Path, vae: str = "train") -> str:
     """The autoencoder to go on with where none was trained, by path or name.
 
     Stable Diffusion's, where the recipe is of it; the run's own, from another day, unless `vae` is "ready"; else the
     ready-made one of the recipe's name.
     """
-    own, ours = run / "weights.safetensors", READY_MADE / f"{recipe.name}.safetensors"
-    if recipe.name in STABLE_DIFFUSION:
-        return recipe.name
+    own, ours = run / "weights.safetensors", PRETRAINED / f"{experiment.name}.safetensors"
+    if experiment.name in STABLE_DIFFUSION:
+        return experiment.name
     if own.is_file() and vae != "ready":
         return str(own)
-    check(ours.is_file(), f"there is no ready-made autoencoder for {recipe.data}; set VAE to train, and IS_TRAIN")
-    return recipe.name
+    check(ours.is_file(), f"there is no ready-made autoencoder for {experiment.data}; set VAE to train, and IS_TRAIN")
+    return experiment.name
 
 
-def choose_weights(recipe: Recipe, run: Path, given: str = "") -> Path:
+def choose_weights(experiment: ExperimentConfig, run: Path, given: str = "") -> Path:
     """The weights to go on with where nothing was trained.
 
     Those given, by path, name, or the id or link of a file in Google Drive; else the run's own, from another day; else
@@ -159,23 +161,28 @@ def choose_weights(recipe: Recipe, run: Path, given: str = "") -> Path:
             return from_drive_link(given) or find_weights(expanduser(given))
         except DiffitError as error:
             raise DiffitError(f"PATH_WEIGHTS: {error}") from error
-    own, ours = run / "weights.safetensors", ready_made(recipe.data, LATENT_SPACE if recipe.vae else IMAGE_SPACE)
+    own, ours = (
+        run / "weights.safetensors",
+        pretrained(experiment.data, LATENT_SPACE if experiment.vae else IMAGE_SPACE),
+    )
     if own.is_file():
         return own
-    if PUBLISHED.get(recipe.name, ("", ""))[0]:
+    if PUBLISHED.get(experiment.name, ("", ""))[0]:
         try:
-            return published_weights(recipe.name)
+            return published_weights(experiment.name)
         except DiffitError as error:
             warn(str(error))
     if ours is None:
-        raise DiffitError(f"there are no weights for {recipe.data}; set IS_TRAIN, or PATH_WEIGHTS to a file of weights")
+        raise DiffitError(
+            f"there are no weights for {experiment.data}; set IS_TRAIN, or PATH_WEIGHTS to a file of weights"
+        )
     return ours
 
 
-def has_weights(recipe: Recipe, run: Path) -> bool:
+def has_weights(experiment: ExperimentConfig, run: Path) -> bool:
     """Whether `choose_weights` finds any; else one red line says that the digits take the data's place."""
     try:
-        choose_weights(recipe, run)
+        choose_weights(experiment, run)
     except DiffitError as error:
         warn(f"{error}: this goes on with the digits")
         return False
@@ -203,9 +210,9 @@ def from_drive_link(given: str) -> Path | None:
 def untrained(pipe: Pipeline) -> Pipeline:
     """The same network before its first step of training."""
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(pipe.card.recipe.training.seed)
-        fresh = build_denoiser(pipe.card.recipe)
-    return Pipeline(fresh, pipe.card, pipe.codec, device=pipe.device, precision=pipe.precision)
+        torch.default_generator.manual_seed(pipe.card.experiment.training.seed)
+        fresh = build_denoiser(pipe.card.experiment)
+    return Pipeline(fresh, pipe.card, pipe.space, device=pipe.device, precision=pipe.precision)
 
 
 def how_to_draw(pipe: Pipeline, sampler: str, steps: int, guidance: float) -> dict[str, Any]:
@@ -213,7 +220,7 @@ def how_to_draw(pipe: Pipeline, sampler: str, steps: int, guidance: float) -> di
 
     Guidance that weights without classes cannot have is told and left out.
     """
-    if guidance not in (0, 1) and pipe.card.recipe.network.num_classes == 0:
+    if guidance not in (0, 1) and pipe.card.experiment.network.num_classes == 0:
         warn(f"GUIDANCE is {guidance:g}, but these weights know no classes to guide to: this goes on without")
         guidance = 0
     return {"sampler": sampler if sampler != "auto" else None, "steps": steps or None, "guidance": guidance or None}
@@ -222,12 +229,12 @@ def how_to_draw(pipe: Pipeline, sampler: str, steps: int, guidance: float) -> di
 def published(name: str, file: str = "") -> Pipeline | None:
     """Weights that others published, where they are on this machine; else one line says how to get them."""
     if not file and not is_here(name):
-        foreign = FOREIGN[name]
+        foreign = HUB_MODELS[name]
         print(f"{name} is not on this machine: set FILE to {foreign.file} from {foreign.source} ({foreign.licence})")
         return None
     try:
         pipe = load(name, file=file or None)
-        return pipe if pipe.codec.checksum else None  # the autoencoder is fetched here
+        return pipe if pipe.space.checksum else None  # the autoencoder is fetched here
     except DiffitError as error:
         warn(str(error))
         return None
@@ -243,7 +250,7 @@ def measure(weights: Path, data: Split, backup: Backup, images: int = 0, **setti
         warn(f"not measured: METRIC_SAMPLES is {images}; give 2 or more, or 0 to leave the choice to the machine")
         return None
     images = images or (500 if best_device().type == "cpu" else 2000)
-    drawn = Drawn(backup.run / "drawn", backup)
+    drawn = SampleCache(backup.run / "drawn", backup)
     classes = len(data.train.class_names) > 1 and data.train is not data.test
     seers: list[Any] = ["inception"] * (data.train.images.shape[1] == 3 or not classes) + ["classifier"] * classes
     try:
@@ -264,7 +271,7 @@ def table(numbers: dict[str, Any]) -> HTML:
     rows += [(f"FID of the paper on {name}, n = 50,000", value) for name, value in paper.items()]
     cells = "".join(f"<tr><td>{escape(name)}</td><td>{value:.3f}</td></tr>" for name, value in rows)
     notes = "".join(f"<li>{escape(note)}</li>" for note in numbers["warnings"])
-    return HTML(f"<table>{cells}</table><small>{escape(str(Stamp(**numbers['stamp'])))}</small><ul>{notes}</ul>")
+    return HTML(f"<table>{cells}</table><small>{escape(str(Provenance(**numbers['stamp'])))}</small><ul>{notes}</ul>")
 
 
 def closing_card(
@@ -282,7 +289,7 @@ def closing_card(
     step = "more images in OVERRIDES (and more TRAIN_MINUTES): the run goes on from where it stands"
     if pipe.device.type == "cpu":
         step = "a GPU: it trains many times faster"
-        if card.recipe.data == "digits":
+        if card.experiment.data == "digits":
             space = LATENT_SPACE if card.vae else IMAGE_SPACE
             step += f", and {space.on_gpu} takes the digits' place where DATASET is auto"
     if not own:
@@ -291,7 +298,7 @@ def closing_card(
     display(
         HTML(
             "<div style='border:1px solid #999;border-radius:8px;padding:1em;max-width:46em'>"
-            f"<h3 style='margin-top:0'>{escape(card.recipe.name)}, trained on {facts}</h3>"
+            f"<h3 style='margin-top:0'>{escape(card.experiment.name)}, trained on {facts}</h3>"
             f"<div style='display:flex;flex-wrap:wrap'>{pictures}</div>{measured}"
             f"<p><b>Weights:</b> <code>{escape(str(where))}</code></p><p><b>Next:</b> {step}.</p></div>"
         )

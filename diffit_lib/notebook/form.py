@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 from typing import Any, TypeVar
 
-from diffit_lib.config.experiment import AnyRecipe, Recipe, VAERecipe
+from diffit_lib.config.experiment import BaseExperimentConfig, ExperimentConfig, VAEExperimentConfig
 from diffit_lib.config.presets import (
     IMAGE_SPACE,
     LATENT_SPACE,
@@ -13,22 +13,22 @@ from diffit_lib.config.presets import (
     beside,
     preset,
 )
-from diffit_lib.data.datasets import Split, recipe_data
+from diffit_lib.data.datasets import Split, experiment_data
 from diffit_lib.data.sources import NAMED
 from diffit_lib.notebook.drive import in_colab, warn
 from diffit_lib.utils.errors import DiffitError, check
-from diffit_lib.utils.files import READY_MADE
+from diffit_lib.utils.files import PRETRAINED
 from diffit_lib.utils.tensors import best_device
 
 BETWEEN = 4.0  # minutes between two checkpoints, at most
 VAE = "vae."  # begins the name of a field of the autoencoder's recipe
 
-R = TypeVar("R", bound=AnyRecipe)
+R = TypeVar("R", bound=BaseExperimentConfig)
 
 
 def plan(
     dataset: str = "auto", preset_name: str = "auto", *, minutes: float = 0, seed: int = 0, overrides: str = ""
-) -> tuple[Recipe, Split]:
+) -> tuple[ExperimentConfig, Split]:
     """A recipe on pixels and its data. "auto" and 0 leave the choice to the machine.
 
     The data set is the named preset's own, else CIFAR-10 on a GPU and the digits on a CPU. One that cannot be
@@ -36,12 +36,12 @@ def plan(
     field that does not exist.
     """
     changes = {"seed": seed, **parse(overrides)}
-    recipe = choose(dataset, preset_name, IMAGE_SPACE).override(**changes)
-    data = within_reach(recipe, preset_name, overrides)
+    experiment = choose(dataset, preset_name, IMAGE_SPACE).override(**changes)
+    data = within_reach(experiment, preset_name, overrides)
     if data is None:
-        recipe = preset("digits").override(seed=seed)
-        data = recipe_data(recipe)
-    return settle(recipe, data, minutes, changes), data
+        experiment = preset("digits").override(seed=seed)
+        data = experiment_data(experiment)
+    return settle(experiment, data, minutes, changes), data
 
 
 def plan_latent(
@@ -54,7 +54,7 @@ def plan_latent(
     vae_minutes: float = 0,
     seed: int = 0,
     overrides: str = "",
-) -> tuple[Recipe, VAERecipe, Split]:
+) -> tuple[ExperimentConfig, VAEExperimentConfig, Split]:
     """A recipe on latents, that of the autoencoder which makes them, and the data of both; else as `plan`.
 
     `vae` is "sd", Stable Diffusion's, or anything else, the preset's own. Fields of the autoencoder's recipe are
@@ -62,26 +62,29 @@ def plan_latent(
     """
     changes = {"seed": seed, "block": block, **parse(overrides)}
     of_vae = {"seed": seed, **{name[len(VAE) :]: changes.pop(name) for name in list(changes) if name.startswith(VAE)}}
-    recipe = choose(dataset, preset_name, LATENT_SPACE)
-    check(recipe.vae != "", f"PRESET is {recipe.name}, which draws pixels; give one whose name begins with latent-")
-    autoencoder = beside(recipe, vae).override(**of_vae)
-    recipe = recipe.override(**changes)
+    experiment = choose(dataset, preset_name, LATENT_SPACE)
+    check(
+        experiment.vae != "",
+        f"PRESET is {experiment.name}, which draws pixels; give one whose name begins with latent-",
+    )
+    autoencoder = beside(experiment, vae).override(**of_vae)
+    experiment = experiment.override(**changes)
     data = within_reach(autoencoder, preset_name, overrides)
     if data is None:
-        recipe = preset("latent-digits").override(seed=seed, block=block)
-        autoencoder = beside(recipe, "train").override(seed=seed)
-        data = recipe_data(autoencoder)
+        experiment = preset("latent-digits").override(seed=seed, block=block)
+        autoencoder = beside(experiment, "train").override(seed=seed)
+        data = experiment_data(autoencoder)
     channels, *size = autoencoder.network.latent_shape
-    recipe = recipe.override(in_channels=channels, image_size=tuple(size))
-    return settle(recipe, data, minutes, changes), settle(autoencoder, data, vae_minutes, of_vae), data
+    experiment = experiment.override(in_channels=channels, image_size=tuple(size))
+    return settle(experiment, data, minutes, changes), settle(autoencoder, data, vae_minutes, of_vae), data
 
 
-def within_reach(recipe: AnyRecipe, preset_name: str, overrides: str) -> Split | None:
+def within_reach(experiment: BaseExperimentConfig, preset_name: str, overrides: str) -> Split | None:
     """The data of a recipe; None, in one red line, where the digits must take their place."""
     try:
-        return recipe_data(recipe)
+        return experiment_data(experiment)
     except DiffitError as error:
-        if recipe.data == "digits" or recipe.data not in NAMED:
+        if experiment.data == "digits" or experiment.data not in NAMED:
             raise
         given = {"PRESET": preset_name != "auto", "OVERRIDES": overrides.strip() != ""}
         dropped = " and ".join(name for name in given if given[name])
@@ -89,23 +92,23 @@ def within_reach(recipe: AnyRecipe, preset_name: str, overrides: str) -> Split |
         return None
 
 
-def settle(recipe: R, data: Split, minutes: float, changes: dict[str, Any]) -> R:
+def settle(experiment: R, data: Split, minutes: float, changes: dict[str, Any]) -> R:
     """What the data and the machine decide: classes, time between two checkpoints, an end."""
-    settled: dict[str, Any] = {"report_minutes": min(recipe.training.report_minutes, BETWEEN)}
-    if getattr(recipe.network, "num_classes", 0) and "num_classes" not in changes:
+    settled: dict[str, Any] = {"report_minutes": min(experiment.training.report_minutes, BETWEEN)}
+    if getattr(experiment.network, "num_classes", 0) and "num_classes" not in changes:
         settled["num_classes"] = len(data.train.class_names)
-    if minutes or (recipe.training.minutes is None and recipe.training.max_steps is None):
+    if minutes or (experiment.training.minutes is None and experiment.training.max_steps is None):
         settled["minutes"] = float(minutes or LONGEST)
-    return recipe.override(**settled)
+    return experiment.override(**settled)
 
 
-def choose(dataset: str, preset_name: str, choice: Choice) -> Recipe:
+def choose(dataset: str, preset_name: str, choice: Choice) -> ExperimentConfig:
     """The preset that is named, else the small one for these data: of a path, the one for photographs."""
     if in_colab() and best_device().type == "cpu":
         warn("no GPU: Runtime > Change runtime type > T4 GPU switches one on; until then this goes on with the CPU")
     if preset_name != "auto":
-        recipe = preset(preset_name)
-        return recipe if dataset == "auto" else recipe.override(data=dataset)
+        experiment = preset(preset_name)
+        return experiment if dataset == "auto" else experiment.override(data=dataset)
     dataset = suitable(dataset, choice)
     return preset(choice.presets.get(dataset, choice.otherwise)).override(data=dataset)
 
@@ -124,10 +127,10 @@ def parse(overrides: str) -> dict[str, Any]:
     return changes
 
 
-def ready_made(dataset: str, choice: Choice = IMAGE_SPACE) -> Path | None:
+def pretrained(dataset: str, choice: Choice = IMAGE_SPACE) -> Path | None:
     """Our own weights for a data set, the machine's choice under "auto", if there are any: that draw in this space."""
     wanted = preset(choice.presets.get(suitable(dataset, choice), choice.otherwise))
-    path = READY_MADE / f"{wanted.name}.safetensors"
+    path = PRETRAINED / f"{wanted.name}.safetensors"
     return path if path.is_file() and wanted.data == suitable(dataset, choice) else None
 
 

@@ -8,27 +8,27 @@ from typing import Any, NamedTuple, TypeVar
 
 from diffit_lib.checkpoints.autoencoders import SD_FILE, load_vae
 from diffit_lib.checkpoints.hub import in_hub_cache
-from diffit_lib.config.experiment import AnyRecipe, Recipe, VAERecipe
-from diffit_lib.config.models import Autoencoder
+from diffit_lib.config.experiment import BaseExperimentConfig, ExperimentConfig, VAEExperimentConfig
+from diffit_lib.config.models import AutoencoderConfig
 from diffit_lib.config.presets import IMAGE_SPACE, LATENT_SPACE, LONGEST, STABLE_DIFFUSION, beside, preset
-from diffit_lib.data.datasets import recipe_data
-from diffit_lib.data.inspect import Survey, look
+from diffit_lib.data.datasets import experiment_data
+from diffit_lib.data.inspect import Inspection, look
 from diffit_lib.data.sources import Parts, find_pictures
-from diffit_lib.reports.cost import rehearse
+from diffit_lib.reports.cost import time_steps
 from diffit_lib.training.run_dir import OPTIONS, new_folder, read_options
 from diffit_lib.training.train import train
 from diffit_lib.training.train_vae import train_vae
-from diffit_lib.utils.distributed import place
+from diffit_lib.utils.distributed import rank_info
 from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.logging import say
 from diffit_lib.utils.tensors import best_device
 
-R = TypeVar("R", bound=AnyRecipe)
+R = TypeVar("R", bound=BaseExperimentConfig)
 
 FEWEST = 10  # pictures, below which there is nothing to learn
 LOOKED_AT = 64  # pictures that decide, evenly spread
 SIDES = (8, 16, 32, 64, 128, 256)  # that images are made; the nearest in ratio to the median shorter side is taken
-PIXELS = 64  # the largest of them that is learned as pixels
+PIXEL_SPACE = 64  # the largest of them that is learned as pixels
 LEVELS = (1, 2, 2, 2)  # channel_mult: the U-shape goes down to 8x8
 SHARED = ("data", "crop", "skip_bad", "seed", "precision", "workers", "threads", "memory_gb", "max_steps")  # by both
 REPORTS, OF_VAE = 6, 2  # in a run, at least: a verdict needs a curve; an autoencoder's take longer
@@ -50,8 +50,10 @@ ON_CPU: dict[str, dict[str, Any]] = {
 class Choice(NamedTuple):
     """What to train on some pictures."""
 
-    recipe: Recipe
-    vae: VAERecipe | None  # to be trained first; None: pixels are learned, or the latents of one that is there
+    experiment: ExperimentConfig
+    vae: (
+        VAEExperimentConfig | None
+    )  # to be trained first; None: pixels are learned, or the latents of one that is there
     why: str  # in a few words
 
 
@@ -64,8 +66,8 @@ def choose_recipe(source: str | Path, vae: str = "", *, download: bool = True) -
     else, at 128, of one that is trained first. `vae` names another, by path or name, whatever the size.
     """
     if str(source) in IMAGE_SPACE.presets and not vae:
-        recipe = preset(IMAGE_SPACE.presets[str(source)])
-        return Choice(recipe, None, "a preset of its own")
+        experiment = preset(IMAGE_SPACE.presets[str(source)])
+        return Choice(experiment, None, "a preset of its own")
     parts = find_pictures(source)
     check(
         len(parts.train) >= FEWEST,
@@ -75,23 +77,23 @@ def choose_recipe(source: str | Path, vae: str = "", *, download: bool = True) -
     return choose_for(str(source), look(parts.train, LOOKED_AT), parts, vae, download=download)
 
 
-def choose_for(source: str, survey: Survey, parts: Parts, vae: str = "", *, download: bool = True) -> Choice:
+def choose_for(source: str, survey: Inspection, parts: Parts, vae: str = "", *, download: bool = True) -> Choice:
     """`choose_recipe` for pictures that have been looked at."""
     side, classes = nearest_side(survey.side), parts.train.class_names
     on_cpu, channels = best_device().type == "cpu", 1 if survey.grey else 3
-    if not vae and side <= PIXELS:
+    if not vae and side <= PIXEL_SPACE:
         levels = max(2, int(math.log2(side)) - 2)
-        recipe = preset(IMAGE_SPACE.otherwise).override(
+        experiment = preset(IMAGE_SPACE.otherwise).override(
             data=source, image_size=(side, side), in_channels=channels, channel_mult=LEVELS[:levels]
         )
-        recipe = recipe.override(**ON_CPU["pixels"]) if on_cpu else recipe
-        return Choice(with_classes(recipe, classes), None, f"pixels, {side}x{side}")
+        experiment = experiment.override(**ON_CPU["pixels"]) if on_cpu else experiment
+        return Choice(with_classes(experiment, classes), None, f"pixels, {side}x{side}")
     if not vae and not on_cpu and channels == 3:
         vae = published_vae(download=download)
     base = preset(LATENT_SPACE.otherwise).override(data=source)
     base = with_classes(base.override(**ON_CPU["latents"]) if on_cpu else base, classes)
     if vae:
-        network = load_vae(vae)[1].recipe.network
+        network = load_vae(vae)[1].experiment.network
         size = (side, side) if vae in STABLE_DIFFUSION else network.image_size
         return Choice(on_latents(base, vae, network, size), None, f"latents of {vae}, {size[0]}x{size[1]}")
     own = beside(base, "train").override(in_channels=channels)
@@ -109,17 +111,19 @@ def nearest_side(side: float) -> int:
     return min(SIDES, key=lambda candidate: abs(math.log(candidate / side)))
 
 
-def with_classes(recipe: Recipe, class_names: tuple[str, ...]) -> Recipe:
+def with_classes(experiment: ExperimentConfig, class_names: tuple[str, ...]) -> ExperimentConfig:
     """As many classes as there are, and no guidance without any."""
     guidance = {} if class_names else {"guidance": 1.0}
-    return recipe.override(num_classes=len(class_names), **guidance)
+    return experiment.override(num_classes=len(class_names), **guidance)
 
 
-def on_latents(recipe: Recipe, vae: str, network: Autoencoder, image_size: tuple[int, int]) -> Recipe:
+def on_latents(
+    experiment: ExperimentConfig, vae: str, network: AutoencoderConfig, image_size: tuple[int, int]
+) -> ExperimentConfig:
     """A recipe on the latents that an autoencoder makes of images of this size."""
     height, width = (side // network.factor for side in image_size)
     patch = 2 if height >= 16 and height % 2 == width % 2 == 0 else 1
-    return recipe.override(vae=vae, in_channels=network.z_channels, image_size=(height, width), patch_size=patch)
+    return experiment.override(vae=vae, in_channels=network.z_channels, image_size=(height, width), patch_size=patch)
 
 
 def published_vae(*, download: bool) -> str:
@@ -151,56 +155,57 @@ def train_photos(
     recipe goes on.
     """
     check(
-        place().world == 1, f"several processes train a preset; `diffit info {data}` names the one for these pictures"
+        rank_info().world == 1,
+        f"several processes train a preset; `diffit info {data}` names the one for these pictures",
     )
     changes = {"data": str(data), **overrides}
-    recipe, own, why = choose_recipe(data, vae)
+    experiment, own, why = choose_recipe(data, vae)
     name = name or re.sub(r"[^\w.+-]+", "-", Path(data).stem)
-    say(f"{data}: {why}; {recipe.name}" + (f", after {own.name}" if own else ""))
+    say(f"{data}: {why}; {experiment.name}" + (f", after {own.name}" if own else ""))
     if str(data) in IMAGE_SPACE.presets and not vae:
-        return train(recipe.override(**({"minutes": minutes} if minutes else {}), **changes), run, name=name)
+        return train(experiment.override(**({"minutes": minutes} if minutes else {}), **changes), run, name=name)
     if own is None:
-        return train(paced(recipe, run, minutes, changes), run, name=name)
+        return train(paced(experiment, run, minutes, changes), run, name=name)
     minutes = minutes and minutes / 2
     shared = {key: value for key, value in changes.items() if key in SHARED}
-    own, recipe = paced(own, run and Path(run) / "vae", minutes, shared), paced(recipe, run, minutes, changes)
-    images = recipe_data(own)
+    own, experiment = paced(own, run and Path(run) / "vae", minutes, shared), paced(experiment, run, minutes, changes)
+    images = experiment_data(own)
     folder = Path(run) if run else new_folder(name)
     say(f"run: {folder}; stopped, it goes on by `diffit train --data {data} --run {folder}`")
     say(f"1 of 2: {own.name}, {plan_of(own)}")
     file = train_vae(own, folder / "vae", images)
-    say(f"2 of 2: {recipe.name}, {plan_of(recipe)}")
-    return train(recipe.override(vae=str(file)), folder, images)
+    say(f"2 of 2: {experiment.name}, {plan_of(experiment)}")
+    return train(experiment.override(vae=str(file)), folder, images)
 
 
-def plan_of(recipe: AnyRecipe) -> str:
+def plan_of(experiment: BaseExperimentConfig) -> str:
     """How long it trains, in words."""
-    return f"{recipe.training.total_images:,} images in at most {recipe.training.minutes:g} minutes"
+    return f"{experiment.training.total_images:,} images in at most {experiment.training.minutes:g} minutes"
 
 
-def paced(recipe: R, run: str | Path | None, minutes: float | None, changes: dict[str, Any]) -> R:
+def paced(experiment: R, run: str | Path | None, minutes: float | None, changes: dict[str, Any]) -> R:
     """The recipe with these changes and a plan that its minutes suffice for on this device, as steps were timed.
 
     Where minutes are given the plan fills them, else it is the recipe's own at most. A run that goes on with as many
     minutes keeps its plan. Refuses a disk too small for the run's files.
     """
-    training = recipe.override(**changes).training
+    training = experiment.override(**changes).training
     allowed = float(minutes or training.minutes or LONGEST)
-    often = allowed / (OF_VAE if isinstance(recipe, VAERecipe) else REPORTS)
+    often = allowed / (OF_VAE if isinstance(experiment, VAEExperimentConfig) else REPORTS)
     plan = {"minutes": allowed, "report_minutes": min(training.report_minutes, often)}
-    before = read_options(type(recipe), Path(run)).training if run and (Path(run) / OPTIONS).is_file() else None
+    before = read_options(type(experiment), Path(run)).training if run and (Path(run) / OPTIONS).is_file() else None
     if before and before.minutes == allowed:
         plan["images"] = before.images
     else:
-        pace = rehearse(recipe.override(**changes))
+        pace = time_steps(experiment.override(**changes))
         check_room(Path(run or "."), IN_A_RUN * pace.parameters)
         fit = max(training.batch_size, int(60 * allowed * TRAINED / pace.seconds))
         plan["images"] = fit if minutes else min(fit, training.images)
-    return recipe.override(**plan | changes)
+    return experiment.override(**plan | changes)
 
 
 def check_room(folder: Path, size: int) -> None:
     """Refuse a disk with less room than these bytes."""
-    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(place).free
-    check(size < free, f"a run takes {size / 1e9:.2g} GB, but {place} has {free / 1e9:.2g} GB; give another --run")
+    rank_info = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(rank_info).free
+    check(size < free, f"a run takes {size / 1e9:.2g} GB, but {rank_info} has {free / 1e9:.2g} GB; give another --run")

@@ -10,11 +10,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffit_lib.checkpoints.autoencoders import load_codec
+from diffit_lib.checkpoints.autoencoders import load_space
 from diffit_lib.checkpoints.weights import build_denoiser
-from diffit_lib.config.experiment import AnyRecipe, Recipe, VAERecipe
-from diffit_lib.config.training import Training
-from diffit_lib.data.datasets import Images, recipe_data
+from diffit_lib.config.experiment import BaseExperimentConfig, ExperimentConfig, VAEExperimentConfig
+from diffit_lib.config.training import TrainingConfig
+from diffit_lib.data.datasets import Images, experiment_data
 from diffit_lib.data.stream import Batch, TrainingStream
 from diffit_lib.models import build_network
 from diffit_lib.models.cost import parameters
@@ -40,19 +40,19 @@ class Cost(NamedTuple):
     activations: int  # bytes that the forward pass of one micro-batch keeps for the backward pass
 
 
-def dry_run_train(recipe: Recipe) -> str:
+def dry_run_train(experiment: ExperimentConfig) -> str:
     """Lines on a diffusion recipe and its data, everything resolved as `train` would."""
-    codec, vae = load_codec(recipe.vae)
-    data = load_states(recipe, codec, vae)
-    recipe = resolve(recipe, data.train, vae)
-    return "\n".join([describe(recipe, diffusion_cost(recipe)), of_data(data.train)])
+    space, vae = load_space(experiment.vae)
+    data = load_states(experiment, space, vae)
+    experiment = resolve(experiment, data.train, vae)
+    return "\n".join([describe(experiment, diffusion_cost(experiment)), of_data(data.train)])
 
 
-def dry_run_vae(recipe: VAERecipe) -> str:
+def dry_run_vae(experiment: VAEExperimentConfig) -> str:
     """Lines on an autoencoder's recipe and its data, everything resolved as `train_vae` would."""
-    data = recipe_data(recipe)
-    recipe = resolve_vae(recipe, None, data.train)
-    return "\n".join([describe(recipe, autoencoder_cost(recipe)), of_data(data.train)])
+    data = experiment_data(experiment)
+    experiment = resolve_vae(experiment, None, data.train)
+    return "\n".join([describe(experiment, autoencoder_cost(experiment)), of_data(data.train)])
 
 
 def of_data(train: Images) -> str:
@@ -61,18 +61,18 @@ def of_data(train: Images) -> str:
     return f"  data: {train.name}, {len(train):,} of {shape}, {f'{classes} classes' if classes else 'no classes'}"
 
 
-def describe(recipe: AnyRecipe, cost: Cost) -> str:
+def describe(experiment: BaseExperimentConfig, cost: Cost) -> str:
     """What it takes, in lines."""
-    training, micro = recipe.training, recipe.training.batch_size // recipe.training.accumulate
+    training, micro = experiment.training, experiment.training.batch_size // experiment.training.accumulate
     total = cost.states + cost.activations
     left_out = "one recomputed block at a time" if training.checkpointing else "what the device itself works with"
-    if isinstance(recipe, VAERecipe):
-        left_out += ", LPIPS" if recipe.loss.perceptual_weight else ""
-    elif getattr(recipe, "vae", ""):
+    if isinstance(experiment, VAEExperimentConfig):
+        left_out += ", LPIPS" if experiment.loss.perceptual_weight else ""
+    elif getattr(experiment, "vae", ""):
         left_out += ", the autoencoder"
     return "\n".join(
         [
-            f"{recipe.name}: {cost.parameters:,} parameters, {cost.products / 1e9:.3g} GMAC an image forward, "
+            f"{experiment.name}: {cost.parameters:,} parameters, {cost.products / 1e9:.3g} GMAC an image forward, "
             "about three times that in training",
             f"  {training.total_images:,} images in {training.total_steps:,} steps of {training.batch_size}, "
             f"{training.precision} on {best_device()}: {3 * cost.products * training.total_images / 1e15:.3g} PMAC",
@@ -87,39 +87,39 @@ def size(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
-def diffusion_cost(recipe: Recipe) -> Cost:
+def diffusion_cost(experiment: ExperimentConfig) -> Cost:
     """Of a denoiser's network."""
 
     def build() -> list[nn.Module]:
-        network = build_network(recipe.network)
-        network.checkpointing = recipe.training.checkpointing
+        network = build_network(experiment.network)
+        network.checkpointing = experiment.training.checkpointing
         return [network]
 
     return measure(
-        build, lambda networks, x: networks[0](x, torch.zeros(len(x))), recipe.network.shape, recipe.training
+        build, lambda networks, x: networks[0](x, torch.zeros(len(x))), experiment.network.shape, experiment.training
     )
 
 
-def autoencoder_cost(recipe: VAERecipe) -> Cost:
+def autoencoder_cost(experiment: VAEExperimentConfig) -> Cost:
     """Of an autoencoder, and of its discriminator where it has one, which sees originals and reconstructions."""
-    adversarial = recipe.loss.disc_weight > 0
+    adversarial = experiment.loss.disc_weight > 0
 
     def build() -> list[nn.Module]:
-        discriminator = PatchDiscriminator(recipe.network.shape, recipe.loss.disc_width)
-        return [KLAutoencoder(recipe.network), *[discriminator] * adversarial]
+        discriminator = PatchDiscriminator(experiment.network.shape, experiment.loss.disc_width)
+        return [KLAutoencoder(experiment.network), *[discriminator] * adversarial]
 
     def forward(networks: list[nn.Module], x: Tensor) -> Iterable[Tensor]:
-        again = networks[0](x, x.new_zeros(len(x), *recipe.network.latent_shape))[0]
+        again = networks[0](x, x.new_zeros(len(x), *experiment.network.latent_shape))[0]
         return again, *(judge(seen) for judge in networks[1:] for seen in (again, x, again.detach()))
 
-    return measure(build, forward, recipe.network.shape, recipe.training)
+    return measure(build, forward, experiment.network.shape, experiment.training)
 
 
 def measure(
     build: Callable[[], list[nn.Module]],
     forward: Callable[[list[nn.Module], Tensor], object],
     shape: tuple[int, ...],
-    training: Training,
+    training: TrainingConfig,
 ) -> Cost:
     """Count on tensors that hold nothing: the largest network takes neither memory nor time.
 
@@ -167,22 +167,22 @@ class Pace(NamedTuple):
     parameters: int
 
 
-def rehearse(recipe: AnyRecipe) -> Pace:
+def time_steps(experiment: BaseExperimentConfig) -> Pace:
     """Time steps of the recipe's training for a few seconds, after a first one that is not counted.
 
     The step is forward, backward and Adam's, on noise of the shape that the network sees; what reads images, encodes
     them or reports is not in it, nor LPIPS and the discriminator. Where a step of the whole batch would take too long,
     one of part of it is timed.
     """
-    training, device = recipe.training, best_device()
+    training, device = experiment.training, best_device()
     precision = best_precision(device) if training.precision == "auto" else training.precision
     with torch.random.fork_rng(devices=[]), cpu_threads(training.threads):
-        module = rehearsed(recipe).to(device)
+        module = timed(experiment).to(device)
         optimizer = torch.optim.Adam(module.model.parameters(), lr=0.0)
 
         def step(size: int) -> float:
             """Seconds that a step of so many images takes."""
-            options = recipe.override(batch_size=size, accumulate=1).training
+            options = experiment.override(batch_size=size, accumulate=1).training
             stream = TrainingStream(module.data, options, module.state_shape)
             start = time.monotonic()
             batch = Batch(*(tensor.to(device) for tensor in stream.batch(0)))
@@ -206,15 +206,17 @@ def rehearse(recipe: AnyRecipe) -> Pace:
     return Pace(each, sum(tensor.numel() for tensor in module.model.parameters()))
 
 
-def rehearsed(recipe: AnyRecipe) -> RunModule:
+def timed(experiment: BaseExperimentConfig) -> RunModule:
     """The recipe's module on noise in place of images."""
-    shape = recipe.network.shape
-    count = recipe.training.batch_size
+    shape = experiment.network.shape
+    count = experiment.training.batch_size
     pixels = torch.randint(256, (count, *shape), dtype=torch.uint8, generator=seeded_generator("rehearsal"))
     noise = Images("noise", pixels, torch.zeros(count, dtype=torch.int64), ())
-    if isinstance(recipe, VAERecipe):
-        return AutoencoderModule(KLAutoencoder(recipe.network).to(memory_format=torch.channels_last), recipe, noise)
-    assert isinstance(recipe, Recipe)
-    known = recipe if recipe.denoiser.sigma_data else recipe.override(sigma_data=0.5)
+    if isinstance(experiment, VAEExperimentConfig):
+        return AutoencoderModule(
+            KLAutoencoder(experiment.network).to(memory_format=torch.channels_last), experiment, noise
+        )
+    assert isinstance(experiment, ExperimentConfig)
+    known = experiment if experiment.denoiser.sigma_data else experiment.override(sigma_data=0.5)
     denoiser = build_denoiser(known).to(memory_format=torch.channels_last)
-    return DiffusionModule(denoiser, recipe.training, noise)
+    return DiffusionModule(denoiser, experiment.training, noise)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffit_lib.data.datasets import Split
-from diffit_lib.evaluation.evaluate import FIRST_SEED, make_stamp
+from diffit_lib.evaluation.evaluate import FIRST_SEED, make_provenance
 from diffit_lib.evaluation.evaluator import HELD
 from diffit_lib.evaluation.features import inception_path, load_inception, train_classifier
 from diffit_lib.evaluation.metrics import copy_ratio, frechet_distance, measure_small, nearest
@@ -28,7 +28,7 @@ FALL = 0.03  # of the test loss over the second half of the images, from which o
 FEWEST = 3  # rows of metrics.csv, below which nothing is concluded from curves
 
 
-class Verdict(NamedTuple):
+class Diagnosis(NamedTuple):
     """What to make of a run."""
 
     word: str  # "copying", "overfitting", "still falling", "done" or "too short to tell"
@@ -44,13 +44,13 @@ class Curves(NamedTuple):
     fall: float  # of the test loss from half of the images to the end
 
 
-def judge(
+def diagnose(
     rows: Sequence[dict[str, Any]],
     copy_ratio: float | None = None,
     *,
     held_out: bool = True,
     training_images: int = 0,
-) -> Verdict:
+) -> Diagnosis:
     """The verdict on a run whose `metrics.csv` has these rows; the first rule that holds wins.
 
     copying: the copy ratio is below 0.5. overfitting: the test loss ends 2 % or more above its lowest, or 25 % or more
@@ -83,7 +83,7 @@ def judge(
         word, says = "done", "It has learned what it can: a larger network or more images would help, not more time."
     if not held_out:
         says += " There are too few images for a test part, so copying and overfitting cannot be seen."
-    return Verdict(word, says, tuple(reasons))
+    return Diagnosis(word, says, tuple(reasons))
 
 
 def measure(rows: Sequence[dict[str, Any]]) -> Curves | None:
@@ -109,7 +109,7 @@ INCEPTION_REALS = 1_000  # training images that Inception looks at
 
 
 @dataclass
-class Appraisal:
+class QuickEvaluation:
     """What a report shows; images are uint8 (N, C, H, W)."""
 
     samples: Tensor  # the first ones drawn, classes in turn
@@ -119,7 +119,7 @@ class Appraisal:
     missing: list[str] = field(default_factory=list)  # what could not be measured, and why
 
 
-def appraise(pipe: Pipeline, data: Split) -> Appraisal:
+def evaluate_quickly(pipe: Pipeline, data: Split) -> QuickEvaluation:
     """Draw up to 256 images, for about 90 seconds at most, and measure them against the data they were trained on.
 
     Copies are looked for, and the classifier looks, at images shrunk to 32 pixels: a picture's pixels differ from its
@@ -134,7 +134,7 @@ def appraise(pipe: Pipeline, data: Split) -> Appraisal:
     distance, index = nearest(small, small_train)
     likest = distance.argsort()[:ROW]
     shown = evenly(test.labels, min(SHOWN, len(test)))
-    found = Appraisal(samples[:SHOWN], test.images[shown], (samples[likest], train.images[index[likest]]))
+    found = QuickEvaluation(samples[:SHOWN], test.images[shown], (samples[likest], train.images[index[likest]]))
     if data.train is data.test:
         found.missing.append("There are too few images for a test part, so no number has a floor to stand beside.")
         return found
@@ -151,7 +151,9 @@ def appraise(pipe: Pipeline, data: Split) -> Appraisal:
             test=small_test,
             test_labels=test.labels,
             classifiers=[train_classifier(small_train, train.labels, device=pipe.device)],
-            stamp=make_stamp(pipe, "classifier", len(samples), {}).against(data.train.name, data.train.fingerprint()),
+            stamp=make_provenance(pipe, "classifier", len(samples), {}).against(
+                data.train.name, data.train.fingerprint()
+            ),
         )
     elif not train.class_names:
         found.missing.append("The images have no classes, so no classifier can be trained to look at them.")
@@ -161,7 +163,9 @@ def appraise(pipe: Pipeline, data: Split) -> Appraisal:
     return found
 
 
-def look_with_inception(found: Appraisal, samples: Tensor, train: Tensor, test: Tensor, device: torch.device) -> None:
+def look_with_inception(
+    found: QuickEvaluation, samples: Tensor, train: Tensor, test: Tensor, device: torch.device
+) -> None:
     """Add the Frechet distances in Inception's features, or what is missing for them: nothing is downloaded."""
     if not inception_path().is_file():
         found.missing.append(

@@ -14,12 +14,12 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from diffit_lib.checkpoints.weights import Card
-from diffit_lib.config.experiment import Recipe
+from diffit_lib.checkpoints.weights import ModelCard
+from diffit_lib.config.experiment import ExperimentConfig
 from diffit_lib.data.datasets import Split
 from diffit_lib.data.latent_cache import CachedLatents
 from diffit_lib.models.cost import parameters
-from diffit_lib.reports.diagnosis import ROW, Appraisal, Verdict, appraise, judge
+from diffit_lib.reports.diagnosis import ROW, Diagnosis, QuickEvaluation, diagnose, evaluate_quickly
 from diffit_lib.sampling.pipeline import Pipeline, load
 from diffit_lib.training.encode import load_states
 from diffit_lib.training.logs import read_rows
@@ -70,29 +70,29 @@ def write_page(run: str | Path, data: Split | None = None) -> Path | None:
     given; of a run on latents alone there are no images to compare with, which is said, and there is no page.
     """
     run, begun = Path(run), time.monotonic()
-    pipe = load(run / WEIGHTS, precision=read_options(Recipe, run).training.precision)
-    data = data or load_states(pipe.card.recipe, pipe.codec, pipe.card.vae)
+    pipe = load(run / WEIGHTS, precision=read_options(ExperimentConfig, run).training.precision)
+    data = data or load_states(pipe.card.experiment, pipe.space, pipe.card.vae)
     if isinstance(data.train, CachedLatents):
         say(f"{run}: no report.html, since {data.train.name} is latents alone, without the images")
         return None
-    found, rows = appraise(pipe, data), read_rows(run / "metrics.csv")
+    found, rows = evaluate_quickly(pipe, data), read_rows(run / "metrics.csv")
     held_out = data.train is not data.test
     copies = found.numbers.get("copy_ratio")
-    verdict = judge(rows, copies, held_out=held_out, training_images=len(data.train))
+    verdict = diagnose(rows, copies, held_out=held_out, training_images=len(data.train))
     write_text(run / "report.html", page(run, pipe, data, rows, found, verdict))
     say(f"report: {verdict.word}: {verdict.says} ({time.monotonic() - begun:.0f} seconds)")
     return run / "report.html"
 
 
 def page(
-    run: Path, pipe: Pipeline, data: Split, rows: Sequence[dict[str, Any]], found: Appraisal, verdict: Verdict
+    run: Path, pipe: Pipeline, data: Split, rows: Sequence[dict[str, Any]], found: QuickEvaluation, verdict: Diagnosis
 ) -> str:
     """The whole page."""
     name, card = escape(run.resolve().name), pipe.card
     count = parameters(pipe.denoiser.network)
     facts = (
-        f"{card.recipe.name}, {count / 1e6:.1f} million parameters, trained on {len(data.train):,} images of "
-        f"{card.recipe.data}: {card.images_seen:,} seen in {card.minutes:.1f} minutes on {card.device}."
+        f"{card.experiment.name}, {count / 1e6:.1f} million parameters, trained on {len(data.train):,} images of "
+        f"{card.experiment.data}: {card.images_seen:,} seen in {card.minutes:.1f} minutes on {card.device}."
     )
     real = "held-out real images" if data.train is not data.test else "training images"
     classes = len(card.class_names)
@@ -127,7 +127,7 @@ def page(
     )
 
 
-def table(found: Appraisal) -> str:
+def table(found: QuickEvaluation) -> str:
     """The numbers that there are, each beside what real test images get."""
     lines = []
     for name, key, floor, meaning in NUMBERS:
@@ -141,7 +141,7 @@ def table(found: Appraisal) -> str:
     return f'<div class="scroll"><table>{head}{"".join(lines)}</table></div>' if lines else ""
 
 
-def stamp(found: Appraisal) -> str:
+def stamp(found: QuickEvaluation) -> str:
     """What the numbers depend on."""
     if "stamp" not in found.numbers:
         return ""
@@ -152,7 +152,7 @@ def stamp(found: Appraisal) -> str:
 
 def curves(pipe: Pipeline, rows: Sequence[dict[str, Any]]) -> str:
     """The run's curves over the expected ones, if there are any for these data and this network."""
-    expected = expected_rows(pipe.card.recipe)
+    expected = expected_rows(pipe.card.experiment)
     told = "In grey: a run known to be good."
     if not expected:
         told = "No expected curves lie behind, for how low a loss can get depends on the images: look at the slope."
@@ -165,10 +165,8 @@ def autoencoder(run: Path, pipe: Pipeline) -> list[str]:
     if vae is None or not pictures:
         return []
     psnr = f", PSNR {vae.numbers['psnr']:.1f} dB" if "psnr" in vae.numbers else ""
-    told = (
-        f"{vae.recipe.name}, {vae.images_seen:,} images in {vae.minutes:.1f} minutes{psnr}. Rows of held-out images, "
-    )
-    told += "each over what comes back: samples cannot be sharper than these."
+    told = f"{vae.experiment.name}, {vae.images_seen:,} images in {vae.minutes:.1f} minutes{psnr}. Rows of held-out "
+    told += "images, each over what comes back: samples cannot be sharper than these."
     return [section(figure((pictures[-1].read_bytes(), "image/png"), told, "Autoencoder"))]
 
 
@@ -178,10 +176,10 @@ def bullets(lines: Iterable[str]) -> str:
     return f'<ul class="soft">{items}</ul>' if items else ""
 
 
-def commands(run: Path, card: Card) -> str:
+def commands(run: Path, card: ModelCard) -> str:
     """What goes on from here: twice as much training, more samples, all numbers."""
     folder, weights = shlex.quote(str(run)), shlex.quote(str(run / WEIGHTS))
-    minutes, images = math.ceil(2 * card.minutes), 2 * card.recipe.training.total_images
+    minutes, images = math.ceil(2 * card.minutes), 2 * card.experiment.training.total_images
     lines = (
         f"diffit train --run {folder} --images {images} --minutes {minutes}",
         f"diffit sample {weights} --seeds 0-63 --out pictures",

@@ -58,7 +58,7 @@ def step_path(folder: Path, step: int) -> Path:
 
 def draw_grid(pipe: Pipeline, **settings: Any) -> np.ndarray:
     """64 images in order of class, 8 to a row, seeds 0 to 63; one picture (H, W, C)."""
-    classes = pipe.card.recipe.network.num_classes
+    classes = pipe.card.experiment.network.num_classes
     images = pipe(range(64), [k * classes // 64 for k in range(64)] if classes else None, **settings)
     return tile(images, columns=8, scale=enlargement(images))
 
@@ -68,7 +68,7 @@ def draw_strip(pipe: Pipeline, columns: int = 9, **settings: Any) -> np.ndarray:
 
     About `columns` states, the last one among them, are shown.
     """
-    classes = pipe.card.recipe.network.num_classes
+    classes = pipe.card.experiment.network.num_classes
     seeds = list(range(min(classes, 10) or 6))
     steps = pipe.sampling(**settings).steps
     states = [
@@ -85,6 +85,6 @@ def draw_sweep(pipe: Pipeline, scales: Sequence[float], **settings: Any) -> np.n
 
     A column starts from one noise throughout; 0 is guidance to no class at all.
     """
-    columns = list(range(min(pipe.card.recipe.network.num_classes, 10)))
+    columns = list(range(min(pipe.card.experiment.network.num_classes, 10)))
     rows = [pipe(columns, columns, **settings | {"guidance": float(scale)}) for scale in scales]
     return tile(np.concatenate(rows), columns=len(columns), scale=enlargement(rows[0]))

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffit_lib.checkpoints.weights import Card, load_own_codec, load_weights
-from diffit_lib.config.diffusion import Sampling
+from diffit_lib.checkpoints.weights import ModelCard, load_own_space, load_weights
+from diffit_lib.config.diffusion import SamplingConfig
 from diffit_lib.diffusion.denoiser import Denoiser, Preconditioned
 from diffit_lib.diffusion.guidance import Clipped, guided
 from diffit_lib.diffusion.samplers import SAMPLERS, State
-from diffit_lib.models.latent_space import PIXELS, Codec
+from diffit_lib.models.latent_space import PIXEL_SPACE, Space
 from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.tensors import (
     SeededNoise,
@@ -39,8 +39,8 @@ class Pipeline:
     def __init__(
         self,
         denoiser: Preconditioned,
-        card: Card,
-        codec: Codec = PIXELS,
+        card: ModelCard,
+        space: Space = PIXEL_SPACE,
         *,
         device: torch.device | None = None,
         precision: str = "auto",
@@ -49,7 +49,7 @@ class Pipeline:
         self.precision = best_precision(self.device) if precision == "auto" else precision
         check(self.precision in PRECISIONS, f"precision is {precision!r}; give auto, {', '.join(PRECISIONS)}")
         self.denoiser = denoiser.to(self.device).to(memory_format=torch.channels_last).eval()
-        self.card, self.codec = card, codec.to(self.device)
+        self.card, self.space = card, space.to(self.device)
 
     def __call__(
         self,
@@ -62,9 +62,9 @@ class Pipeline:
         """Images for these seeds, uint8 (N, H, W, C).
 
         `labels` is one class for all or one per seed, by number or name; None draws each image's class from its seed,
-        and "none" asks for no class. `settings` are fields of `Sampling` (sampler, steps, guidance, churn); those not
-        given follow the weights. At most `batch_size` images (64) are drawn at once; where it is given, the last batch
-        is padded to it. At one batch size the k-th image of a batch is the same to the bit whatever its neighbours are.
+        and "none" asks for no class. `settings` are fields of `SamplingConfig` (sampler, steps, guidance, churn); those
+        not given follow the weights. At most `batch_size` images (64) are drawn at once; where it is given,
+        the last batch is padded to it. At one batch size the k-th image of a batch is the same to the bit whatever its neighbours are.
         """
         batches = self.batches(seeds, labels, batch_size=batch_size, **settings)
         return np.concatenate([to_pictures(batch) for batch in batches])
@@ -78,7 +78,7 @@ class Pipeline:
             raise DiffitError(f"nothing to draw: {len(seeds)} seeds, batch_size={batch_size}; give 1 or more of each")
         labels = per_seed(labels, len(seeds))
         self.class_label(seeds, labels)  # a mistake in the last label is told before the first image is drawn
-        _ = self.codec.checksum  # and so is an autoencoder that cannot be had
+        _ = self.space.checksum  # and so is an autoencoder that cannot be had
         for first in range(0, len(seeds), size):
             part = slice(first, first + size)
             try:
@@ -88,7 +88,7 @@ class Pipeline:
                 raise DiffitError(
                     f"{size} images at once exceed the memory of {self.device}; give batch_size={max(1, size // 2)}"
                 ) from None
-            yield self.codec.decode(last.x)
+            yield self.space.decode(last.x)
 
     def stream(
         self, seeds: Sequence[int], labels: Labels = None, *, pad_to: int = 0, **settings: Any
@@ -98,12 +98,12 @@ class Pipeline:
         seeds = [int(seed) for seed in seeds]  # tensor(3) names the image that 3 names
         class_label, count = self.class_label(seeds, labels), len(seeds)
         padding = max(pad_to - count, 0)
-        noise = SeededNoise([*seeds, *[0] * padding], self.card.recipe.network.shape)
+        noise = SeededNoise([*seeds, *[0] * padding], self.card.experiment.network.shape)
         if class_label is not None:
             class_label = torch.cat([class_label, class_label.new_zeros(padding)]).to(self.device)
         denoiser: Denoiser = self.denoiser
         if class_label is not None:
-            denoiser = guided(self.denoiser, sampling, no_class=self.card.recipe.network.num_classes)
+            denoiser = guided(self.denoiser, sampling, no_class=self.card.experiment.network.num_classes)
         if self.denoiser.clip:
             denoiser = Clipped(denoiser)
         x = denoiser.initial(noise().to(self.device, state_dtype(self.device)))
@@ -118,24 +118,26 @@ class Pipeline:
 
     def decode(self, x: Tensor) -> np.ndarray:
         """A state without its noise, (B, C, H, W), pixels or latents -> uint8 (B, H, W, C)."""
-        return to_pictures(self.codec.decode(x))
+        return to_pictures(self.space.decode(x))
 
-    def sampling(self, **settings: Any) -> Sampling:
+    def sampling(self, **settings: Any) -> SamplingConfig:
         """The weights' own sampling settings with these changed; None changes nothing."""
         given = {name: value for name, value in settings.items() if value is not None}
-        names = [field.name for field in fields(Sampling)]
+        names = [field.name for field in fields(SamplingConfig)]
         for name in given.keys() - set(names):
             raise DiffitError(f"unknown sampling setting {name!r}; the settings are {', '.join(names)}")
         check(
-            given.get("guidance", 1) == 1 or self.card.recipe.network.num_classes > 0,
+            given.get("guidance", 1) == 1 or self.card.experiment.network.num_classes > 0,
             f"guidance is {given.get('guidance')}, but these weights are unconditional; leave guidance out",
         )
-        recipe = self.card.recipe
-        return replace(recipe, sampling=recipe.sampling.change(**given)).sampling  # what the network has not is refused
+        experiment = self.card.experiment
+        return replace(
+            experiment, sampling=experiment.sampling.change(**given)
+        ).sampling  # what the network has not is refused
 
     def class_label(self, seeds: Sequence[int], labels: Labels) -> Tensor | None:
         """(B,) int64 on the CPU, or None for an unconditional network."""
-        num_classes, labels = self.card.recipe.network.num_classes, per_seed(labels, len(seeds))
+        num_classes, labels = self.card.experiment.network.num_classes, per_seed(labels, len(seeds))
         if num_classes == 0:
             if labels is not None and set(labels) != {"none"}:
                 raise DiffitError(f"no label {labels[0]!r}: these weights are unconditional; leave labels out")
@@ -147,7 +149,7 @@ class Pipeline:
 
     def class_number(self, label: int | str) -> int:
         """A class by `find_class`; "none" is the row of the label table that means no class."""
-        return find_class(label, self.card.class_names, self.card.recipe.network.num_classes)
+        return find_class(label, self.card.class_names, self.card.experiment.network.num_classes)
 
 
 def find_class(label: int | str, names: Sequence[str], num_classes: int) -> int:
@@ -211,8 +213,8 @@ def load(
     "32-true", "bf16-mixed" or "16-mixed".
     """
     denoiser, card = load_weights(path_or_name, ema=ema, file=file)
-    codec = load_own_codec(path_or_name, card, vae)
-    return Pipeline(denoiser, card, codec, device=find_device(device), precision=precision)
+    space = load_own_space(path_or_name, card, vae)
+    return Pipeline(denoiser, card, space, device=find_device(device), precision=precision)
 
 
 def find_device(name: str | torch.device | None) -> torch.device:
@@ -225,9 +227,9 @@ def find_device(name: str | torch.device | None) -> torch.device:
     return device
 
 
-def in_turn(card: Card, count: int) -> list[int | str] | None:
+def in_turn(card: ModelCard, count: int) -> list[int | str] | None:
     """Labels 0, 1, 2, ... over and over, one for each of `count` images; None for unconditional weights."""
-    classes = card.recipe.network.num_classes
+    classes = card.experiment.network.num_classes
     return [k % classes for k in range(count)] if classes else None
 
 

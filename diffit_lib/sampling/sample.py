@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffit_lib.sampling.pipeline import load
-from diffit_lib.sampling.selection import Classes, check_once, choose, class_numbers, grid_cells, ranges
-from diffit_lib.sampling.writer import PLACES, Album
-from diffit_lib.utils.distributed import own_device, place
+from diffit_lib.sampling.selection import Classes, check_once, class_numbers, grid_cells, ranges, select
+from diffit_lib.sampling.writer import PLACES, SampleWriter
+from diffit_lib.utils.distributed import local_device, rank_info
 from diffit_lib.utils.errors import check
 from diffit_lib.utils.tensors import PROTOCOLS, digest
 
@@ -37,24 +37,24 @@ def sample(
     Images are drawn `batch_size` at once, the last batch padded, and written one by one: started again after a kill,
     or as one of several processes, of which each draws every world-th batch, it ends with the same files to the byte.
     A folder that holds anything else is refused with a DiffitError. With `protocol` "adm" floats are truncated to
-    uint8, as the published evaluators do. `settings` are fields of `Sampling`.
+    uint8, as the published evaluators do. `settings` are fields of `SamplingConfig`.
     """
     check(batch_size > 0, f"batch_size is {batch_size}; give 1 or more")
     check(grid is None or min(grid) > 0, f"grid is {grid}; give a column and a row or more")
     for name, value, known in (("format", format, PLACES), ("protocol", protocol, PROTOCOLS)):
         check(value in known, f"{name} is {value!r}; give one of {', '.join(known)}")
-    pipe = load(weights, device=own_device())
+    pipe = load(weights, device=local_device())
     if seeds is None and per_class is None and grid is not None:
         seeds = range(grid[0] * grid[1])
-    images = choose(pipe, seeds, classes, per_class)
+    images = select(pipe, seeds, classes, per_class)
     columns, cells = grid_cells(len(images), per_class, grid)
     if format == "grid":
         images, cells = [images[cell] for cell in cells], list(range(len(cells)))
     size = min(batch_size, len(images))
     facts = {
-        "weights": pipe.card.recipe.name,
+        "weights": pipe.card.experiment.name,
         "weights_hash": digest(pipe.denoiser.state_dict()),
-        "autoencoder": pipe.codec.checksum or None,
+        "autoencoder": pipe.space.checksum or None,
         "seeds": seeds and ranges(seeds),
         "classes": class_numbers(pipe, classes),
         "per_class": per_class,
@@ -69,13 +69,13 @@ def sample(
     for folder, scale in folders(Path(out), guidance):
         each = settings | {"guidance": scale}
         known = facts | vars(pipe.sampling(**each))
-        albums.append(Album(pipe, folder, images, columns, cells, size, each, known))
+        albums.append(SampleWriter(pipe, folder, images, columns, cells, size, each, known))
     for album in albums:
         album.check()
     for album in albums:
         album.begin()
         album.draw()
-        if place().rank == 0:
+        if rank_info().rank == 0:
             album.finish()
     return [album.folder for album in albums]
 

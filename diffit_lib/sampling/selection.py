@@ -14,7 +14,7 @@ SHOWN = 64  # images in a grid at most, unless one of another size is asked for
 Classes = None | int | str | Sequence[int | str]
 
 
-class Chosen(NamedTuple):
+class Selection(NamedTuple):
     """One image to be drawn."""
 
     seed: int
@@ -22,7 +22,7 @@ class Chosen(NamedTuple):
     file: str
 
 
-def choose(pipe: Pipeline, seeds: Sequence[int] | None, classes: Classes, per_class: int | None) -> list[Chosen]:
+def select(pipe: Pipeline, seeds: Sequence[int] | None, classes: Classes, per_class: int | None) -> list[Selection]:
     """One image for each seed; or `per_class` images of each class given, of all where none is, class by class.
 
     The seeds, 0 to 63 unless given, get the classes in turn, or each the class drawn from it where none is given. With
@@ -30,7 +30,7 @@ def choose(pipe: Pipeline, seeds: Sequence[int] | None, classes: Classes, per_cl
     k C + c, C being the number of classes the weights know: no two images share their noise, and neither another
     `per_class` nor other classes beside it change an image.
     """
-    known, numbers = pipe.card.recipe.network.num_classes, class_numbers(pipe, classes)
+    known, numbers = pipe.card.experiment.network.num_classes, class_numbers(pipe, classes)
     count = (per_class or 0) * known if seeds is None else len(seeds)
     check(count <= MOST_IMAGES, f"{count:,} images are asked for, and {MOST_IMAGES:,} is the most; give fewer")
     check_once("seed", seeds or [])
@@ -43,7 +43,7 @@ def choose(pipe: Pipeline, seeds: Sequence[int] | None, classes: Classes, per_cl
             len(numbers) <= len(seeds),
             f"{len(numbers)} classes for {len(seeds)} seeds, which get them in turn; give more seeds, or fewer classes",
         )
-        return [Chosen(seed, numbers[k % len(numbers)], f"{seed:06d}.png") for k, seed in enumerate(seeds)]
+        return [Selection(seed, numbers[k % len(numbers)], f"{seed:06d}.png") for k, seed in enumerate(seeds)]
     check(known > 0, f"per_class is {per_class}, but these weights are unconditional; give seeds instead")
     check(per_class > 0, f"per_class is {per_class}; give 1 or more")
     check(
@@ -55,7 +55,7 @@ def choose(pipe: Pipeline, seeds: Sequence[int] | None, classes: Classes, per_cl
     check(known not in numbers, f"per_class is {per_class}, but 'none' is no class; give seeds instead")
     check_once("class", numbers)
     return [
-        Chosen(seed, number, f"{class_folder(number, pipe.card.class_names, known)}/{seed:06d}.png")
+        Selection(seed, number, f"{class_folder(number, pipe.card.class_names, known)}/{seed:06d}.png")
         for number in numbers
         for seed in (range(number, per_class * known, known) if seeds is None else seeds)
     ]
@@ -67,7 +67,7 @@ def class_numbers(pipe: Pipeline, classes: Classes) -> list[Any] | None:
         return None
     names = pipe.card.class_names
     check(
-        pipe.card.recipe.network.num_classes > 0,
+        pipe.card.experiment.network.num_classes > 0,
         f"classes is {classes!r}, but these weights are unconditional; leave classes out",
     )
     if isinstance(classes, str):

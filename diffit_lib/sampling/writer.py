@@ -20,8 +20,8 @@ from tqdm.auto import tqdm
 
 from diffit_lib.sampling.grids import FOLLOWED, write_trajectory
 from diffit_lib.sampling.pipeline import Labels, Pipeline, per_seed
-from diffit_lib.sampling.selection import Chosen
-from diffit_lib.utils.distributed import place, wait_for
+from diffit_lib.sampling.selection import Selection
+from diffit_lib.utils.distributed import rank_info, wait_for
 from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.files import replacing, sweep, write_text
 from diffit_lib.utils.plots import enlargement, tile, write_png
@@ -62,12 +62,12 @@ PLACES = {"png": "images", "zip": "images.zip", "npz": "images.npz", "grid": "gr
 
 
 @dataclass(frozen=True)
-class Album:
+class SampleWriter:
     """What a folder shall hold; all that its files depend on is in `facts`, which are its `settings.json`."""
 
     pipe: Pipeline
     folder: Path
-    images: list[Chosen]
+    images: list[Selection]
     columns: int  # of the grid, which shows the images of these numbers
     cells: list[int]
     batch_size: int
@@ -78,7 +78,7 @@ class Album:
         """Refuse a folder in which something else lies."""
         path = self.folder / "settings.json"
         if not path.is_file():
-            strangers = place().rank == 0 and self.folder.is_dir() and any(self.folder.glob("[!.]*"))
+            strangers = rank_info().rank == 0 and self.folder.is_dir() and any(self.folder.glob("[!.]*"))
             check(not strangers, f"{self.folder} is not empty, and `sample` did not begin it; give another folder")
             return
         try:
@@ -95,7 +95,7 @@ class Album:
     def begin(self) -> None:
         """Write `settings.json`, or wait for it where that is another process's part."""
         path = self.folder / "settings.json"
-        if place().rank > 0:
+        if rank_info().rank > 0:
             wait_for([path])
             self.check()
         elif not path.is_file():
@@ -103,7 +103,7 @@ class Album:
 
     def draw(self) -> None:
         """Draw this process's share of the images that are not there yet: every world-th batch."""
-        rank, world, _ = place()
+        rank, world, _ = rank_info()
         batches = [self.images[k : k + self.batch_size] for k in range(0, len(self.images), self.batch_size)]
         share = batches[rank::world]
         with tqdm(total=sum(map(len, share)), desc=f"drawing into {self.folder}", unit=" images", leave=False) as bar:
@@ -115,15 +115,15 @@ class Album:
                             write_png(self.path(image), picture)
                 bar.update(len(batch))
 
-    def pictures(self, batch: list[Chosen]) -> np.ndarray:
+    def pictures(self, batch: list[Selection]) -> np.ndarray:
         """The images of one batch, uint8 (B, H, W, C)."""
         seeds, labels = [image.seed for image in batch], self.labels(batch)
         (drawn,) = self.pipe.batches(seeds, labels, batch_size=self.batch_size, **self.settings)
         return PROTOCOLS[self.facts["protocol"]](drawn).permute(0, 2, 3, 1).cpu().numpy()
 
-    def labels(self, batch: list[Chosen]) -> list[int | str] | None:
+    def labels(self, batch: list[Selection]) -> list[int | str] | None:
         """The labels of these images as the pipeline takes them."""
-        none = self.pipe.card.recipe.network.num_classes
+        none = self.pipe.card.experiment.network.num_classes
         labels = ["none" if image.label == none else image.label for image in batch if image.label is not None]
         return labels or None
 
@@ -155,7 +155,7 @@ class Album:
         form = self.facts["format"]
         return form != "png" and (self.folder / "grid.png").is_file() and (self.folder / PLACES[form]).is_file()
 
-    def path(self, image: Chosen) -> Path:
+    def path(self, image: Selection) -> Path:
         """Where an image lies, at least until all are drawn."""
         return self.folder / "images" / image.file
 
@@ -172,7 +172,7 @@ class Album:
         return text.getvalue()
 
 
-class Drawn:
+class SampleCache:
     """A folder of drawn images; `after` is called once each batch is in it."""
 
     def __init__(self, folder: str | Path, after: Callable[[], None] = lambda: None):
@@ -197,7 +197,7 @@ class Drawn:
         sampling, weights = json.dumps(vars(pipe.sampling(**settings))), digest(pipe.denoiser.state_dict())
         for stale in set(self.folder.glob("*.safetensors")) - set(self.folder.glob(f"{weights}-*")):
             stale.unlink(missing_ok=True)
-        rank, world, _ = place()
+        rank, world, _ = rank_info()
         paths: list[Path] = []
         bar = tqdm(range(0, len(seeds), batch_size), "drawing", unit=" batches", leave=False, delay=3)
         for number, first in enumerate(bar):

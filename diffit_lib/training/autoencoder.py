@@ -7,14 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from diffit_lib.config.experiment import VAERecipe
+from diffit_lib.config.experiment import VAEExperimentConfig
 from diffit_lib.data.datasets import Images
 from diffit_lib.data.stream import Batch
 from diffit_lib.models.discriminator import PatchDiscriminator, hinge
 from diffit_lib.models.lpips import Perceptual
 from diffit_lib.models.vae import KLAutoencoder
 from diffit_lib.training.module import RunModule
-from diffit_lib.utils.distributed import mean_everywhere
+from diffit_lib.utils.distributed import mean_over_ranks
 from diffit_lib.utils.tensors import autocast, to_float
 
 LARGEST_WEIGHT = 1e4  # of the discriminator's word, relative to the rest
@@ -28,10 +28,16 @@ class AutoencoderModule(RunModule):
     parameters detached, the discriminator's the reconstruction.
     """
 
-    def __init__(self, network: KLAutoencoder, recipe: VAERecipe, data: Images, perceptual: Perceptual | None = None):
-        super().__init__(network, recipe.training, data, recipe.network.latent_shape)
-        self.loss, self.perceptual = recipe.loss, perceptual
-        self.discriminator = PatchDiscriminator(recipe.network.shape, self.loss.disc_width)
+    def __init__(
+        self,
+        network: KLAutoencoder,
+        experiment: VAEExperimentConfig,
+        data: Images,
+        perceptual: Perceptual | None = None,
+    ):
+        super().__init__(network, experiment.training, data, experiment.network.latent_shape)
+        self.loss, self.perceptual = experiment.loss, perceptual
+        self.discriminator = PatchDiscriminator(experiment.network.shape, self.loss.disc_width)
         self.discriminator.to(memory_format=torch.channels_last)
 
     @property
@@ -84,7 +90,7 @@ class AutoencoderModule(RunModule):
         """Makes its gradient at the last layer as long as that of the rest (Esser et al. 2021, equation 7)."""
         last = self.network.decoder.conv_out.weight
         lengths = [
-            mean_everywhere(torch.autograd.grad(RAISED * term, last, retain_graph=True)[0].float()).norm() / RAISED
+            mean_over_ranks(torch.autograd.grad(RAISED * term, last, retain_graph=True)[0].float()).norm() / RAISED
             for term in (likeness, deceit)
         ]
         return (lengths[0] / (lengths[1] + 1e-6)).nan_to_num(0.0).clamp(0, LARGEST_WEIGHT).detach()

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from diffit_lib.data.stream import Batch
 from diffit_lib.training.module import RunModule
-from diffit_lib.utils.distributed import anywhere, wait_for_all
+from diffit_lib.utils.distributed import any_rank, barrier
 
 
 class Clock(pl.Callback):
@@ -36,7 +36,7 @@ class Clock(pl.Callback):
         module.seconds = time.monotonic() - self.start
         minutes = module.options.minutes
         planned = module.global_step >= module.options.total_steps
-        if planned or (minutes is not None and anywhere(module.seconds >= 60 * minutes)):
+        if planned or (minutes is not None and any_rank(module.seconds >= 60 * minutes)):
             trainer.should_stop = True
 
 
@@ -51,9 +51,9 @@ class Report(pl.Callback):
         self.next = time.monotonic() + 60 * module.options.report_minutes / 4
         self.terminated = False
         if threading.current_thread() is threading.main_thread():  # Lightning, which put its own there, takes it away
-            signal.signal(signal.SIGTERM, self.hear)
+            signal.signal(signal.SIGTERM, self.on_sigterm)
 
-    def hear(self, *_: Any) -> None:
+    def on_sigterm(self, *_: Any) -> None:
         """A scheduler's SIGTERM: this step is finished, then the run saved, by all processes at once."""
         self.terminated = True
 
@@ -62,21 +62,21 @@ class Report(pl.Callback):
         if batch_idx % module.options.accumulate:
             return
         start = time.monotonic()
-        if anywhere(self.terminated or start >= self.next):
-            self.obey(trainer)
+        if any_rank(self.terminated or start >= self.next):
+            self.exit_if_terminated(trainer)
             self.report(trainer, module)
             interval = 60 * module.options.report_minutes  # a slow report leaves half of it to training
             self.next = max(start + interval, time.monotonic() + interval / 2)
 
     def on_train_end(self, trainer: pl.Trainer, module: RunModule) -> None:
         """The last report closes the run; a SIGTERM in the last step or in the report is obeyed too."""
-        self.obey(trainer)
+        self.exit_if_terminated(trainer)
         self.report(trainer, module)
-        self.obey(trainer)
+        self.exit_if_terminated(trainer)
 
-    def obey(self, trainer: pl.Trainer) -> None:
+    def exit_if_terminated(self, trainer: pl.Trainer) -> None:
         """If SIGTERM came to any process, save and end."""
-        if anywhere(self.terminated):
+        if any_rank(self.terminated):
             self.save(trainer)
             raise SIGTERMException(128 + signal.SIGTERM)  # the exit status: go on with the same command
 
@@ -93,7 +93,7 @@ class Report(pl.Callback):
         trainer.save_checkpoint(beside, weights_only=False)
         if trainer.is_global_zero:
             beside.replace(self.checkpoint)
-        wait_for_all()  # or the first to leave would have the others ended
+        barrier()  # or the first to leave would have the others ended
 
 
 class Progress(pl.Callback):

@@ -5,14 +5,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from diffit_lib.config.training import Training
+from diffit_lib.config.training import TrainingConfig
 from diffit_lib.data.augment import augment
 from diffit_lib.data.datasets import Images
 from diffit_lib.data.latent_cache import source_of
 from diffit_lib.data.stream import Batch
 from diffit_lib.diffusion.denoiser import Preconditioned
 from diffit_lib.diffusion.loss import denoising_loss
-from diffit_lib.models.latent_space import PIXELS, Codec
+from diffit_lib.models.latent_space import PIXEL_SPACE, Space
 from diffit_lib.training.module import RunModule
 from diffit_lib.utils.tensors import SeededNoise, autocast
 
@@ -20,13 +20,13 @@ from diffit_lib.utils.tensors import SeededNoise, autocast
 class DiffusionModule(RunModule):
     """A denoiser in training, on pixels or on the latents of a codec."""
 
-    def __init__(self, denoiser: Preconditioned, training: Training, data: Images, codec: Codec = PIXELS):
+    def __init__(self, denoiser: Preconditioned, training: TrainingConfig, data: Images, space: Space = PIXEL_SPACE):
         network = cast(Any, denoiser.network)
         super().__init__(denoiser, training, data, network.config.shape)
-        self.codec, self.latent = codec, codec.latent
+        self.space, self.latent = space, space.latent
         self.some_idle = network.config.augment_dim > 0 and not training.augment
-        if codec.latent:
-            self.fingerprint = source_of(codec, data)
+        if space.latent:
+            self.fingerprint = source_of(space, data)
 
     @property
     def denoiser(self) -> Preconditioned:
@@ -40,7 +40,7 @@ class DiffusionModule(RunModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one micro-batch."""
-        clean, augment_label = self.codec.clean(batch.images, batch.posterior), None
+        clean, augment_label = self.space.encode(batch.images, batch.posterior), None
         if self.options.augment:
             with torch.autocast(self.device.type, enabled=False):  # half a pixel matters
                 clean, augment_label = augment(clean, batch.augmentation)
@@ -55,7 +55,7 @@ def loss_by_level(
     denoiser: Preconditioned,
     test: Images,
     precision: str,
-    codec: Codec = PIXELS,
+    space: Space = PIXEL_SPACE,
     *,
     levels: int = 8,
     images: int = 256,
@@ -66,7 +66,7 @@ def loss_by_level(
     """
     device = next(denoiser.parameters()).device
     part = test.take(torch.arange(min(images, len(test))), test.name)
-    clean = codec.clean(part.images.to(device))
+    clean = space.encode(part.images.to(device))
     noise = SeededNoise(range(len(part)), clean.shape[1:])().to(device)
     label = part.labels.to(device)
     losses = {}

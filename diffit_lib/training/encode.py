@@ -8,8 +8,8 @@ from tqdm.auto import tqdm
 
 from diffit_lib.checkpoints.autoencoders import VAECard, load_vae
 from diffit_lib.checkpoints.weights import image_shape
-from diffit_lib.config.experiment import Recipe
-from diffit_lib.data.datasets import Images, Split, recipe_data
+from diffit_lib.config.experiment import ExperimentConfig
+from diffit_lib.data.datasets import Images, Split, experiment_data
 from diffit_lib.data.latent_cache import (
     INDEX,
     CachedLatents,
@@ -19,8 +19,8 @@ from diffit_lib.data.latent_cache import (
     source_of,
     write_latents,
 )
-from diffit_lib.models.latent_space import Codec, Latents
-from diffit_lib.utils.distributed import own_device, place, wait_for, wait_for_all
+from diffit_lib.models.latent_space import LatentSpace, Space
+from diffit_lib.utils.distributed import barrier, local_device, rank_info, wait_for
 from diffit_lib.utils.files import cache_folder, sweep
 
 
@@ -33,62 +33,66 @@ def encode(
     and `memory_gb`.
     Started again, it goes on where it stopped. As one of several processes (torchrun) it writes its share of the files.
     """
-    codec, card = load_vae(vae)
-    codec.to(own_device())
+    space, card = load_vae(vae)
+    space.to(local_device())
     if not isinstance(data, tuple):
-        data = recipe_data(card.recipe.override(**changes), data)
-    out = Path(out) if out is not None else latents_folder(codec, data.train)
+        data = experiment_data(card.experiment.override(**changes), data)
+    out = Path(out) if out is not None else latents_folder(space, data.train)
     for part, images in (("train", data.train), ("test", data.test)):
-        write(codec, images, out / part, mirrored=part == "train")
-    if place().world == 1:  # else another may be writing still
+        write(space, images, out / part, mirrored=part == "train")
+    if rank_info().world == 1:  # else another may be writing still
         sweep(out)
     return out
 
 
-def cached_latents(codec: Latents, data: Split, *, mirrored: bool) -> Split:
+def cached_latents(space: LatentSpace, data: Split, *, mirrored: bool) -> Split:
     """Both parts as latents in the cache folder, encoded first where they are not there yet."""
     parts: list[Images] = []
     for images, flips in ((data.train, mirrored), (data.test, False)):
-        folder = latents_folder(codec, images)
-        write(codec, images, folder, mirrored=flips)
-        wait_for_all()
-        parts.append(open_latents(folder, codec))
+        folder = latents_folder(space, images)
+        write(space, images, folder, mirrored=flips)
+        barrier()
+        parts.append(open_latents(folder, space))
     return Split(*parts)
 
 
-def load_states(recipe: Recipe, codec: Codec, vae: VAECard | None) -> Split:
+def load_states(experiment: ExperimentConfig, space: Space, vae: VAECard | None) -> Split:
     """The images that a recipe names, or the latents, where `encode` wrote its data."""
-    if isinstance(codec, Latents) and is_latents(Path(recipe.data) / "train"):
-        return open_split(recipe.data, codec)
-    return recipe_data(recipe, image_shape=image_shape(recipe, vae))
+    if isinstance(space, LatentSpace) and is_latents(Path(experiment.data) / "train"):
+        return open_split(experiment.data, space)
+    return experiment_data(experiment, image_shape=image_shape(experiment, vae))
 
 
-def to_states(recipe: Recipe, codec: Codec, data: Split) -> Split:
+def to_states(experiment: ExperimentConfig, space: Space, data: Split) -> Split:
     """What training reads at every step: images, or their cached latents."""
-    if isinstance(codec, Latents) and recipe.cache_latents and not isinstance(data.train, CachedLatents):
-        return cached_latents(codec, data, mirrored=recipe.training.flip)
+    if isinstance(space, LatentSpace) and experiment.cache_latents and not isinstance(data.train, CachedLatents):
+        return cached_latents(space, data, mirrored=experiment.training.flip)
     return data
 
 
-def fingerprint_of_states(recipe: Recipe, codec: Codec, images: Images) -> str:
+def fingerprint_of_states(experiment: ExperimentConfig, space: Space, images: Images) -> str:
     """The fingerprint of what `to_states` will make of these images, known before they are encoded."""
-    return source_of(codec, images) if isinstance(codec, Latents) and recipe.cache_latents else images.fingerprint()
+    return (
+        source_of(space, images)
+        if isinstance(space, LatentSpace) and experiment.cache_latents
+        else images.fingerprint()
+    )
 
 
-def latents_folder(codec: Latents, images: Images) -> Path:
+def latents_folder(space: LatentSpace, images: Images) -> Path:
     """Where the cache keeps the latents of these images."""
-    return cache_folder() / "latents" / source_of(codec, images)
+    return cache_folder() / "latents" / source_of(space, images)
 
 
-def write(codec: Latents, images: Images, folder: Path, *, mirrored: bool) -> None:
+def write(space: LatentSpace, images: Images, folder: Path, *, mirrored: bool) -> None:
     """`write_latents` under a bar; a part that is latents already stays what it is."""
     if isinstance(images, CachedLatents):
         return
-    rank, world, _ = place()
+    rank, world, _ = rank_info()
     with tqdm(total=len(images), desc=f"encoding {images.name}", unit=" images", leave=False) as bar:
 
         def follow(done: int) -> None:
             bar.update(done - bar.n)
 
-        write_latents(codec, images, folder, mirrored=mirrored, rank=rank, world=world, progress=follow)
+        write_latents(space, images, folder, mirrored=mirrored, rank=rank, world=world, progress=follow)
     wait_for([folder / INDEX])  # the last process to finish writes it

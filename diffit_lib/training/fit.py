@@ -11,13 +11,13 @@ import torch
 from pytorch_lightning.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from pytorch_lightning.strategies import DDPStrategy
 
-from diffit_lib.config.experiment import AnyRecipe
-from diffit_lib.config.training import Training
+from diffit_lib.config.experiment import BaseExperimentConfig
+from diffit_lib.config.training import TrainingConfig
 from diffit_lib.training.callbacks import Clock, Progress, Report
 from diffit_lib.training.logs import RunLog
 from diffit_lib.training.module import RunModule
 from diffit_lib.training.run_dir import new_folder, read_options, set_aside, verb, write_options
-from diffit_lib.utils.distributed import from_first, here, place
+from diffit_lib.utils.distributed import from_rank_zero, local_world_size, rank_info
 from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.logging import LOG, say
 from diffit_lib.utils.tensors import best_device, best_precision, cpu_threads
@@ -26,11 +26,16 @@ CHECKPOINT = "last.ckpt"
 FREE = {"images", "max_steps", "minutes", "report_minutes", "workers", "threads", "memory_gb", "checkpointing", "vgg"}
 FREE |= {"keep", "sigma_min", "sigma_max"}  # the last two only matter in sampling; a run may change them as it goes on
 
-R = TypeVar("R", bound=AnyRecipe)
+R = TypeVar("R", bound=BaseExperimentConfig)
 
 
 def start(
-    recipe: R, run: str | Path | None, name: str | None, images: str, settle: Callable[[R, R | None], R], log: RunLog
+    experiment: R,
+    run: str | Path | None,
+    name: str | None,
+    images: str,
+    settle: Callable[[R, R | None], R],
+    log: RunLog,
 ) -> tuple[R, Path]:
     """Make the folder ready, a new one of this name unless one is given; the settled recipe, and the folder.
 
@@ -39,32 +44,37 @@ def start(
     beginning. Of several processes the first does all that. The random state is that of the recipe's seed afterwards.
     What is refused leaves no trace.
     """
-    recipe, folder = from_first(lambda: ready(recipe, run, name, images, settle, log))
-    torch.manual_seed(recipe.training.seed)
-    return recipe, folder
+    experiment, folder = from_rank_zero(lambda: ready(experiment, run, name, images, settle, log))
+    torch.manual_seed(experiment.training.seed)
+    return experiment, folder
 
 
 def ready(
-    recipe: R, run: str | Path | None, name: str | None, images: str, settle: Callable[[R, R | None], R], log: RunLog
+    experiment: R,
+    run: str | Path | None,
+    name: str | None,
+    images: str,
+    settle: Callable[[R, R | None], R],
+    log: RunLog,
 ) -> tuple[R, Path]:
     """`start` in the first process."""
     if run is not None and (Path(run) / CHECKPOINT).is_file():
         run = Path(run)
-        recipe = resumed(recipe, run, settle)
+        experiment = resumed(experiment, run, settle)
         check_readable(run / CHECKPOINT, images)
     else:
-        recipe = settle(recipe, None)
+        experiment = settle(experiment, None)
         if run is None:
-            run = new_folder(name or recipe.name)
-            say(f"run: {run}; stopped, it goes on by `diffit {verb(recipe)} --run {run}`")
+            run = new_folder(name or experiment.name)
+            say(f"run: {run}; stopped, it goes on by `diffit {verb(experiment)} --run {run}`")
         run = Path(run)
         if aside := set_aside(run):
             say(f"{run} holds no checkpoint to go on from; what an earlier run left there is now in {aside}")
-    write_options(recipe, run)
+    write_options(experiment, run)
     log.open(run)
     for stale in run.glob(".*.part.*"):  # what a kill left of a half-written file
         stale.unlink()
-    return recipe, run
+    return experiment, run
 
 
 def fit(module: RunModule, run: Path, tell: Callable[[Any], None], *, progress: bool) -> None:
@@ -72,12 +82,12 @@ def fit(module: RunModule, run: Path, tell: Callable[[Any], None], *, progress: 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # what it says at the start helps nobody here
     checkpoint, options = run / CHECKPOINT, module.options
     precision: Any = options.precision
-    world = place().world
+    world = rank_info().world
     spread = DDPStrategy(find_unused_parameters=module.some_idle, broadcast_buffers=False)  # buffers are constants
     trainer = pl.Trainer(
         accelerator="auto",
-        devices=here(),
-        num_nodes=world // here(),
+        devices=local_world_size(),
+        num_nodes=world // local_world_size(),
         strategy=spread if world > 1 else "auto",
         plugins=TorchElasticEnvironment() if world > 1 else LightningEnvironment(),  # not what it would make of srun
         precision=precision,
@@ -116,7 +126,7 @@ def beginning(module: RunModule) -> str:
     )
 
 
-def settled_precision(training: Training) -> str:
+def settled_precision(training: TrainingConfig) -> str:
     """What "auto" means on this device; one it does not have is refused."""
     check(
         training.precision != "16-mixed" or best_device().type != "cpu",
@@ -125,35 +135,35 @@ def settled_precision(training: Training) -> str:
     return best_precision(best_device()) if training.precision == "auto" else training.precision
 
 
-def resumed(recipe: R, run: Path, settle: Callable[[R, R | None], R]) -> R:
+def resumed(experiment: R, run: Path, settle: Callable[[R, R | None], R]) -> R:
     """The recipe to go on with: what shapes the run must not have changed.
 
     "auto" precision stays what it was, unless the run is on a CPU now and was trained in one that a CPU does not have.
     """
-    options: Any = read_options(type(recipe), run)
-    asked: Any = recipe
+    options: Any = read_options(type(experiment), run)
+    asked: Any = experiment
     if asked.training.precision == "auto":
         if options.training.precision == "16-mixed" and best_device().type == "cpu":
             options = options.override(precision=best_precision(best_device()))
             say(f"{run} was trained with precision 16-mixed and goes on, on a CPU, with {options.training.precision}")
         asked = asked.override(precision=options.training.precision)
-    recipe = settle(asked, options)
-    before, now = shaping(options), shaping(recipe)
+    experiment = settle(asked, options)
+    before, now = shaping(options), shaping(experiment)
     for name in before:
         if before[name] != now[name]:
             raise DiffitError(
                 f"{run} was trained with {name}={before[name]}, not {now[name]}; "
                 "set it back to go on, or train into another folder"
             )
-    return recipe
+    return experiment
 
 
-def shaping(recipe: AnyRecipe) -> dict[str, Any]:
+def shaping(experiment: BaseExperimentConfig) -> dict[str, Any]:
     """The fields that decide what a run becomes, and so may not change when it goes on."""
-    parts = recipe.to_dict()
+    parts = experiment.to_dict()
     return {
         part if name == "kind" else name: value
-        for part in recipe.PARTS
+        for part in experiment.PARTS
         for name, value in parts[part].items()
         if part != "sampling" and name not in FREE
     }

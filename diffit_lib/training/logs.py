@@ -13,8 +13,8 @@ from typing import Any, Self
 from tensorboardX import SummaryWriter
 from tensorboardX.summary import hparams
 
-from diffit_lib.config.experiment import AnyRecipe
-from diffit_lib.utils.distributed import place
+from diffit_lib.config.experiment import BaseExperimentConfig
+from diffit_lib.utils.distributed import rank_info
 from diffit_lib.utils.files import write_text
 from diffit_lib.utils.logging import LOG
 
@@ -48,23 +48,23 @@ class RunLog:
         self.held.close()
 
 
-class Record:
+class MetricsLog:
     """A run's rows of numbers, each kept once, however often the run is stopped and started again.
 
     TensorBoard's events are `metrics.csv` once more, with the options as hyper-parameters: at every start they are
     written anew, so that nothing stands in them twice or is missing. Their clock is the run's training time.
     """
 
-    def __init__(self, run: Path, recipe: AnyRecipe):
-        self.path, self.recipe = run / "metrics.csv", recipe
+    def __init__(self, run: Path, experiment: BaseExperimentConfig):
+        self.path, self.experiment = run / "metrics.csv", experiment
 
     def __enter__(self) -> Self:
-        if place().rank == 0:  # who alone has anything to add
+        if rank_info().rank == 0:  # who alone has anything to add
             self.open()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if place().rank == 0:
+        if rank_info().rank == 0:
             self.board.close()
 
     def open(self) -> None:
@@ -76,7 +76,7 @@ class Record:
         self.board = SummaryWriter(str(folder))
         options = {
             name: value if isinstance(value, bool | int | float) else str(value)
-            for name, value in self.recipe.to_options().items()
+            for name, value in self.experiment.to_options().items()
             if value is not None
         }
         for summary in hparams(options, {"loss": 0.0}):

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
-from diffit_lib.config.training import Training
+from diffit_lib.config.training import TrainingConfig
 from diffit_lib.data.datasets import Images
 from diffit_lib.data.stream import Batch, TrainingStream
-from diffit_lib.utils.distributed import mean_everywhere
+from diffit_lib.utils.distributed import mean_over_ranks
 from diffit_lib.utils.errors import DiffitError
 from diffit_lib.utils.tensors import derive_seed
 
@@ -24,7 +24,7 @@ MAX_SKIPPED = 100  # steps in a row without a finite gradient, after which a run
 class HalfLife:
     """EMA whose half-life is counted in images and grows with the run (EDM, appendix F.2)."""
 
-    def __init__(self, training: Training):
+    def __init__(self, training: TrainingConfig):
         self.training = training
 
     def decay(self, step: int) -> float:
@@ -48,7 +48,7 @@ class RunModule(pl.LightningModule):
     latent = False  # whether an image also brings noise for its posterior
     some_idle = False  # whether a step may leave parameters without a gradient
 
-    def __init__(self, model: nn.Module, training: Training, data: Images, state_shape: tuple[int, ...]):
+    def __init__(self, model: nn.Module, training: TrainingConfig, data: Images, state_shape: tuple[int, ...]):
         super().__init__()
         self.model, self.options, self.data, self.state_shape = model, training, data, state_shape
         self.ema = AveragedModel(model, multi_avg_fn=HalfLife(training), use_buffers=False).requires_grad_(False)
@@ -85,7 +85,7 @@ class RunModule(pl.LightningModule):
         )
         pin = self.device.type == "cuda"
         workers = self.options.workers
-        return DataLoader(stream, batch_size=None, num_workers=workers, pin_memory=pin, worker_init_fn=stay)
+        return DataLoader(stream, batch_size=None, num_workers=workers, pin_memory=pin, worker_init_fn=ignore_sigterm)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Dropout's random numbers are a function of (seed, step, micro-batch, rank)."""
@@ -100,7 +100,7 @@ class RunModule(pl.LightningModule):
 
     def gather_terms(self) -> None:
         """Make the terms those of all processes, for the first one to tell."""
-        self.sums = {name: mean_everywhere(total) for name, total in self.sums.items()}
+        self.sums = {name: mean_over_ranks(total) for name, total in self.sums.items()}
         if self.global_rank:
             self.mean_terms()
 
@@ -151,6 +151,6 @@ class RunModule(pl.LightningModule):
             setattr(self, name, kept[name])
 
 
-def stay(worker: int) -> None:
+def ignore_sigterm(worker: int) -> None:
     """A SIGTERM that goes to a run's whole family is for the run to obey, not for the workers that feed it."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -17,12 +17,12 @@ from diffit_lib.sampling.pipeline import Pipeline, in_turn, to_tensor
 from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.logging import say
 
-WATCHED = 128  # images drawn, always of the same seeds: more than the classifier has features
+ONLINE_SAMPLES = 128  # images drawn, always of the same seeds: more than the classifier has features
 SMALL = 64  # pixels a side, up to which the classifier is asked
 SHARE = 0.05  # of the training time, at most, for drawing and measuring them
 
 
-class Watch:
+class OnlineMetric:
     """Distance of the averaged weights' samples to the train part, in the features of one extractor.
 
     The classifier where the data have classes and few pixels (on large images a CPU would train it for longer than the
@@ -74,11 +74,11 @@ class Watch:
             return {}
         row: dict[str, Any] = {self.column: "", "metric_seconds": ""}
         spent = sum(float(earlier.get("metric_seconds") or 0) for earlier in rows)
-        if not self.kind or spent + WATCHED * each > SHARE * seconds:
+        if not self.kind or spent + ONLINE_SAMPLES * each > SHARE * seconds:
             return row
         mean, covariance = self.reference.mean, self.reference.covariance
         start = time.monotonic()
-        images = to_tensor(pipe(range(WATCHED), in_turn(pipe.card, WATCHED)))
+        images = to_tensor(pipe(range(ONLINE_SAMPLES), in_turn(pipe.card, ONLINE_SAMPLES)))
         found = moments(self.extractor.features(images))
         row[self.column] = frechet_from_moments(*found, mean.numpy(), covariance.numpy())
         return row | {"metric_seconds": round(time.monotonic() - start, 2)}

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import yaml
 
-from diffit_lib.config.experiment import AnyRecipe, VAERecipe
+from diffit_lib.config.experiment import BaseExperimentConfig, VAEExperimentConfig
 from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.files import replacing, write_text
 
@@ -18,7 +18,7 @@ OPTIONS = "options.yaml"
 END = "...\n"  # closes a YAML document: a file without it was cut off
 WEIGHTS = "weights.safetensors"
 
-R = TypeVar("R", bound=AnyRecipe)
+R = TypeVar("R", bound=BaseExperimentConfig)
 
 
 def new_folder(name: str, runs: Path = RUNS) -> Path:
@@ -47,10 +47,10 @@ def numbers(runs: Path) -> list[int]:
     return [int(match[1]) for match in matches if match]
 
 
-def write_options(recipe: AnyRecipe, run: Path) -> None:
+def write_options(experiment: BaseExperimentConfig, run: Path) -> None:
     """Write every field of the recipe: a file that `--config` takes too."""
-    options = recipe.to_options()
-    note = f"# What this run was resolved to; `diffit {verb(recipe)} --run {run}` goes on.\n"
+    options = experiment.to_options()
+    note = f"# What this run was resolved to; `diffit {verb(experiment)} --run {run}` goes on.\n"
     text = yaml.safe_dump(options, sort_keys=False, default_flow_style=None, allow_unicode=True, width=120)
     write_text(run / OPTIONS, note + text + END)
 
@@ -66,9 +66,9 @@ def read_options(kind: type[R], run: Path) -> R:
         raise DiffitError(f"{run / OPTIONS} cannot be read ({problem}); train into another folder") from error
 
 
-def verb(recipe: AnyRecipe) -> str:
+def verb(experiment: BaseExperimentConfig) -> str:
     """The verb of the command line that trains such a recipe."""
-    return "train-vae" if isinstance(recipe, VAERecipe) else "train"
+    return "train-vae" if isinstance(experiment, VAEExperimentConfig) else "train"
 
 
 def keep_newest(run: Path, images_seen: int, keep: int) -> None:

@@ -7,17 +7,17 @@ from pathlib import Path
 import torch
 
 from diffit_lib.checkpoints.autoencoders import VAECard
-from diffit_lib.checkpoints.weights import Card, save_weights
-from diffit_lib.config.experiment import Recipe
+from diffit_lib.checkpoints.weights import ModelCard, save_weights
+from diffit_lib.config.experiment import ExperimentConfig
 from diffit_lib.config.presets import PRESETS
 from diffit_lib.data.datasets import Images
-from diffit_lib.models.latent_space import PIXELS, Codec
+from diffit_lib.models.latent_space import PIXEL_SPACE, Space
 from diffit_lib.sampling.pipeline import Pipeline, in_turn
 from diffit_lib.training.diffusion import DiffusionModule, loss_by_level
-from diffit_lib.training.logs import Record, read_rows
-from diffit_lib.training.online_metrics import Watch
+from diffit_lib.training.logs import MetricsLog, read_rows
+from diffit_lib.training.online_metrics import OnlineMetric
 from diffit_lib.training.run_dir import WEIGHTS
-from diffit_lib.utils.files import READY_MADE
+from diffit_lib.utils.files import PRETRAINED
 from diffit_lib.utils.plots import enlargement, loss_curve, tile, write_figure, write_png
 from diffit_lib.utils.tensors import device_name, to_uint8
 
@@ -27,15 +27,15 @@ GRID = 32  # images drawn at every report
 def show(
     module: DiffusionModule,
     run: Path,
-    recipe: Recipe,
+    experiment: ExperimentConfig,
     vae: VAECard | None,
     test: Images,
-    watch: Watch,
-    record: Record,
+    watch: OnlineMetric,
+    record: MetricsLog,
 ) -> None:
     """Write the run's weights, a grid of samples, a row of numbers and its curves; the best weights where these are."""
-    card = Card(
-        recipe=recipe,
+    card = ModelCard(
+        experiment=experiment,
         class_names=module.data.class_names,
         vae=vae,
         trained_on=f"{module.data.name} {module.fingerprint}",
@@ -43,10 +43,10 @@ def show(
         minutes=round(module.seconds / 60, 2),
         device=device_name(module.device),
     )
-    save_weights(run / WEIGHTS, card, module.average, module.denoiser, module.codec)
+    save_weights(run / WEIGHTS, card, module.average, module.denoiser, module.space)
 
-    precision = recipe.training.precision
-    pipe = Pipeline(module.average, card, module.codec, device=module.device, precision=precision)
+    precision = experiment.training.precision
+    pipe = Pipeline(module.average, card, module.space, device=module.device, precision=precision)
     start = time.monotonic()
     samples = pipe(seeds=range(GRID), labels=in_turn(card, GRID))
     each = (time.monotonic() - start) / GRID
@@ -54,7 +54,7 @@ def show(
     write_png(run / name, tile(samples, columns=8, scale=enlargement(samples)))
 
     rows = read_rows(run / "metrics.csv")
-    levels = loss_by_level(module.average, test, precision, module.codec)
+    levels = loss_by_level(module.average, test, precision, module.space)
     row = {
         "images": module.images_seen,
         "seconds": round(module.seconds, 1),
@@ -67,27 +67,27 @@ def show(
     }
     if watch.is_best(row, rows):
         best = replace(card, chosen_by=watch.kind)
-        save_weights(run / "best.safetensors", best, module.average, module.denoiser, module.codec)
-    write_figure(run / "loss.png", loss_curve(record(row), expected_rows(recipe)))
+        save_weights(run / "best.safetensors", best, module.average, module.denoiser, module.space)
+    write_figure(run / "loss.png", loss_curve(record(row), expected_rows(experiment)))
 
 
-def show_reals(run: Path, train: Images, codec: Codec = PIXELS) -> None:
+def show_reals(run: Path, train: Images, space: Space = PIXEL_SPACE) -> None:
     """Write a grid of training images, as many of each class as samples are drawn; latents are decoded."""
     classes = max(1, len(train.class_names))
     found = [(train.labels == label).nonzero()[: -(-GRID // classes), 0] for label in range(min(classes, GRID))]
     turns = [int(each[turn]) for turn in range(max(map(len, found))) for each in found if turn < len(each)]
     images = train.images[torch.tensor(turns[:GRID] or [0])]
     if images.is_floating_point():  # moments of latents
-        images = to_uint8(codec.decode(codec.clean(images))).cpu()
+        images = to_uint8(space.decode(space.encode(images))).cpu()
     pictures = images.permute(0, 2, 3, 1).numpy()
     write_png(run / "reals.png", tile(pictures, columns=8, scale=enlargement(pictures)))
 
 
-def expected_rows(recipe: Recipe) -> list[dict[str, str]]:
+def expected_rows(experiment: ExperimentConfig) -> list[dict[str, str]]:
     """The curve of the ready-made weights of the same preset, if data, network and kind of denoiser are the same."""
-    usual = PRESETS.get(recipe.name)
-    if usual is None or (recipe.data, recipe.network) != (usual.data, usual.network):
+    usual = PRESETS.get(experiment.name)
+    if usual is None or (experiment.data, experiment.network) != (usual.data, usual.network):
         return []
-    if recipe.denoiser.kind != usual.denoiser.kind:
+    if experiment.denoiser.kind != usual.denoiser.kind:
         return []
-    return read_rows(READY_MADE / f"{recipe.name}.csv")
+    return read_rows(PRETRAINED / f"{experiment.name}.csv")

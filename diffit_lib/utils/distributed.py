@@ -18,7 +18,7 @@ from diffit_lib.utils.tensors import best_device
 T = TypeVar("T")
 
 
-class Place(NamedTuple):
+class RankInfo(NamedTuple):
     """Process `rank` of `world`, the `local_rank`-th on its machine."""
 
     rank: int = 0
@@ -26,24 +26,24 @@ class Place(NamedTuple):
     local_rank: int = 0
 
 
-def place() -> Place:
+def rank_info() -> RankInfo:
     """This process's place, from what torchrun sets, else srun."""
     for names in (
         ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
         ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),  # the second stands in steps of srun alone
     ):
         if all(name in os.environ for name in names):
-            return Place(*(int(os.environ[name]) for name in names))
-    return Place()
+            return RankInfo(*(int(os.environ[name]) for name in names))
+    return RankInfo()
 
 
-def join() -> None:
+def export_rank() -> None:
     """Say in torchrun's words, which torch and Lightning know, what srun said in its own."""
-    if "RANK" in os.environ or place().world == 1:
+    if "RANK" in os.environ or rank_info().world == 1:
         return
     from pytorch_lightning.plugins.environments import SLURMEnvironment
 
-    rank, world, local_rank = place()
+    rank, world, local_rank = rank_info()
     per_node = world // int(os.environ["SLURM_STEP_NUM_NODES"])
     numbers = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": local_rank, "LOCAL_WORLD_SIZE": per_node}
     os.environ.update({name: str(number) for name, number in numbers.items()})
@@ -52,15 +52,15 @@ def join() -> None:
     os.environ.setdefault("MASTER_PORT", str(15000 + int(os.environ["SLURM_JOB_ID"]) % 10000))
 
 
-def here() -> int:
+def local_world_size() -> int:
     """How many of the processes are on this machine, as many as on any other."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", place().world))
+    return int(os.environ.get("LOCAL_WORLD_SIZE", rank_info().world))
 
 
-def own_device() -> torch.device:
+def local_device() -> torch.device:
     """The best device here; of several GPUs, that of this process."""
     device = best_device()
-    return torch.device("cuda", place().local_rank % torch.cuda.device_count()) if device.type == "cuda" else device
+    return torch.device("cuda", rank_info().local_rank % torch.cuda.device_count()) if device.type == "cuda" else device
 
 
 def wait_for(paths: Iterable[Path], pause: float = 0.2) -> None:
@@ -70,14 +70,14 @@ def wait_for(paths: Iterable[Path], pause: float = 0.2) -> None:
             time.sleep(pause)
 
 
-def meet() -> bool:
+def init_distributed() -> bool:
     """Whether there are several processes; the first time, wait until all are here, ready to talk to each other."""
-    if place().world == 1:
+    if rank_info().world == 1:
         return False
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         # the others wait while the first downloads data or draws samples: who hangs is ended by whoever started all
-        dist.init_process_group(backend, rank=place().rank, world_size=place().world, timeout=timedelta(days=1))
+        dist.init_process_group(backend, rank=rank_info().rank, world_size=rank_info().world, timeout=timedelta(days=1))
         atexit.register(dist.destroy_process_group)
     return True
 
@@ -88,41 +88,41 @@ def in_turn() -> Iterator[None]:
 
     For what is downloaded or computed once and then lies in a cache, whether machines share it or not.
     """
-    turn = 0 if place().rank == 0 else 1 if place().local_rank == 0 else 2
+    turn = 0 if rank_info().rank == 0 else 1 if rank_info().local_rank == 0 else 2
     for _ in range(turn):
-        wait_for_all()
+        barrier()
     yield
     for _ in range(turn, 2):
-        wait_for_all()
+        barrier()
 
 
-def wait_for_all() -> None:
+def barrier() -> None:
     """Return once every process is here."""
-    if meet():
+    if init_distributed():
         dist.barrier()
 
 
-def from_first(make: Callable[[], T]) -> T:
+def from_rank_zero(make: Callable[[], T]) -> T:
     """What `make` returns in the first process, in all of them; called there alone."""
-    made = [make() if place().rank == 0 else None]
-    if meet():
+    made = [make() if rank_info().rank == 0 else None]
+    if init_distributed():
         dist.broadcast_object_list(made)
     return made[0]  # type: ignore[return-value]
 
 
-def anywhere(yes: bool) -> bool:
+def any_rank(yes: bool) -> bool:
     """True in every process if it is in one: clocks differ, and all must stop at the same step."""
-    if not meet():
+    if not init_distributed():
         return yes
     flag = torch.tensor(int(yes))  # on the CPU: no GPU is waited for
     dist.all_reduce(flag, dist.ReduceOp.MAX)
     return bool(flag)
 
 
-def mean_everywhere(values: Tensor) -> Tensor:
+def mean_over_ranks(values: Tensor) -> Tensor:
     """The mean over all processes, of values without a gradient."""
-    if meet():
+    if init_distributed():
         values = values.detach().clone()
         dist.all_reduce(values)
-        values /= place().world
+        values /= rank_info().world
     return values

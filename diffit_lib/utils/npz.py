@@ -15,7 +15,7 @@ LOCAL_HEADER = 30  # bytes before an entry's name in a zip
 
 
 @contextmanager
-def told(path: Path) -> Iterator[None]:
+def npz_errors(path: Path) -> Iterator[None]:
     """Whatever is wrong with the file in one line."""
     try:
         yield
@@ -29,14 +29,14 @@ def told(path: Path) -> Iterator[None]:
 def names(path: str | Path) -> set[str]:
     """The names of the arrays in a file."""
     path = Path(path)
-    with told(path), zipfile.ZipFile(path) as archive:
+    with npz_errors(path), zipfile.ZipFile(path) as archive:
         return {name.removesuffix(".npy") for name in archive.namelist()}
 
 
 def array(path: str | Path, name: str) -> np.ndarray:
     """One array of a file. Where it lies uncompressed it stays on disk, and only what is used of it is read."""
     path = Path(path)
-    with told(path), zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as entry:
+    with npz_errors(path), zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as entry:
         stored = archive.getinfo(f"{name}.npy")
         if stored.compress_type != zipfile.ZIP_STORED:
             return npy.read_array(entry, allow_pickle=False)
