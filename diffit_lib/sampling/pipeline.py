@@ -64,7 +64,8 @@ class Pipeline:
         `labels` is one class for all or one per seed, by number or name; None draws each image's class from its seed,
         and "none" asks for no class. `settings` are fields of `SamplingConfig` (sampler, steps, guidance, churn); those
         not given follow the weights. At most `batch_size` images (64) are drawn at once; where it is given,
-        the last batch is padded to it. At one batch size the k-th image of a batch is the same to the bit whatever its neighbours are.
+        the last batch is padded to it. At one batch size the k-th image of a batch is the same to the bit whatever its
+        neighbours are.
         """
         batches = self.batches(seeds, labels, batch_size=batch_size, **settings)
         return np.concatenate([to_pictures(batch) for batch in batches])
