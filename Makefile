@@ -8,7 +8,7 @@ help:
 	@echo "make demo      train DiffiT on real digits, in minutes on a CPU, into runs/demo/"
 	@echo "make test      lint, types and all quick tests"
 	@echo "make test-all  the slow tests too"
-	@echo "make figures   draw the figures of README and notebooks into images/"
+	@echo "make figures   draw the figures of README and notebooks"
 	@echo "make colab     pack what Colab needs into dist/diffit_colab.zip"
 
 install: .venv/installed

@@ -56,7 +56,12 @@ def test_figure_names_the_parts_of_its_equations(draw, parts):
 def test_zip_holds_library_figures_weights_and_requirements(tmp_path):
     pack(tmp_path / "dist" / "colab.zip")
     names = set(zipfile.ZipFile(tmp_path / "dist" / "colab.zip").namelist())
-    needed = {"diffit_lib/__init__.py", "diffit_lib/training/train.py", "images/tmsa.png", "weights/digits.safetensors"}
+    needed = {
+        "diffit_lib/__init__.py",
+        "diffit_lib/training/train.py",
+        "diffit_lib/notebook/figures/tmsa.png",
+        "diffit_lib/pretrained/digits.safetensors",
+    }
     assert needed | {"requirements.txt", "LICENSE"} <= names
     assert not [name for name in names if "__pycache__" in name or name.startswith("tests")]
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import diffit_lib
 from diffit_lib.utils.files import PRETRAINED, cache_folder, replacing, sha256, write_text
 
 
@@ -69,4 +70,4 @@ def test_cache_folder_follows_the_environment_and_else_the_home(monkeypatch, tmp
 
 
 def test_ready_made_weights_lie_beside_the_package():
-    assert Path(__file__).resolve().parent.parent / "weights" == PRETRAINED
+    assert Path(diffit_lib.__file__).parent / "pretrained" == PRETRAINED

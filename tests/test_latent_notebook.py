@@ -68,7 +68,7 @@ class TestAllOff:
         off = SETTINGS | {"IS_TRAIN": False, "IS_TEST": False, "IS_METRIC": False, "OVERRIDES": ""}
         notebook = client(read(LATENT, tmp_path / "drive", **off), tmp_path / "run", cache).execute()
         assert red(notebook) == []
-        assert "weights/latent-digits.safetensors: " in printed(notebook)
+        assert "pretrained/latent-digits.safetensors: " in printed(notebook)
         assert any("Not measured: IS_METRIC is off" in html for html in shown(notebook, "text/html"))
 
 

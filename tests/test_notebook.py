@@ -228,7 +228,7 @@ class TestAllOff:
             "this run lies in ./runs alone, download its weights"
         ]
         assert (tmp_path / "run" / "asked").read_text() == "asked\n"
-        assert "weights/digits.safetensors: " in printed(notebook)
+        assert "pretrained/digits.safetensors: " in printed(notebook)
         assert any("Not measured: IS_METRIC is off" in html for html in shown(notebook, "text/html"))
 
 
@@ -242,7 +242,7 @@ class TestNothingToDrawWith:
         assert line.startswith(f"there are no weights for {tmp_path}/photographs; set IS_TRAIN, or PATH_WEIGHTS")
         assert line.endswith("this goes on with the digits")
         assert "360 to test on; 10 classes (0, 1, 2, ...)" in printed(notebook)
-        assert "weights/digits.safetensors: " in printed(notebook)
+        assert "pretrained/digits.safetensors: " in printed(notebook)
 
 
 class TestFewPhotographsWithoutClasses:

@@ -11,6 +11,7 @@ from diffit_lib.cli.main import parser, with_underscores
 from diffit_lib.config.presets import preset
 from diffit_lib.models import build_network
 from diffit_lib.models.cost import parameters
+from diffit_lib.utils.files import PRETRAINED
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -39,7 +40,7 @@ def test_picture_is_there(picture):
     assert (ROOT / picture).is_file()
 
 
-@pytest.mark.parametrize("name", [path.stem for path in (ROOT / "weights").glob("[!v]*.safetensors")])
+@pytest.mark.parametrize("name", [path.stem for path in PRETRAINED.glob("[!v]*.safetensors")])
 def test_numbers_are_those_of_the_weights(name):
     denoiser, card = load_weights(name)
     row = next(line for line in README.splitlines() if line.startswith(f"| `{name}` "))

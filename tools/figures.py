@@ -1,4 +1,4 @@
-"""Draws the figures of the paper's bricks into images/: `make figures`. The numbers are those of the presets."""
+"""`make figures` draws the paper's blocks for the notebooks and the README's comparison of training curves."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -9,11 +9,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Rectangle
 
 from diffit_lib.config.presets import preset
+from diffit_lib.notebook.cells import FIGURES
 from diffit_lib.training.logs import read_rows
 from diffit_lib.utils.plots import compare_runs, write_figure
 
-IMAGES = Path(__file__).resolve().parent.parent / "images"
-RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"  # metrics.csv of runs that the README tells of
+ROOT = Path(__file__).resolve().parent.parent
+IMAGES = ROOT / "images"
+RESULTS = ROOT / "docs" / "results"  # metrics.csv of runs that the README tells of
 SPACE, TIME, PLAIN, INK = "#4c78a8", "#e07b39", "#f1efe9", "#2b2b2b"  # spatial tokens, the time token, operations
 SOFT = {SPACE: "#dbe6f2", TIME: "#fbe5d6", PLAIN: PLAIN}
 
@@ -258,5 +260,6 @@ def diffit_and_dit() -> Figure:
 
 
 if __name__ == "__main__":
-    for draw in (diffit_block, tmsa, resblock, u_shape, latent, latent_diffit, diffit_and_dit):
-        write_figure(IMAGES / f"{draw.__name__}.png", draw())
+    for draw in (diffit_block, tmsa, resblock, u_shape, latent, latent_diffit):
+        write_figure(FIGURES / f"{draw.__name__}.png", draw())
+    write_figure(IMAGES / "diffit_and_dit.png", diffit_and_dit())

@@ -7,14 +7,16 @@ from pathlib import Path
 from diffit_lib.utils.files import replacing
 
 ROOT = Path(__file__).resolve().parent.parent
-WANTED = ("diffit_lib/**/*.py", "images/*.png", "weights/*", "requirements.txt", "LICENSE", "README.md")
+WANTED = ("diffit_lib/**/*", "images/*.png", "requirements.txt", "LICENSE", "README.md")
+LEFT_OUT = {"__pycache__", ".DS_Store"}
 
 
 def pack(path: Path) -> None:
     """Write the zip."""
     with replacing(path) as beside, zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED) as archive:
         for file in sorted(file for pattern in WANTED for file in ROOT.glob(pattern)):
-            archive.write(file, file.relative_to(ROOT))
+            if file.is_file() and not LEFT_OUT & set(file.parts):
+                archive.write(file, file.relative_to(ROOT))
 
 
 if __name__ == "__main__":

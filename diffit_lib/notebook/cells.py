@@ -38,7 +38,7 @@ from diffit_lib.utils.files import PRETRAINED, cache_folder
 from diffit_lib.utils.plots import enlargement, tile, to_image
 from diffit_lib.utils.tensors import SeededNoise, best_device, derive_seed, to_float, to_uint8
 
-FIGURES = PRETRAINED.parent / "images"
+FIGURES = Path(__file__).parent / "figures"  # of the paper's blocks
 ID = r"(?:1|0B)[\w-]{24,}"  # of a file in Google Drive; other long words are names
 LINK = r"https://(?:drive|docs|drive\.usercontent)\.google\.com/\S*?(?:/d/|[?&]id=)"
 PAPER = {"CIFAR-10": 1.95, "FFHQ-64": 2.22}  # FID of the image-space network, table 2

@@ -11,7 +11,7 @@ from uuid import uuid4
 from diffit_lib.utils.errors import DiffitError
 
 MOST_IMAGES = 10_000_000  # drawn into one folder: more is a slip of the finger, and their list alone would fill memory
-PRETRAINED = Path(__file__).resolve().parents[2] / "weights"  # our own weights, beside the package
+PRETRAINED = Path(__file__).resolve().parents[1] / "pretrained"  # our own weights and their cards
 
 
 @contextmanager
