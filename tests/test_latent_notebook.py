@@ -6,7 +6,7 @@ import nbformat
 import pytest
 from notebooks import ROOT, SMALL_LATENT, client, printed, read, red, shown
 
-from diffit_lib.notebook.drive import number_of
+from diffit_lib.notebook.drive import copy_number
 
 LATENT = ROOT / "DiffiT_Latent_Space_Architecture.ipynb"
 SETTINGS = {"DATASET": "digits", "METRIC_SAMPLES": 40, "STEPS": 4, "OVERRIDES": SMALL_LATENT}
@@ -48,7 +48,7 @@ class TestAllOn:
         folder = ran[1] / "drive" / "MyDrive" / "diffit_weights"
         assert run_names(ran[1] / "first") == RUNS
         for name in RUNS:
-            assert [path for path in folder.glob(f"{name}-*.zip") if number_of(path)]
+            assert [path for path in folder.glob(f"{name}-*.zip") if copy_number(path, path.stem[:-2])]
             assert len([*folder.glob(f"{name}-*.safetensors")]) == 1
 
     def test_another_machine_goes_on_with_both_and_trains_nothing(self, ran, cache):

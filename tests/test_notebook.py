@@ -22,7 +22,7 @@ from pack_colab import pack
 from safetensors.torch import load_file, save_file
 
 from diffit_lib.evaluation.features import inception_path
-from diffit_lib.notebook.drive import Backup, number_of
+from diffit_lib.notebook.drive import Backup, copy_number
 
 IMAGE = ROOT / "DiffiT_Image_Space_Architecture.ipynb"
 SETTINGS = {"DATASET": "digits", "TRAIN_MINUTES": 60, "METRIC_SAMPLES": 40, "OVERRIDES": SMALL}
@@ -75,7 +75,7 @@ def weights(folder):
 
 def copies(drive):
     """The copies of runs in Drive that are whole, oldest first."""
-    numbers = {path: number_of(path) or 0 for path in drive.glob("MyDrive/diffit_weights/[!.]*.zip")}
+    numbers = {path: copy_number(path, path.stem[:-2]) or 0 for path in drive.glob("MyDrive/diffit_weights/[!.]*.zip")}
     return sorted((path for path in numbers if numbers[path]), key=lambda path: numbers[path])
 
 
@@ -138,7 +138,7 @@ class TestDisconnect:
         colab = {"colab": "granted", "library": "absent", "kernel": kernel}
         first = client(read(IMAGE, drive, **SETTINGS), base / "first", cache, **colab)
 
-        run_until(lambda: [number_of(path) for path in copies(drive)[-1:]] >= [3], first)
+        run_until(lambda: [copy_number(path, path.stem[:-2]) for path in copies(drive)[-1:]] >= [3], first)
         assert "weights.safetensors" in {path.name for path in base.glob("first/runs/*/*")}
         kept = zipfile.ZipFile(copies(drive)[-1]).read("metrics.csv").decode()
         last = read(IMAGE, drive, **SETTINGS)

@@ -1,33 +1,37 @@
-"""A run folder's second home, which outlives the machine: two zip files, written by turns."""
+"""Copies of a run folder in another folder, such as Google Drive, that outlive the machine."""
 
 import os
 import shutil
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+import zlib
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from diffit_lib.utils.files import replacing, write_text
 
+NUMBER = "copy.txt"  # in the run folder: the number of its latest copy
+PAUSE = 10  # the next copy is due after so many times the seconds that the last one took,
+LONGEST = 200.0  # but after so many seconds at most
+
 
 def in_colab() -> bool:
-    """Whether this is a notebook in Colab, whose kernel brings its own package along."""
+    """Whether this is a notebook in Colab."""
     return "google.colab" in sys.modules
 
 
 def warn(text: str) -> None:
-    """One red line."""
+    """Print one red line."""
     print(f"\033[31m{text}\033[0m")
 
 
 def copies_folder(given: str, my_drive: str | Path, use_drive: bool) -> Path | None:
-    """Where copies of a run go: the folder that is given, else one in the mounted Drive, else nowhere.
+    """Return the folder for a run's copies: the given one, else one in the mounted Drive, else None.
 
-    A Drive that was asked for and refused, or is to hold the folder that is given, is told in one red line: what is
-    written where Drive is not mounted lies on this machine alone, and stands in the way of mounting it. So is a given
-    folder outside of Drive, in Colab.
+    Warns if Drive is wanted but not mounted: files written there would stay on this machine and block the mount. In
+    Colab, also warns if the given folder is outside Drive.
     """
     drive = Path(my_drive)
     folder = Path(given).expanduser().absolute() if given else drive / "diffit_weights"
@@ -41,7 +45,7 @@ def copies_folder(given: str, my_drive: str | Path, use_drive: bool) -> Path | N
 
 
 def offer_download(path: Path) -> None:
-    """A button that downloads a file to the user's own machine; outside Colab, a link."""
+    """Show a button that downloads a file to the user's own machine; outside Colab, a link."""
     from IPython.display import FileLink, display
 
     if not in_colab():
@@ -55,90 +59,80 @@ def offer_download(path: Path) -> None:
     display(button)
 
 
-NUMBER = "copy.txt"  # in the run folder: the number of its latest copy
-TENTH = 10  # copying takes at most a tenth of the time,
-LONGEST = 200.0  # unless that would leave more seconds than these between two copies
-
-
 class Backup:
-    """Copies of the folder `run` as NAME-a.zip and NAME-b.zip in `folder`; without a folder there are none.
+    """Copies of the folder `run` in `folder`, as NAME-a.zip and NAME-b.zip by turns; no copies if `folder` is None.
 
-    A copy is written beside and renamed, and a zip ends in its directory, with a checksum of every file in it: a copy
-    that was cut off is not taken for whole, and the one before it still lies under the other name. A folder that
-    cannot be written, a full Drive say, is told once and stops nothing.
+    A copy is written beside its place and renamed when it is whole. It replaces the older of the two, so the newer one
+    survives a kill or a damaged upload. If the folder cannot be written, e.g. a full Drive, one red line says so and
+    training goes on.
     """
 
     def __init__(self, run: str | Path, folder: str | Path | None):
         self.run, self.folder = Path(run), None if folder is None else Path(folder)
-        self.next = 0.0  # when a copy is due
+        self.due = 0.0  # when the next copy is made
         self.problem: str | None = None  # why the latest copy could not be made
 
     def __call__(self) -> None:
-        """Copy, unless the last copy is young for the time it took."""
-        if time.monotonic() >= self.next:
+        """Copy the run folder, unless the last copy was made a short while ago."""
+        if time.monotonic() >= self.due:
             self.save()
 
     def save(self) -> None:
-        """Copy the run folder over the older of the two copies, or the damaged one."""
+        """Copy the run folder now."""
         if self.folder is not None and self.run.is_dir():
             start = time.monotonic()
             self._attempt(self._save)
-            now = time.monotonic()
-            self.next = now + min(TENTH * (now - start), LONGEST)
+            end = time.monotonic()
+            self.due = end + min(PAUSE * (end - start), LONGEST)
 
     def hand_over(self, weights: Path) -> Path:
-        """Copy finished weights to NAME.safetensors; where they lie now, which is where they were if that fails."""
+        """Copy finished weights to NAME.safetensors in `folder`; return that path, or `weights` if it failed."""
         if self.folder is None:
             return weights
         target = self.folder / f"{self.run.name}{weights.suffix}"
-        self._attempt(lambda: copy(weights, target))
+        self._attempt(lambda: place(target, lambda beside: shutil.copyfile(weights, beside)))
         return weights if self.problem else target
 
     def restore(self) -> bool:
-        """Bring the newest whole copy back, if it is newer than the run folder; whether it was.
+        """Bring the newest whole copy back if it is newer than the run folder, and return whether it was.
 
-        Copies that cannot be read just now may well be whole: they are told, and nothing is written over them.
+        If a copy cannot be read now, or is not of this run, one red line says so; the copies are left as they are.
         """
         try:
-            return self._restore()
+            copies = self.copies()
+            newest = max(copies, key=lambda path: copies[path], default=None)
+            if newest is None or copies[newest] <= self.number():
+                return False
+            if self.number() == 0 and (self.run / "last.ckpt").is_file():  # trained here without copies, since when?
+                warn(f"{self.run} has a checkpoint that was never copied: it is kept, and {newest.name} is not used")
+                return False
+            with zipfile.ZipFile(newest) as archive:
+                for name in archive.namelist():  # the checkpoint is the last but one, the number the last
+                    with archive.open(name) as source, replacing(self.run / name) as beside, beside.open("wb") as file:
+                        shutil.copyfileobj(source, file)
+            return True
         except OSError as error:
             remedy = f"this run lies in {self.run} alone; run this cell again to go on from them"
             warn(f"the copies in {self.folder} are left as they are ({error.strerror or error}): {remedy}")
             self.folder = None
             return False
 
-    def _restore(self) -> bool:
-        whole = self.copies()
-        newest = max(whole, key=lambda path: whole[path], default=None)
-        if newest is None or whole[newest] <= self.number():
-            return False
-        if self.number() == 0 and (self.run / "last.ckpt").is_file():  # trained here without copies, since when?
-            warn(
-                f"{self.run} has a checkpoint that was never copied: it is kept, and {newest.name} is not brought back"
-            )
-            return False
-        with zipfile.ZipFile(newest) as archive:
-            for name in archive.namelist():  # the checkpoint is the last but one, the number the last
-                with archive.open(name) as source, replacing(self.run / name) as beside, open(beside, "wb") as target:
-                    shutil.copyfileobj(source, target)
-        return True
-
-    def names(self) -> list[Path]:
-        """The two names, whether or not a copy lies there."""
-        return [] if self.folder is None else [self.folder / f"{self.run.name}-{turn}.zip" for turn in "ab"]
-
     def copies(self) -> dict[Path, int]:
         """The whole copies and their numbers: 1, 2, 3, ... in the order they were made."""
-        numbers = ((path, number_of(path)) for path in self.names())
-        return {path: number for path, number in numbers if number is not None}
+        numbers = {path: copy_number(path, self.run.name) for path in self._paths()}
+        return {path: number for path, number in numbers.items() if number is not None}
 
     def number(self) -> int:
-        """The number of the copy that the run folder itself was last copied to, or restored from; 0: none."""
-        path = self.run / NUMBER
-        return int(path.read_text()) if path.is_file() else 0
+        """The number of the copy that the run folder was last copied to, or restored from; 0: none."""
+        with suppress(FileNotFoundError, ValueError):
+            return int((self.run / NUMBER).read_text())
+        return 0
+
+    def _paths(self) -> list[Path]:
+        return [] if self.folder is None else [self.folder / f"{self.run.name}-{turn}.zip" for turn in "ab"]
 
     def _attempt(self, action: Callable[[], object]) -> None:
-        """Tell a folder that cannot be written once, in one red line."""
+        """Do it; of failures that follow one another, warn of the first."""
         try:
             action()
             self.problem = None
@@ -148,46 +142,62 @@ class Backup:
             self.problem = str(error)
 
     def _save(self) -> None:
-        whole = self.copies()
-        number = max([self.number(), *whole.values()]) + 1
+        copies = self.copies()
+        number = max([self.number(), *copies.values()]) + 1
         write_text(self.run / NUMBER, str(number))
-        path = min(self.names(), key=lambda path: whole.get(path, -1))
-        files = [file for file in self.run.rglob("*") if file.is_file() and ".part" not in file.suffixes]
-        files = [file for file in files if not file.name.startswith("weights-")]  # nothing goes on from older ones
-        files = [file for file in files if not file.name.startswith("weights-")]  # nothing goes on from older ones
-        order = ["last.ckpt", NUMBER]
-        files.sort(key=lambda file: (order.index(file.name) if file.name in order else -1, file))
-        with placing(path) as beside, zipfile.ZipFile(beside, "w") as archive:
-            for file in files:
-                archive.write(file, file.relative_to(self.run))
-            archive.comment = str(number).encode()
+        files = [file for file in sorted(self.run.rglob("*")) if file.is_file() and ".part" not in file.suffixes]
+        files = [
+            file for file in files if not file.name.startswith("weights-")
+        ]  # old weights: no run goes on from them
+        files.sort(
+            key=lambda file: ["last.ckpt", NUMBER].index(file.name) if file.name in ("last.ckpt", NUMBER) else -1
+        )
+
+        def write(beside: Path) -> None:
+            with zipfile.ZipFile(beside, "w") as archive:
+                for file in files:
+                    archive.write(file, file.relative_to(self.run))
+                archive.comment = f"{number} {self.run.name}".encode()
+
+        place(min(self._paths(), key=lambda path: copies.get(path, -1)), write)
 
 
-def copy(source: Path, target: Path) -> None:
-    """Copy a file, whole or not at all."""
-    with placing(target) as beside:
-        shutil.copyfile(source, beside)
+def copy_number(path: Path, run: str) -> int | None:
+    """The number of a copy of this run; None if there is no whole copy.
 
-
-@contextmanager
-def placing(path: Path) -> Iterator[Path]:
-    """`replacing` for Drive, which keeps all that is deleted in its bin, where it goes on filling the quota.
-
-    So whatever goes is emptied first: what is replaced, what could not be finished, what a kill left of either.
+    Raises an OSError for a copy that cannot be read just now, of another run, or with paths that lead outside the run.
     """
-    old = path.with_suffix(".old")
-    for left in [old, *path.parent.glob(f".{path.stem}.*.part{path.suffix}")]:
-        discard(left)
-    with replacing(path) as beside:
-        try:
-            yield beside
-            with open(beside, "rb") as written:
-                os.fsync(written.fileno())
-        except BaseException:
-            discard(beside)
-            raise
-        if path.exists():
-            discard(path.replace(old))
+    try:
+        with zipfile.ZipFile(path) as archive:
+            number, _, name = archive.comment.decode().partition(" ")
+            if name not in ("", run):  # early copies are without a name
+                raise OSError(f"{path.name} is a copy of {name}, not of {run}")
+            for member in archive.namelist():
+                if not Path("/run", member).resolve().is_relative_to("/run"):
+                    raise OSError(f"{path.name} holds {member!r}, which is outside of the run")
+            return int(number) if archive.testzip() is None else None
+    except (FileNotFoundError, ValueError, zipfile.BadZipFile, zlib.error, RuntimeError):  # RuntimeError: encrypted
+        return None
+
+
+def place(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file beside `path`, then rename it to `path`.
+
+    Drive moves deleted files to its bin, where they still count against the quota. So whatever goes is emptied first:
+    the file that is replaced, a file that could not be finished, one that a kill left behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.stem}.part{path.suffix}")
+    discard(beside)
+    try:
+        write(beside)
+        with beside.open("rb") as written:
+            os.fsync(written.fileno())
+    except BaseException:
+        discard(beside)
+        raise
+    discard(path)
+    beside.replace(path)
 
 
 def discard(path: Path) -> None:
@@ -195,12 +205,3 @@ def discard(path: Path) -> None:
     with suppress(FileNotFoundError):
         os.truncate(path, 0)
         path.unlink()
-
-
-def number_of(path: Path) -> int | None:
-    """The number of a copy; None where there is none, or not a whole one. An OSError says that nobody knows."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return int(archive.comment) if archive.testzip() is None else None
-    except (FileNotFoundError, ValueError, zipfile.BadZipFile):
-        return None

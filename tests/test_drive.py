@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import zipfile
 from contextlib import contextmanager
 
 import pytest
@@ -75,14 +76,14 @@ def unreadable(monkeypatch):
 class TestSaving:
     def test_sweeps_up_what_a_kill_left_emptied_first(self, run, drive):
         drive.mkdir()
-        left = [".run-a.1234abcd.part.zip", "run-a.old", ".run.1234abcd.part.ckpt", "run.old"]
+        left = [".run-a.part.zip", ".run.part.ckpt"]
         for number, name in enumerate(left):
             (drive / name).write_bytes(b"left")
             os.link(drive / name, drive.parent / f"bin{number}")
         Backup(run, drive).save()
         Backup(run, drive).hand_over(run / "last.ckpt")
         assert {path.name for path in drive.iterdir()} == {"run-a.zip", "run.ckpt"}
-        assert [(drive.parent / f"bin{number}").stat().st_size for number in range(4)] == [0] * 4
+        assert [(drive.parent / f"bin{number}").stat().st_size for number in range(2)] == [0] * 2
 
     def test_takes_two_names_by_turns(self, run, drive):
         backup = Backup(run, drive)
@@ -171,7 +172,7 @@ class TestRestoring:
         assert content(saved.run) == of("two", 2)
 
     def test_two_damaged_copies_are_none(self, saved):
-        for path in saved.names():
+        for path in saved._paths():
             path.write_bytes(b"PK")
         assert not saved.restore()
         assert not saved.run.exists()
@@ -189,6 +190,36 @@ class TestRestoring:
             saved.save()
             assert saved.hand_over(saved.run / "last.ckpt") == saved.run / "last.ckpt"
         assert {path: path.read_bytes() for path in drive.iterdir()} == before
+
+    @pytest.mark.parametrize("member", ["../../escaped.txt", "/abs/path", "samples/../../escaped.txt"])
+    def test_copy_with_a_path_that_leads_outside_is_refused_before_unpacking(self, saved, drive, capsys, member):
+        with zipfile.ZipFile(drive / "run-a.zip", "a") as archive:
+            archive.writestr(member, "escaped")
+        before = {path: path.read_bytes() for path in drive.iterdir()}
+        assert not saved.restore()
+        assert f"run-a.zip holds '{member}', which is outside of the run" in capsys.readouterr().out
+        assert not saved.run.exists()
+        assert {path: path.read_bytes() for path in drive.iterdir()} == before
+        assert not list(drive.parent.rglob("escaped.txt"))
+
+    def test_copy_of_another_run_is_not_taken(self, saved, drive, capsys):
+        other = Backup(saved.run.with_name("other"), drive)
+        shutil.copy(drive / "run-a.zip", drive / "other-a.zip")
+        assert not other.restore()
+        assert "other-a.zip is a copy of run, not of other" in capsys.readouterr().out
+        assert not other.run.exists()
+
+    def test_early_copy_without_the_name_of_its_run_is_taken(self, saved):
+        with zipfile.ZipFile(saved.folder / "run-a.zip", "a") as archive:
+            archive.comment = b"3"
+        assert saved.restore()
+        assert content(saved.run) == of("three", 3)
+
+    def test_number_that_is_none_counts_as_never_copied(self, saved, capsys):
+        write(saved.run, "here")
+        (saved.run / "copy.txt").write_text("junk")
+        assert not saved.restore()
+        assert "was never copied: it is kept" in capsys.readouterr().out
 
     def test_run_that_went_on_after_its_copy_is_left_alone(self, run, drive):
         Backup(run, drive).save()
