@@ -20,7 +20,7 @@ from together import FORKSERVER
 
 from diffit_lib.checkpoints import safetensors_io as tensor_files
 from diffit_lib.sampling.pipeline import load
-from diffit_lib.training import callbacks
+from diffit_lib.training import callbacks, online_metrics, snapshot
 from diffit_lib.training import train as task
 from diffit_lib.training.diffusion import DiffusionModule
 from diffit_lib.training.train import train
@@ -80,7 +80,8 @@ def train_and_die(experiment, run, where: Callable[[int], None], step):
     """What the doomed process does: a checkpoint before every step, until it dies."""
     multiprocessing.set_start_method("fork", force=True)  # for the workers, as everywhere else
     where(step)
-    task.write_figure = lambda path, figure: None  # slow, and not at stake
+    snapshot.write_figure = lambda path, figure: None  # slow, and not at stake
+    online_metrics.SHARE = 0.0  # or a slow machine would have the time to measure, and write its best weights
     train(experiment.override(report_minutes=1e-9), run, progress=False)
 
 
@@ -172,7 +173,8 @@ class TestKilled:
         assert images(tmp_path) == [*range(0, 8 * 16, 16), 24 * 16]
         assert_same_weights(tmp_path, unbroken)
 
-    def test_run_survives_several_kills_wherever_they_hit(self, experiment, data, unbroken, tmp_path):
+    def test_run_survives_several_kills_wherever_they_hit(self, experiment, data, unbroken, tmp_path, monkeypatch):
+        monkeypatch.setattr(online_metrics, "SHARE", 0.0)  # in this process too
         kill(experiment, tmp_path, in_mid_checkpoint, 0)
         assert not (tmp_path / "last.ckpt").exists()
         for where, step in ((in_mid_step, 2), (in_mid_checkpoint, 4), (after_checkpoint, 5), (in_mid_weights, 7)):

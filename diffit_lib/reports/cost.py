@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.flop_counter import FlopCounterMode
 
 from diffit_lib.checkpoints.autoencoders import load_space
 from diffit_lib.checkpoints.weights import build_denoiser
@@ -17,7 +16,7 @@ from diffit_lib.config.training import TrainingConfig
 from diffit_lib.data.datasets import Images, experiment_data
 from diffit_lib.data.stream import Batch, TrainingStream
 from diffit_lib.models import build_network
-from diffit_lib.models.cost import parameters
+from diffit_lib.models.cost import MACCounter, parameters
 from diffit_lib.models.discriminator import PatchDiscriminator
 from diffit_lib.models.vae import KLAutoencoder
 from diffit_lib.training.autoencoder import AutoencoderModule
@@ -35,7 +34,7 @@ class Cost(NamedTuple):
     """What a network takes in training."""
 
     parameters: int
-    products: float  # of one forward pass for one image
+    products: int  # of one forward pass for one image
     states: int  # bytes of parameters, gradients, optimizer and average
     activations: int  # bytes that the forward pass of one micro-batch keeps for the backward pass
 
@@ -139,7 +138,7 @@ def measure(
     with FakeTensorMode(allow_non_fake_inputs=True):
         for network in networks:
             network.to_empty(device="cpu")  # autocast and attention know no meta device
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
+        with MACCounter() as counter, torch.no_grad():
             forward(networks, torch.zeros(1, *shape))
         batch = torch.zeros(training.batch_size // training.accumulate, *shape)
         with saved_tensors_hooks(keep, lambda tensor: tensor), autocast(torch.device("cpu"), precision):
@@ -151,7 +150,7 @@ def measure(
     averaged = parameters(networks[0])
     return Cost(
         parameters=trained,
-        products=counter.get_total_flops() / 2,
+        products=counter.total,
         states=4 * ((COPIES - 1) * trained + averaged),
         activations=sum(count for _, count in kept.values()),
     )

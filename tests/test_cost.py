@@ -1,0 +1,37 @@
+"""The cost of networks, against torch's own counter."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from test_image_network import SMALL as IMAGE
+from test_transformer import SMALL as LATENT
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from diffit_lib.config.presets import vae_preset
+from diffit_lib.models import build_network
+from diffit_lib.models.cost import MACCounter, cost, parameters
+from diffit_lib.models.vae import KLAutoencoder
+
+
+def torch_count(forward):
+    """Multiply-accumulates by torch's counter, with attention in the one kernel that every version of it sees."""
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        forward()
+    return counter.get_total_flops() / 2
+
+
+@pytest.mark.parametrize("config", [IMAGE, LATENT, replace(LATENT, block="dit")], ids=["image", "latent", "dit"])
+def test_cost_is_what_torch_counts_operation_by_operation(config):
+    network = build_network(config)
+    expected = torch_count(lambda: network(torch.zeros(1, *config.shape), torch.zeros(1)))
+    assert cost(config) == (parameters(network), expected / 1e9)
+
+
+def test_counter_sees_autoencoders_too():
+    network = KLAutoencoder(replace(vae_preset("vae-digits").network, mid_attn=True)).eval()
+    images, noise = torch.zeros(2, *network.config.shape), torch.zeros(2, *network.config.latent_shape)
+    with MACCounter() as counter, torch.no_grad():
+        network(images, noise)
+    assert counter.total == torch_count(lambda: network(images, noise))
