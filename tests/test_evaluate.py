@@ -22,7 +22,6 @@ from diffit_lib.evaluation.metrics import measure_inception
 from diffit_lib.evaluation.provenance import Provenance
 from diffit_lib.evaluation.reference import Seen, reference_statistics
 from diffit_lib.sampling.pipeline import Pipeline, load
-from diffit_lib.sampling.writer import SampleCache
 from diffit_lib.utils.errors import DiffitError
 from diffit_lib.utils.tensors import digest
 
@@ -304,7 +303,7 @@ def test_every_combination_of_several_settings_is_measured(weights, data, incept
     ]  # fmt: skip
     assert reports[2] == evaluate(weights, data, **options, sampler="heun", steps=3, guidance=2.0)
     with pytest.raises(DiffitError, match="steps is 1; give an integer of 2 or more"):  # before anything is drawn
-        evaluate_each(weights, data, **options, steps=(3, 1), drawn=SampleCache("nowhere", pytest.fail))
+        evaluate_each(weights, data, **options, steps=(3, 1), after_batch=pytest.fail)
 
 
 def test_results_grow_in_a_list_with_a_table_and_a_plot_beside_it(weights, inception, tmp_path, monkeypatch, capsys):

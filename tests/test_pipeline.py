@@ -119,6 +119,14 @@ class TestPictures:
         pipe = diffit_lib.load(weights, device="cpu", precision="32-true")
         assert np.array_equal(pipe(range(64)), pictures)
 
+    def test_say_what_they_are_drawn_by(self, pipe, plain):
+        assert repr(pipe) == (
+            f"Pipeline tiny: ImageDiffiT, {sum(p.numel() for p in pipe.denoiser.parameters()):,} parameters, draws 8x8 "
+            f"grey images of 10 classes (0, 1, 2, ...). Trained on {pipe.card.trained_on}, {pipe.card.images_seen:,} "
+            "images seen. Samples with heun churn=0.0, 8 steps, guidance 1, on cpu in 32-true."
+        )
+        assert "draws 8x16 RGB images of no classes." in repr(plain)
+
 
 class TestLabels:
     def test_are_numbers_names_or_one_for_each_seed(self, weights, tmp_path, pipe):
@@ -188,7 +196,7 @@ class TestLabels:
             pipe([0, 1, 2], labels)
 
     def test_wrong_ones_are_refused_before_the_first_image_is_drawn(self, pipe, monkeypatch):
-        monkeypatch.setattr(pipe, "stream", None)
+        monkeypatch.setattr(pipe, "_states", None)
         with pytest.raises(DiffitError, match="no class 'sevn'"):
             pipe(range(65), [*[0] * 64, "sevn"])
         with pytest.raises(DiffitError, match="64 labels for 65 seeds"):

@@ -18,8 +18,7 @@ from PIL import Image
 
 from diffit_lib.sampling import writer as album
 from diffit_lib.sampling.pipeline import load
-from diffit_lib.sampling.sample import sample
-from diffit_lib.sampling.selection import class_folder, ranges
+from diffit_lib.sampling.sample import class_folder, ranges, sample
 from diffit_lib.sampling.writer import write_npz
 from diffit_lib.utils import files
 from diffit_lib.utils.distributed import RankInfo
@@ -245,7 +244,7 @@ def fast(weights, monkeypatch):
     monkeypatch.setattr("diffit_lib.sampling.sample.load", lambda *_, **__: pipe)
 
     def shades(self, batch):
-        return np.stack([np.full((8, 8, 1), 9 * image.seed + image.label, np.uint8) for image in batch])
+        return np.stack([np.full((8, 8), 9 * image.seed + image.label, np.uint8) for image in batch])
 
     monkeypatch.setattr(album.SampleWriter, "pictures", shades)
 

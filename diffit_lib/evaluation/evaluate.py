@@ -1,6 +1,8 @@
 """`evaluate`: measure images, drawn from weights or given as files; every number with its stamp."""
 
-from collections.abc import Mapping, Sequence
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -19,12 +21,12 @@ from diffit_lib.evaluation.image_files import is_image_files, is_npz, read_image
 from diffit_lib.evaluation.provenance import Provenance
 from diffit_lib.evaluation.reference import write_statistics
 from diffit_lib.sampling.pipeline import Pipeline, in_turn, load
-from diffit_lib.sampling.writer import SampleCache
+from diffit_lib.sampling.writer import SampleWriter, Selection
 from diffit_lib.utils.distributed import local_device, rank_info
 from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.files import cache_folder
 from diffit_lib.utils.logging import say
-from diffit_lib.utils.tensors import digest
+from diffit_lib.utils.tensors import derive_seed, digest
 
 FIRST_SEED = 10_000  # no setting was ever chosen by looking at these seeds or later ones
 IMAGES = 500  # drawn unless told otherwise
@@ -45,7 +47,8 @@ def evaluate_each(
     protocol: Literal["round", "adm"] = "round",
     save_statistics: str | Path | None = None,
     batch_size: int = 100,
-    drawn: SampleCache | None = None,
+    drawn: str | Path | None = None,
+    after_batch: Callable[[], object] = lambda: None,
     **settings: Any,
 ) -> list[dict[str, Any]]:
     """Measure weights by what they draw, or the images of a folder, zip or `.npz`, against `data`.
@@ -61,9 +64,9 @@ def evaluate_each(
     Of weights `images` (500) are drawn, as many of each class, from seeds 10000, 10001, ..., `batch_size` at once;
     `settings` are those of `Pipeline.__call__`, or several values of each in a tuple: then every combination is
     measured, in the order of `combinations`. None is rejected. With `protocol` "adm" floats are truncated to uint8, as
-    the published evaluators do, which only Inception's numbers know. `drawn` keeps the images while they are being
-    drawn, in the cache folder unless given, so that a broken-off measurement goes on. Of given images `images` (all)
-    are measured, evenly spread.
+    the published evaluators do, which only Inception's numbers know. Images are kept in the cache folder until they are
+    measured, so that a broken-off measurement goes on; in the folder `drawn`, if it is given, they stay. `after_batch`
+    is called once each batch is there. Of given images `images` (all) are measured, evenly spread.
 
     As one of several processes this draws its share; the first one measures, the others return nothing.
     """
@@ -100,20 +103,46 @@ def evaluate_each(
     reference = beside_weights(pipe.card, str(what), data)
     each = combinations(settings)
     stamps = [make_provenance(pipe, kind_of(reference, extractor), count, one, protocol) for one in each]
-    labels = in_turn(pipe.card, count)
-    if labels is not None:
-        labels.sort()
+    writers = sample_writers(pipe, count, each, batch_size, protocol, drawn, after_batch)
     measure = bench(reference) if first else None
-    folder = drawn or SampleCache(cache_folder() / "drawn" / digest(pipe.denoiser.state_dict()))
     numbers = []
-    for one, stamp in zip(each, stamps, strict=True):
-        seeds = range(FIRST_SEED, FIRST_SEED + count)
-        files = folder.draw(pipe, seeds, labels, batch_size=batch_size, protocol=protocol, **one)
+    for writer, stamp in zip(writers, stamps, strict=True):
+        writer.draw()
         if measure:
-            numbers.append(measure(folder.read(files), None if labels is None else torch.tensor(labels), stamp))
+            labels = [image.label for image in writer.images]
+            numbers.append(measure(writer.read(), None if None in labels else torch.tensor(labels), stamp))
     if measure and drawn is None:
-        folder.clear()
+        for writer in writers:
+            shutil.rmtree(writer.folder, ignore_errors=True)
     return numbers
+
+
+def sample_writers(
+    pipe: Pipeline,
+    count: int,
+    each: Sequence[dict[str, Any]],
+    batch_size: int,
+    protocol: str,
+    drawn: str | Path | None,
+    after_batch: Callable[[], object],
+) -> list[SampleWriter]:
+    """For each setting, what draws `count` images into a folder of its own, so that a broken-off measurement goes on.
+
+    The folders lie in `drawn`, else in the cache; `drawn` loses those of other weights.
+    """
+    parent = cache_folder() / "drawn" if drawn is None else Path(drawn)
+    weights, digits = digest(pipe.denoiser.state_dict()), 16 * "[0-9a-f]"
+    if drawn is not None:
+        for stale in set(parent.glob(f"{digits}-{digits}")) - set(parent.glob(f"{weights}-*")):
+            shutil.rmtree(stale, ignore_errors=True)
+    labels: list[Any] = sorted(in_turn(pipe.card, count) or []) or [None] * count
+    images = [Selection(FIRST_SEED + k, label, f"{FIRST_SEED + k}.png") for k, label in enumerate(labels)]
+    writers = []
+    for settings in each:
+        key = derive_seed(json.dumps(vars(pipe.sampling(**settings))), pipe.precision, protocol, batch_size, count)
+        folder = parent / f"{weights}-{key:016x}"
+        writers.append(SampleWriter(pipe, folder, images, batch_size, settings, protocol, after_batch=after_batch))
+    return writers
 
 
 def combinations(settings: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -29,7 +29,6 @@ from diffit_lib.notebook.drive import Backup, offer_download, warn
 from diffit_lib.notebook.form import pretrained
 from diffit_lib.sampling.grids import draw_grid
 from diffit_lib.sampling.pipeline import Pipeline, load
-from diffit_lib.sampling.writer import SampleCache
 from diffit_lib.training.fit import shaping
 from diffit_lib.training.train import train
 from diffit_lib.training.train_vae import train_vae
@@ -250,13 +249,13 @@ def measure(weights: Path, data: Split, backup: Backup, images: int = 0, **setti
         warn(f"not measured: METRIC_SAMPLES is {images}; give 2 or more, or 0 to leave the choice to the machine")
         return None
     images = images or (500 if best_device().type == "cpu" else 2000)
-    drawn = SampleCache(backup.run / "drawn", backup)
+    kept: Any = {"drawn": backup.run / "drawn", "after_batch": backup}
     classes = len(data.train.class_names) > 1 and data.train is not data.test
     seers: list[Any] = ["inception"] * (data.train.images.shape[1] == 3 or not classes) + ["classifier"] * classes
     try:
         for extractor in seers:
             try:
-                return evaluate(weights, data, images=images, extractor=extractor, drawn=drawn, **settings)
+                return evaluate(weights, data, images=images, extractor=extractor, **kept, **settings)
             except DiffitError as error:
                 warn(f"no numbers by the {extractor} network: {error}")
         return None

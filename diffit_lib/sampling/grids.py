@@ -1,4 +1,4 @@
-"""How images come out of noise: every step as a picture, some of them side by side, all of them in motion."""
+"""Grids of images, strips of the steps from noise to image, and GIFs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,82 +9,99 @@ from PIL import Image
 
 from diffit_lib.diffusion.samplers import State
 from diffit_lib.sampling.pipeline import Labels, Pipeline
+from diffit_lib.utils.errors import check
 from diffit_lib.utils.files import replacing
 from diffit_lib.utils.plots import enlargement, tile, write_png
 
-FOLLOWED = 16  # images at most
-FRAMES, FRAME_MS, LAST_MS = 60, 100, 2000  # of the moving picture: frames at most, how long each and the last one stand
+SHOWN = 64  # images in a grid at most, unless one of another size is asked for
+FOLLOWED = 16  # images in a trajectory at most
+FRAMES, FRAME_MS, LAST_MS = 60, 100, 2000  # of a GIF: frames at most, milliseconds of each frame and of the last
 
 
-def seen(pipe: Pipeline, state: State) -> np.ndarray:
-    """What a state shows, uint8 (B, H, W, C).
+def grid_cells(count: int, per_class: int | None, grid: tuple[int, int] | None) -> tuple[int, list[int]]:
+    """Columns of a grid, and the numbers of the images it shows, row by row, of `count` images.
 
-    It is shown in the coordinate of a variance-preserving process, so that pure noise has unit variance. Latents are
-    decoded, each as if it were without noise.
+    With `per_class` each row is a class. `grid` is (columns, rows); None shows at most 64 images in about a square, or
+    8 of each of at most 16 classes.
     """
-    return pipe.decode(state.x / (1 + state.sigma**2) ** 0.5)
-
-
-def every(steps: int, most: int, step: int) -> bool:
-    """Whether a step is one of about `most` that are shown, the last one among them."""
-    return (steps - step) % max(1, steps // most) == 0
-
-
-def write_trajectory(folder: Path, pipe: Pipeline, seeds: list[int], labels: Labels, **settings: Any) -> None:
-    """Write `step-0001.png`, ..., each with all images, `strip.png` with a row for each image, and `denoising.gif`."""
-    steps = pipe.sampling(**settings).steps
-    columns = max(1, round(len(seeds) ** 0.5))
-    strip = []
-    for state in pipe.stream(seeds, labels, **settings):
-        pictures = seen(pipe, state)
-        write_png(step_path(folder, state.step), tile(pictures, columns, scale=enlargement(pictures)))
-        if every(steps, 9, state.step):
-            strip.append(pictures)
-    rows = np.stack(strip, axis=1)  # (images, states, H, W, C)
-    write_png(
-        folder / "strip.png", tile(rows.reshape(-1, *rows.shape[2:]), len(strip), scale=enlargement(strip[0], 48))
+    if per_class is not None:
+        classes = count // per_class
+        columns, rows = grid or (min(per_class, 8), min(classes, 16))
+        check(
+            columns <= per_class and rows <= classes,
+            f"a grid of {columns}x{rows} has a class in each row, but {classes} classes have {per_class} images each; "
+            f"give {per_class}x{classes} at most",
+        )
+        return columns, [row * per_class + column for row in range(rows) for column in range(columns)]
+    if grid is None:
+        return max(1, round(min(count, SHOWN) ** 0.5)), list(range(min(count, SHOWN)))
+    columns, rows = grid
+    check(
+        columns * rows <= count,
+        f"a grid of {columns}x{rows} shows {columns * rows} images, but {count} are drawn; give more seeds",
     )
-    first, *rest = (step for step in range(1, steps + 1) if every(steps, FRAMES, step))
-    with replacing(folder / "denoising.gif") as beside, Image.open(step_path(folder, first)) as picture:
-        others = (Image.open(step_path(folder, step)) for step in rest)  # one by one
-        times = [FRAME_MS] * len(rest) + [LAST_MS]
-        picture.save(beside, "GIF", save_all=True, append_images=others, duration=times, loop=0)
-
-
-def step_path(folder: Path, step: int) -> Path:
-    """Where all images lie as they are after this step."""
-    return folder / f"step-{step:04d}.png"
+    return columns, list(range(columns * rows))
 
 
 def draw_grid(pipe: Pipeline, **settings: Any) -> np.ndarray:
-    """64 images in order of class, 8 to a row, seeds 0 to 63; one picture (H, W, C)."""
+    """64 images in order of class, 8 in a row, seeds 0 to 63; one picture, uint8 (H, W, C)."""
     classes = pipe.card.experiment.network.num_classes
     images = pipe(range(64), [k * classes // 64 for k in range(64)] if classes else None, **settings)
     return tile(images, columns=8, scale=enlargement(images))
 
 
 def draw_strip(pipe: Pipeline, columns: int = 9, **settings: Any) -> np.ndarray:
-    """From noise to image: one row per class, of at most ten, of ever later states; one picture (H, W, C).
-
-    About `columns` states, the last one among them, are shown.
-    """
+    """From noise to image in about `columns` steps, a row for each class (10 at most); one picture, uint8 (H, W, C)."""
     classes = pipe.card.experiment.network.num_classes
     seeds = list(range(min(classes, 10) or 6))
     steps = pipe.sampling(**settings).steps
-    states = [
-        seen(pipe, state)
-        for state in pipe.stream(seeds, seeds if classes else None, **settings)
-        if every(steps, columns, state.step)
-    ]
-    rows = np.stack(states, axis=1)  # (classes, states, H, W, C)
-    return tile(rows.reshape(-1, *rows.shape[2:]), columns=len(states), scale=enlargement(states[0], 48))
+    states = pipe.stream(seeds, seeds if classes else None, **settings)
+    return strip([show(pipe, state) for state in states if is_shown(state.step, steps, columns)])
 
 
 def draw_sweep(pipe: Pipeline, scales: Sequence[float], **settings: Any) -> np.ndarray:
-    """One row for each strength of guidance, one column for each class, of at most ten; one picture (H, W, C).
+    """A row for each guidance scale, a column for each class (10 at most); one picture, uint8 (H, W, C).
 
-    A column starts from one noise throughout; 0 is guidance to no class at all.
+    All images of a column start from the same noise. Scale 0 ignores the class.
     """
     columns = list(range(min(pipe.card.experiment.network.num_classes, 10)))
     rows = [pipe(columns, columns, **settings | {"guidance": float(scale)}) for scale in scales]
     return tile(np.concatenate(rows), columns=len(columns), scale=enlargement(rows[0]))
+
+
+def write_trajectory(folder: Path, pipe: Pipeline, seeds: list[int], labels: Labels, **settings: Any) -> None:
+    """Write `step-0001.png`, ..., each with all images, `strip.png` with a row for each image, and `denoising.gif`."""
+    steps = pipe.sampling(**settings).steps
+    columns = max(1, round(len(seeds) ** 0.5))
+    paths = [folder / f"step-{step:04d}.png" for step in range(1, steps + 1)]
+    shown = []
+    for path, state in zip(paths, pipe.stream(seeds, labels, **settings), strict=True):
+        pictures = show(pipe, state)
+        write_png(path, tile(pictures, columns, scale=enlargement(pictures)))
+        if is_shown(state.step, steps, 9):
+            shown.append(pictures)
+    write_png(folder / "strip.png", strip(shown))
+    first, *rest = (path for step, path in enumerate(paths, 1) if is_shown(step, steps, FRAMES))
+    with replacing(folder / "denoising.gif") as beside, Image.open(first) as picture:
+        times = [FRAME_MS] * len(rest) + [LAST_MS]
+        others = map(Image.open, rest)  # one at a time in memory
+        picture.save(beside, "GIF", save_all=True, append_images=others, duration=times, loop=0)
+
+
+def show(pipe: Pipeline, state: State) -> np.ndarray:
+    """A sampler's state as pictures, uint8 (B, H, W, C).
+
+    x / sqrt(1 + sigma^2) keeps pure noise at unit variance. Latents are decoded, noise and all.
+    """
+    return pipe.decode(state.x / (1 + state.sigma**2) ** 0.5)
+
+
+def is_shown(step: int, steps: int, most: int) -> bool:
+    """Whether a step is one of about `most` that are shown; the last one is."""
+    return (steps - step) % max(1, steps // most) == 0
+
+
+def strip(states: list[np.ndarray]) -> np.ndarray:
+    """Pictures of several states, each (B, H, W, C), in one: a row for each image, a column for each state."""
+    rows = np.stack(states, axis=1)
+    return tile(rows.reshape(-1, *rows.shape[2:]), len(states), scale=enlargement(states[0], 48))

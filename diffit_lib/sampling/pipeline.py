@@ -1,4 +1,4 @@
-"""From a weights file to pictures: `pipe = load("digits"); pipe(seeds=range(64))`."""
+"""From weights and seeds to pictures: `pipe = load("digits"); pipe(seeds=range(64))`."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffit_lib.checkpoints.weights import ModelCard, load_own_space, load_weights
+from diffit_lib.checkpoints.weights import ModelCard, few, load_own_space, load_weights
 from diffit_lib.config.diffusion import SamplingConfig
 from diffit_lib.diffusion.denoiser import Denoiser, Preconditioned
 from diffit_lib.diffusion.guidance import Clipped, guided
@@ -51,21 +51,27 @@ class Pipeline:
         self.denoiser = denoiser.to(self.device).to(memory_format=torch.channels_last).eval()
         self.card, self.space = card, space.to(self.device)
 
+    def __repr__(self) -> str:
+        """What it draws, with what, and what it was trained on, in one paragraph."""
+        experiment, (channels, height, width) = self.card.experiment, self.card.image_shape
+        size = sum(parameter.numel() for parameter in self.denoiser.network.parameters())
+        return (
+            f"Pipeline {experiment.name}: {type(self.denoiser.network).__name__}, {size:,} parameters, "
+            f"draws {height}x{width} {'grey' if channels == 1 else 'RGB'} images of {few(self.card.class_names)}. "
+            f"Trained on {self.card.trained_on or experiment.data}, {self.card.images_seen:,} images seen. "
+            f"Samples with {experiment.sampling.method}, {experiment.sampling.steps} steps, guidance "
+            f"{experiment.sampling.guided}, on {self.device} in {self.precision}."
+        )
+
     def __call__(
-        self,
-        seeds: Sequence[int],
-        labels: Labels = None,
-        *,
-        batch_size: int | None = None,
-        **settings: Any,
+        self, seeds: Sequence[int], labels: Labels = None, *, batch_size: int | None = None, **settings: Any
     ) -> np.ndarray:
         """Images for these seeds, uint8 (N, H, W, C).
 
         `labels` is one class for all or one per seed, by number or name; None draws each image's class from its seed,
-        and "none" asks for no class. `settings` are fields of `SamplingConfig` (sampler, steps, guidance, churn); those
-        not given follow the weights. At most `batch_size` images (64) are drawn at once; where it is given,
-        the last batch is padded to it. At one batch size the k-th image of a batch is the same to the bit whatever its
-        neighbours are.
+        and "none" asks for no class. `settings` are fields of `SamplingConfig` (sampler, steps, guidance, churn); the
+        others follow the weights. At most `batch_size` images (64) are drawn at once; if it is given, the last batch is
+        padded to it. At one batch size the k-th image of a batch is the same to the bit whatever its neighbours are.
         """
         batches = self.batches(seeds, labels, batch_size=batch_size, **settings)
         return np.concatenate([to_pictures(batch) for batch in batches])
@@ -73,17 +79,17 @@ class Pipeline:
     def batches(
         self, seeds: Sequence[int], labels: Labels = None, *, batch_size: int | None = None, **settings: Any
     ) -> Iterator[Tensor]:
-        """The same images as they are before rounding, batch by batch: float (B, C, H, W), about [-1, 1]."""
+        """The same images before rounding, batch by batch: float (B, C, H, W), about [-1, 1]."""
         size = min(len(seeds), 64) if batch_size is None else batch_size
         if size < 1 or len(seeds) < 1:
             raise DiffitError(f"nothing to draw: {len(seeds)} seeds, batch_size={batch_size}; give 1 or more of each")
-        labels = per_seed(labels, len(seeds))
-        self.class_label(seeds, labels)  # a mistake in the last label is told before the first image is drawn
-        _ = self.space.checksum  # and so is an autoencoder that cannot be had
+        sampling, class_label = self.sampling(**settings), self.class_label(seeds, labels)
+        _ = self.space.checksum  # loads the autoencoder: what is wrong with it is found before anything is drawn
         for first in range(0, len(seeds), size):
             part = slice(first, first + size)
             try:
-                for state in self.stream(seeds[part], labels and labels[part], pad_to=size, **settings):
+                label = None if class_label is None else class_label[part]
+                for state in self._states(seeds[part], label, size, sampling):
                     last = state
             except torch.OutOfMemoryError:
                 raise DiffitError(
@@ -94,31 +100,33 @@ class Pipeline:
     def stream(
         self, seeds: Sequence[int], labels: Labels = None, *, pad_to: int = 0, **settings: Any
     ) -> Iterator[State]:
-        """Every intermediate state of one batch of these seeds: x and denoised, (B, C, H, W), pixels or latents."""
-        sampling = self.sampling(**settings)
-        seeds = [int(seed) for seed in seeds]  # tensor(3) names the image that 3 names
-        class_label, count = self.class_label(seeds, labels), len(seeds)
-        padding = max(pad_to - count, 0)
-        noise = SeededNoise([*seeds, *[0] * padding], self.card.experiment.network.shape)
-        if class_label is not None:
-            class_label = torch.cat([class_label, class_label.new_zeros(padding)]).to(self.device)
+        """Every state of the sampler for one batch: x and denoised, (B, C, H, W), pixels or latents."""
+        return self._states(seeds, self.class_label(seeds, labels), pad_to, self.sampling(**settings))
+
+    def _states(
+        self, seeds: Sequence[int], class_label: Tensor | None, pad_to: int, sampling: SamplingConfig
+    ) -> Iterator[State]:
+        count = len(seeds)
+        padding, network = max(pad_to - count, 0), self.card.experiment.network
+        noise = SeededNoise([*map(int, seeds), *[0] * padding], network.shape)  # int: tensor(3) is seed 3
         denoiser: Denoiser = self.denoiser
         if class_label is not None:
-            denoiser = guided(self.denoiser, sampling, no_class=self.card.experiment.network.num_classes)
+            class_label = torch.cat([class_label, class_label.new_zeros(padding)]).to(self.device)
+            denoiser = guided(self.denoiser, sampling, no_class=network.num_classes)
         if self.denoiser.clip:
             denoiser = Clipped(denoiser)
         x = denoiser.initial(noise().to(self.device, state_dtype(self.device)))
         sigmas = denoiser.levels(sampling.steps)
         states = SAMPLERS[sampling.sampler](denoiser, x, sigmas, class_label, noise, **sampling.options)
         while True:
-            with autocast(self.device, self.precision):  # not across a yield: the caller's code is not ours to cast
+            with autocast(self.device, self.precision):  # closed before the yield: the caller's code is not cast
                 state = next(states, None)
             if state is None:
                 return
             yield state._replace(x=state.x[:count], denoised=state.denoised[:count])
 
     def decode(self, x: Tensor) -> np.ndarray:
-        """A state without its noise, (B, C, H, W), pixels or latents -> uint8 (B, H, W, C)."""
+        """A state without noise, (B, C, H, W), pixels or latents -> uint8 (B, H, W, C)."""
         return to_pictures(self.space.decode(x))
 
     def sampling(self, **settings: Any) -> SamplingConfig:
@@ -127,14 +135,13 @@ class Pipeline:
         names = [field.name for field in fields(SamplingConfig)]
         for name in given.keys() - set(names):
             raise DiffitError(f"unknown sampling setting {name!r}; the settings are {', '.join(names)}")
+        experiment = self.card.experiment
         check(
-            given.get("guidance", 1) == 1 or self.card.experiment.network.num_classes > 0,
+            given.get("guidance", 1) == 1 or experiment.network.num_classes > 0,
             f"guidance is {given.get('guidance')}, but these weights are unconditional; leave guidance out",
         )
-        experiment = self.card.experiment
-        return replace(
-            experiment, sampling=experiment.sampling.change(**given)
-        ).sampling  # what the network has not is refused
+        # the experiment refuses what its network cannot do
+        return replace(experiment, sampling=experiment.sampling.change(**given)).sampling
 
     def class_label(self, seeds: Sequence[int], labels: Labels) -> Tensor | None:
         """(B,) int64 on the CPU, or None for an unconditional network."""
@@ -144,43 +151,39 @@ class Pipeline:
                 raise DiffitError(f"no label {labels[0]!r}: these weights are unconditional; leave labels out")
             return None
         if labels is None:
-            draws = [torch.randint(num_classes, (), generator=seeded_generator("label", seed)) for seed in seeds]
+            draws = [torch.randint(num_classes, (), generator=seeded_generator("label", int(seed))) for seed in seeds]
             return torch.stack(draws)
         return torch.tensor([self.class_number(label) for label in labels])
 
     def class_number(self, label: int | str) -> int:
-        """A class by `find_class`; "none" is the row of the label table that means no class."""
-        return find_class(label, self.card.class_names, self.card.experiment.network.num_classes)
+        """The number of a class by its name or number; "none" is the last row of the label table, "no class".
 
-
-def find_class(label: int | str, names: Sequence[str], num_classes: int) -> int:
-    """The number of a class, of a network's `num_classes`, by its name or number; "none" is `num_classes`.
-
-    Words are names first, also in another case, then digits ("two" is the class called 2), then numbers. A name that
-    several classes have, and what is no class at all, is an error.
-    """
-    word = label.strip().casefold() if isinstance(label, str) else ""
-    known = [*names, *[""] * (num_classes - len(names)), "none"]
-    folded = [name.casefold() for name in known]
-    digit = str(WORDS.index(word)) if word in WORDS else ""
-    for wanted, spellings in ((label, known), (word, folded), (digit, known)):
-        numbers = [number for number, name in enumerate(spellings) if name and name == wanted]
-        if len(numbers) > 1:
-            raise DiffitError(f"class {label!r} is {' or '.join(map(str, numbers))}; give the number")
-        if numbers:
-            return numbers[0]
-    try:
-        number = int(label) if isinstance(label, str) else index(label)
-    except (TypeError, ValueError):
-        number = -1
-    if not 0 <= number < num_classes:
-        near = [known[folded.index(name)] for name in get_close_matches(word, folded)]
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
-        known_names = f", {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}" if names else ""
-        raise DiffitError(
-            f"no class {label!r}; {hint}give a number from 0 to {num_classes - 1}{known_names}, or 'none'"
-        )
-    return number
+        Words are names first, also in another case, then digits ("two" is the class called 2), then numbers. A name
+        that several classes have is an error, and so is an unknown one.
+        """
+        num_classes, names = self.card.experiment.network.num_classes, self.card.class_names
+        word = label.strip().casefold() if isinstance(label, str) else ""
+        known = [*names, *[""] * (num_classes - len(names)), "none"]
+        folded = [name.casefold() for name in known]
+        digit = str(WORDS.index(word)) if word in WORDS else ""
+        for wanted, spellings in ((label, known), (word, folded), (digit, known)):
+            numbers = [number for number, name in enumerate(spellings) if name and name == wanted]
+            if len(numbers) > 1:
+                raise DiffitError(f"class {label!r} is {' or '.join(map(str, numbers))}; give the number")
+            if numbers:
+                return numbers[0]
+        try:
+            number = int(label) if isinstance(label, str) else index(label)
+        except (TypeError, ValueError):
+            number = -1
+        if not 0 <= number < num_classes:
+            near = [known[folded.index(name)] for name in get_close_matches(word, folded)]
+            hint = f"did you mean {' or '.join(near)}? " if near else ""
+            known_names = f", {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}" if names else ""
+            raise DiffitError(
+                f"no class {label!r}; {hint}give a number from 0 to {num_classes - 1}{known_names}, or 'none'"
+            )
+        return number
 
 
 def per_seed(labels: Labels, count: int) -> list[int | str] | None:
@@ -191,6 +194,12 @@ def per_seed(labels: Labels, count: int) -> list[int | str] | None:
     if len(each) != count:
         raise DiffitError(f"{len(each)} labels for {count} seeds; give one label, or one per seed")
     return each
+
+
+def in_turn(card: ModelCard, count: int) -> list[int | str] | None:
+    """Labels 0, 1, 2, ... over and over, one for each of `count` images; None for unconditional weights."""
+    classes = card.experiment.network.num_classes
+    return [k % classes for k in range(count)] if classes else None
 
 
 def to_pictures(images: Tensor) -> np.ndarray:
@@ -207,11 +216,11 @@ def load(
     device: str | torch.device | None = None,
     precision: str = "auto",
 ) -> Pipeline:
-    """A pipeline from a weights file, or from ready-made weights by name: ours, or those of `foreign.FOREIGN`.
+    """A pipeline from a weights file or run folder, or from pretrained weights by name: ours, or those of `HUB_MODELS`.
 
-    `ema=False` takes the raw tensors instead of the averaged ones; `file` holds the tensors of weights that others
-    published, `vae` those of their autoencoder; `precision` is "auto" (the device's best),
-    "32-true", "bf16-mixed" or "16-mixed".
+    `ema=False` takes the raw tensors instead of the averaged ones. `file` holds the tensors of weights that others
+    published, `vae` those of their autoencoder. `precision` is "auto" (the device's best), "32-true", "bf16-mixed" or
+    "16-mixed".
     """
     denoiser, card = load_weights(path_or_name, ema=ema, file=file)
     space = load_own_space(path_or_name, card, vae)
@@ -219,21 +228,10 @@ def load(
 
 
 def find_device(name: str | torch.device | None) -> torch.device:
-    """A device by name, or the best one here; one that is not here is refused."""
+    """A device by name, or the best one of this machine; raises a DiffitError if it is not there."""
     try:
         device = torch.device(name) if name else best_device()
         torch.empty(0, device=device)
     except (AssertionError, RuntimeError) as error:
         raise DiffitError(f"no device {str(name)!r} here; give cpu, or leave it out for {best_device()}") from error
     return device
-
-
-def in_turn(card: ModelCard, count: int) -> list[int | str] | None:
-    """Labels 0, 1, 2, ... over and over, one for each of `count` images; None for unconditional weights."""
-    classes = card.experiment.network.num_classes
-    return [k % classes for k in range(count)] if classes else None
-
-
-def to_tensor(pictures: np.ndarray) -> Tensor:
-    """uint8 (N, H, W, C) as the pipeline gives them -> uint8 (N, C, H, W)."""
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()

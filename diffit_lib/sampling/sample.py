@@ -1,15 +1,21 @@
-"""`sample`: seeds in, pictures out: as PNG files, one zip, the .npz that public evaluators read, or a grid alone."""
+"""`sample`: which images to draw, and drawing them into a folder as PNG files, a zip, an .npz or a grid."""
 
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
-from diffit_lib.sampling.pipeline import load
-from diffit_lib.sampling.selection import Classes, check_once, class_numbers, grid_cells, ranges, select
-from diffit_lib.sampling.writer import PLACES, SampleWriter
+from diffit_lib.sampling.grids import FOLLOWED, SHOWN, grid_cells, write_trajectory
+from diffit_lib.sampling.pipeline import Pipeline, load
+from diffit_lib.sampling.writer import PLACES, SampleWriter, Selection
 from diffit_lib.utils.distributed import local_device, rank_info
 from diffit_lib.utils.errors import check
+from diffit_lib.utils.files import MOST_IMAGES
 from diffit_lib.utils.tensors import PROTOCOLS, digest
+
+Classes = None | int | str | Sequence[int | str]
 
 
 def sample(
@@ -27,17 +33,16 @@ def sample(
     protocol: Literal["round", "adm"] = "round",
     **settings: Any,
 ) -> list[Path]:
-    """Draw images into the folder `out`; return it, or the folders below it, one for each of several `guidance`.
+    """Draw images into the folder `out`; return it, or its subfolders, one for each of several `guidance`.
 
-    `choose` says which images: `seeds`, `classes` by name or number, `per_class`. A folder ends up with `images/` (PNG
-    files; or instead `images.zip`, `images.npz` with `arr_0`, uint8 (N, H, W, C), and `arr_1`, the labels, or neither),
-    `grid.png` (`grid` is columns and rows), `index.csv` with seed, class and file of each image in that order, and
-    `settings.json`; with `trajectory` also the way the first 16 images, or the first of each class, came out of noise.
+    `select` says which images `seeds`, `classes` (names or numbers) and `per_class` ask for. A folder ends up with
+    `images/` (PNG files; or instead `images.zip`, `images.npz` with `arr_0`, uint8 (N, H, W, C), and `arr_1`, the
+    labels, or nothing), `grid.png` (`grid` is columns and rows), `index.csv` with seed, class and file of each image,
+    and `settings.json`. `trajectory` adds every sampling step of the first 16 images, or of the first of each class.
 
-    Images are drawn `batch_size` at once, the last batch padded, and written one by one: started again after a kill,
-    or as one of several processes, of which each draws every world-th batch, it ends with the same files to the byte.
-    A folder that holds anything else is refused with a DiffitError. With `protocol` "adm" floats are truncated to
-    uint8, as the published evaluators do. `settings` are fields of `SamplingConfig`.
+    The last batch is padded to `batch_size`. Started again after a kill, or as one of several processes, it ends with
+    the same files to the byte. A folder that holds anything else is refused with a DiffitError. `protocol` "adm"
+    truncates floats to uint8, as the published evaluators do. `settings` are fields of `SamplingConfig`.
     """
     check(batch_size > 0, f"batch_size is {batch_size}; give 1 or more")
     check(grid is None or min(grid) > 0, f"grid is {grid}; give a column and a row or more")
@@ -65,19 +70,24 @@ def sample(
         "precision": pipe.precision,
         "protocol": protocol,
     }
-    albums = []
+    writers = []
     for folder, scale in folders(Path(out), guidance):
         each = settings | {"guidance": scale}
-        known = facts | vars(pipe.sampling(**each))
-        albums.append(SampleWriter(pipe, folder, images, columns, cells, size, each, known))
-    for album in albums:
-        album.check()
-    for album in albums:
-        album.begin()
-        album.draw()
-        if rank_info().rank == 0:
-            album.finish()
-    return [album.folder for album in albums]
+        writer = SampleWriter(pipe, folder, images, size, each, protocol, format)
+        writers.append((writer, facts | vars(pipe.sampling(**each))))
+    for writer, known in writers:
+        writer.check(known)
+    for writer, known in writers:
+        writer.begin(known)
+        writer.draw()
+        if rank_info().rank > 0:
+            continue
+        if trajectory:
+            followed = images[:: per_class or 1][:FOLLOWED]
+            seeds, labels = [image.seed for image in followed], writer.labels(followed)
+            write_trajectory(writer.folder / "trajectory", pipe, seeds, labels, **writer.settings)
+        writer.finish(columns, cells)
+    return [writer.folder for writer, _ in writers]
 
 
 def folders(out: Path, guidance: float | Sequence[float] | None) -> list[tuple[Path, float | None]]:
@@ -88,3 +98,74 @@ def folders(out: Path, guidance: float | Sequence[float] | None) -> list[tuple[P
     names = [f"{scale:g}" for scale in guidance]
     check_once("guidance", names)
     return [(out / f"guidance-{name}", scale) for name, scale in zip(names, guidance, strict=True)]
+
+
+def select(pipe: Pipeline, seeds: Sequence[int] | None, classes: Classes, per_class: int | None) -> list[Selection]:
+    """One image for each seed; or `per_class` images of each of `classes` (all), class by class.
+
+    The seeds (0 to 63) get the classes in turn; without classes each gets the class drawn from it. With `per_class` the
+    k-th image of every class has the k-th of the seeds. Without seeds, image k of class c has the seed k C + c, C being
+    the number of classes of the weights: no two images share their noise, and an image is the same whatever
+    `per_class` and `classes` are.
+    """
+    known, numbers = pipe.card.experiment.network.num_classes, class_numbers(pipe, classes)
+    count = (per_class or 0) * known if seeds is None else len(seeds)
+    check(count <= MOST_IMAGES, f"{count:,} images are asked for, and {MOST_IMAGES:,} is the most; give fewer")
+    check_once("seed", seeds or [])
+    if per_class is None:
+        seeds = range(SHOWN) if seeds is None else seeds
+        if numbers is None:
+            drawn = pipe.class_label(seeds, None)
+            numbers = [None] * len(seeds) if drawn is None else drawn.tolist()
+        check(
+            len(numbers) <= len(seeds),
+            f"{len(numbers)} classes for {len(seeds)} seeds, which get them in turn; give more seeds, or fewer classes",
+        )
+        return [Selection(seed, numbers[k % len(numbers)], f"{seed:06d}.png") for k, seed in enumerate(seeds)]
+    check(known > 0, f"per_class is {per_class}, but these weights are unconditional; give seeds instead")
+    check(per_class > 0, f"per_class is {per_class}; give 1 or more")
+    check(
+        seeds is None or len(seeds) == per_class,
+        f"per_class is {per_class}, but {len(seeds or [])} seeds are given, which each class uses anew; "
+        f"give {per_class} seeds, or leave one of the two out",
+    )
+    numbers = list(range(known)) if numbers is None else numbers
+    check(known not in numbers, f"per_class is {per_class}, but 'none' is no class; give seeds instead")
+    check_once("class", numbers)
+    return [
+        Selection(seed, number, f"{class_folder(number, pipe.card.class_names, known)}/{seed:06d}.png")
+        for number in numbers
+        for seed in (range(number, per_class * known, known) if seeds is None else seeds)
+    ]
+
+
+def class_numbers(pipe: Pipeline, classes: Classes) -> list[Any] | None:
+    """The numbers of classes given by name or number: one, several, or several joined by commas."""
+    if classes is None:
+        return None
+    check(
+        pipe.card.experiment.network.num_classes > 0,
+        f"classes is {classes!r}, but these weights are unconditional; leave classes out",
+    )
+    if isinstance(classes, str):
+        classes = [classes] if classes in pipe.card.class_names else [part.strip() for part in classes.split(",")]
+    return [pipe.class_number(each) for each in ([classes] if isinstance(classes, int) else classes)]
+
+
+def class_folder(number: int, names: Sequence[str], count: int) -> str:
+    """The folder of one of `count` classes, "207-golden-retriever"; sorted by name they are in order of class."""
+    digits = f"{number:0{len(str(count - 1))}d}"
+    name = re.sub(r"\W+", "-", names[number]).strip("-") if names else ""  # a stranger's file may say "../.."
+    return digits if name in ("", str(number)) else f"{digits}-{name}"
+
+
+def check_once(what: str, values: Sequence[Any]) -> None:
+    """Refuse a value that is given twice."""
+    twice = [value for value, times in Counter(values).items() if times > 1]
+    check(not twice, f"{what} {twice and twice[0]} is given more than once, and names one file; give each {what} once")
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """Whole numbers in short, rising runs joined: "0-63,100"."""
+    runs = [[number for _, number in run] for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])]
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)

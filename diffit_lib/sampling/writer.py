@@ -1,4 +1,4 @@
-"""A folder of drawn images, written one by one by one process or several; after a kill it goes on where it stopped."""
+"""A folder of drawn images: written one by one, by one process or several, and read back."""
 
 import csv
 import io
@@ -6,28 +6,157 @@ import json
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.lib import format as npy
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from diffit_lib.sampling.grids import FOLLOWED, write_trajectory
-from diffit_lib.sampling.pipeline import Labels, Pipeline, per_seed
-from diffit_lib.sampling.selection import Selection
+from diffit_lib.sampling.pipeline import Pipeline
 from diffit_lib.utils.distributed import rank_info, wait_for
 from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.files import replacing, sweep, write_text
 from diffit_lib.utils.plots import enlargement, tile, write_png
-from diffit_lib.utils.tensors import PROTOCOLS, derive_seed, digest
+from diffit_lib.utils.tensors import PROTOCOLS
 
-# A ZipInfo without a time is of 1980, so that the same pictures make the same bytes.
+# Where the images end up. The zip, the npz and the grid are made from the PNG files, which are then deleted.
+PLACES = {"png": "images", "zip": "images.zip", "npz": "images.npz", "grid": "grid.png"}
+
+
+class Selection(NamedTuple):
+    """One image to draw."""
+
+    seed: int
+    label: int | None  # the number of classes means "no class"; None: the network is unconditional
+    file: str  # below `images/`
+
+
+@dataclass(frozen=True)
+class SampleWriter:
+    """Draws `images` into `folder` and reads them back.
+
+    Process r of n draws the batches r, r + n, ... and writes each image to a PNG file. Images that are already there
+    are not drawn again, so that a broken-off run goes on and ends with the same files to the byte.
+    """
+
+    pipe: Pipeline
+    folder: Path
+    images: Sequence[Selection]
+    batch_size: int
+    settings: dict[str, Any] = field(default_factory=dict)  # of the sampler
+    protocol: str = "round"  # from float to uint8, a key of `PROTOCOLS`
+    format: str = "png"  # a key of `PLACES`
+    after_batch: Callable[[], object] = lambda: None
+
+    def check(self, facts: dict[str, Any]) -> None:
+        """Refuse a folder whose `settings.json` is not `facts`, or that holds files but no `settings.json`."""
+        path = self.folder / "settings.json"
+        if not path.is_file():
+            others = rank_info().rank == 0 and self.folder.is_dir() and any(self.folder.glob("[!.]*"))
+            check(not others, f"{self.folder} is not empty, and `sample` did not begin it; give another folder")
+            return
+        try:
+            found = dict(json.loads(path.read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise DiffitError(f"{path} cannot be read ({error}); give another folder") from error
+        for name in [*facts, *found]:
+            there, here = found.get(name), facts.get(name)
+            check(
+                there == here,
+                f"{self.folder} holds other images ({name} is {there!r} there, {here!r} here); give another folder",
+            )
+
+    def begin(self, facts: dict[str, Any]) -> None:
+        """Write `settings.json`; processes other than the first wait for it."""
+        path = self.folder / "settings.json"
+        if rank_info().rank > 0:
+            wait_for([path])
+            self.check(facts)
+        elif not path.is_file():
+            write_text(path, json.dumps(facts, indent=2) + "\n")
+
+    def draw(self) -> None:
+        """Draw this process's share of the images that are missing."""
+        rank, world, _ = rank_info()
+        share = self.batches()[rank::world]
+        with tqdm(total=sum(map(len, share)), desc=f"drawing into {self.folder}", unit=" images", leave=False) as bar:
+            for batch in share:
+                missing = [image for image in batch if not self.path(image).is_file()]
+                if missing and not self.joined():  # in this order: an archive is whole before its PNG files go
+                    for image, picture in zip(batch, self.pictures(batch), strict=True):
+                        if image in missing:
+                            with replacing(self.path(image)) as beside:
+                                Image.fromarray(picture).save(beside, "PNG")
+                    self.after_batch()
+                bar.update(len(batch))
+
+    def read(self) -> Iterator[Tensor]:
+        """All images in order, uint8 (B, C, H, W); waits for the batches that other processes draw."""
+        for batch in self.batches():
+            wait_for(self.path(image) for image in batch)
+            pictures = torch.from_numpy(np.stack([read_png(self.path(image)) for image in batch]))
+            # A layout of its own: convolutions round differently in channels-last, which a mere view of it keeps.
+            yield pictures.permute(0, 3, 1, 2).clone(memory_format=torch.contiguous_format)
+
+    def batches(self) -> list[Sequence[Selection]]:
+        """The images that are drawn at once."""
+        return [self.images[k : k + self.batch_size] for k in range(0, len(self.images), self.batch_size)]
+
+    def pictures(self, batch: Sequence[Selection]) -> np.ndarray:
+        """The images of one batch, uint8 (B, H, W, 3), or (B, H, W) if they are grey."""
+        seeds, labels = [image.seed for image in batch], self.labels(batch)
+        (drawn,) = self.pipe.batches(seeds, labels, batch_size=self.batch_size, **self.settings)
+        return PROTOCOLS[self.protocol](drawn).permute(0, 2, 3, 1).squeeze(-1).cpu().numpy()
+
+    def labels(self, images: Sequence[Selection]) -> list[int | str] | None:
+        """The labels of these images as the pipeline takes them."""
+        no_class = self.pipe.card.experiment.network.num_classes
+        labels = ["none" if image.label == no_class else image.label for image in images if image.label is not None]
+        return labels or None
+
+    def finish(self, columns: int, cells: Sequence[int]) -> None:
+        """Once all images are there, write the grid of images number `cells`, the archive, and last the index."""
+        index = self.index()
+        if not self.joined():
+            paths = [self.path(image) for image in self.images]
+            wait_for(paths)
+            shown = np.stack([read_png(paths[cell]) for cell in cells])
+            write_png(self.folder / "grid.png", tile(shown, columns, scale=enlargement(shown)))
+            if self.format == "zip":
+                write_zip(self.folder / PLACES["zip"], paths, [image.file for image in self.images], index)
+            if self.format == "npz":
+                labels = [image.label for image in self.images if image.label is not None]
+                write_npz(self.folder / PLACES["npz"], paths, labels or None)
+        if self.format != "png":
+            shutil.rmtree(self.folder / "images", ignore_errors=True)
+        sweep(self.folder)
+        write_text(self.folder / "index.csv", index)
+
+    def joined(self) -> bool:
+        """Whether the archive, or the grid where it is all that was asked for, is whole."""
+        places = {"grid.png", PLACES[self.format]}
+        return self.format != "png" and all((self.folder / name).is_file() for name in places)
+
+    def path(self, image: Selection) -> Path:
+        """The PNG file of an image."""
+        return self.folder / "images" / image.file
+
+    def index(self) -> str:
+        """The text of `index.csv`: seed, class, class name and file of each image."""
+        place, names = PLACES[self.format], self.pipe.card.class_names
+        text = io.StringIO()
+        rows = csv.writer(text, lineterminator="\n")
+        rows.writerow(["seed", "class", "name", "file"])
+        for image in self.images:
+            name = names[image.label] if image.label is not None and image.label < len(names) else ""
+            file = f"{place}/{image.file}" if self.format in ("png", "zip") else place
+            rows.writerow([image.seed, image.label, name, file])
+        return text.getvalue()
 
 
 def read_png(path: Path) -> np.ndarray:
@@ -37,7 +166,7 @@ def read_png(path: Path) -> np.ndarray:
 
 
 def write_zip(path: Path, pictures: Sequence[Path], names: Sequence[str], index: str) -> None:
-    """Pictures under their names, as they are, and the text of their `index.csv`."""
+    """Write PNG files under `names`, and the text of their `index.csv`; without times, so that the bytes repeat."""
     with replacing(path) as beside, zipfile.ZipFile(beside, "w") as archive:
         for picture, name in zip(pictures, names, strict=True):
             archive.writestr(zipfile.ZipInfo(name), picture.read_bytes())
@@ -45,7 +174,10 @@ def write_zip(path: Path, pictures: Sequence[Path], names: Sequence[str], index:
 
 
 def write_npz(path: Path, pictures: Sequence[Path], labels: Sequence[int] | None) -> None:
-    """`arr_0`, all pictures as uint8 (N, H, W, C), and `arr_1`, their labels as int64 (N,), where there are any."""
+    """Write `arr_0`, all pictures as uint8 (N, H, W, C), and `arr_1`, their labels as int64 (N,), if there are any.
+
+    One picture at a time is in memory.
+    """
     shape = (len(pictures), *read_png(pictures[0]).shape)
     with replacing(path) as beside, zipfile.ZipFile(beside, "w") as archive:
         with archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as file:
@@ -55,177 +187,3 @@ def write_npz(path: Path, pictures: Sequence[Path], labels: Sequence[int] | None
         if labels is not None:
             with archive.open(zipfile.ZipInfo("arr_1.npy"), "w") as file:
                 npy.write_array(file, np.asarray(labels, np.int64))
-
-
-# Where the images end up; all but "images" are written from the files there, which then go.
-PLACES = {"png": "images", "zip": "images.zip", "npz": "images.npz", "grid": "grid.png"}
-
-
-@dataclass(frozen=True)
-class SampleWriter:
-    """What a folder shall hold; all that its files depend on is in `facts`, which are its `settings.json`."""
-
-    pipe: Pipeline
-    folder: Path
-    images: list[Selection]
-    columns: int  # of the grid, which shows the images of these numbers
-    cells: list[int]
-    batch_size: int
-    settings: dict[str, Any]  # of the sampler
-    facts: dict[str, Any]
-
-    def check(self) -> None:
-        """Refuse a folder in which something else lies."""
-        path = self.folder / "settings.json"
-        if not path.is_file():
-            strangers = rank_info().rank == 0 and self.folder.is_dir() and any(self.folder.glob("[!.]*"))
-            check(not strangers, f"{self.folder} is not empty, and `sample` did not begin it; give another folder")
-            return
-        try:
-            found = dict(json.loads(path.read_text(encoding="utf-8")))
-        except ValueError as error:
-            raise DiffitError(f"{path} cannot be read ({error}); give another folder") from error
-        for name in [*self.facts, *found]:
-            there, here = found.get(name), self.facts.get(name)
-            check(
-                there == here,
-                f"{self.folder} holds other images ({name} is {there!r} there, {here!r} here); give another folder",
-            )
-
-    def begin(self) -> None:
-        """Write `settings.json`, or wait for it where that is another process's part."""
-        path = self.folder / "settings.json"
-        if rank_info().rank > 0:
-            wait_for([path])
-            self.check()
-        elif not path.is_file():
-            write_text(path, json.dumps(self.facts, indent=2) + "\n")
-
-    def draw(self) -> None:
-        """Draw this process's share of the images that are not there yet: every world-th batch."""
-        rank, world, _ = rank_info()
-        batches = [self.images[k : k + self.batch_size] for k in range(0, len(self.images), self.batch_size)]
-        share = batches[rank::world]
-        with tqdm(total=sum(map(len, share)), desc=f"drawing into {self.folder}", unit=" images", leave=False) as bar:
-            for batch in share:
-                missing = [image for image in batch if not self.path(image).is_file()]
-                if missing and not self.joined():  # in this order: what is joined was there before it was taken away
-                    for image, picture in zip(batch, self.pictures(batch), strict=True):
-                        if image in missing:
-                            write_png(self.path(image), picture)
-                bar.update(len(batch))
-
-    def pictures(self, batch: list[Selection]) -> np.ndarray:
-        """The images of one batch, uint8 (B, H, W, C)."""
-        seeds, labels = [image.seed for image in batch], self.labels(batch)
-        (drawn,) = self.pipe.batches(seeds, labels, batch_size=self.batch_size, **self.settings)
-        return PROTOCOLS[self.facts["protocol"]](drawn).permute(0, 2, 3, 1).cpu().numpy()
-
-    def labels(self, batch: list[Selection]) -> list[int | str] | None:
-        """The labels of these images as the pipeline takes them."""
-        none = self.pipe.card.experiment.network.num_classes
-        labels = ["none" if image.label == none else image.label for image in batch if image.label is not None]
-        return labels or None
-
-    def finish(self) -> None:
-        """Once all images are there: the grid, the one file they go into, the trajectory, and last the index."""
-        form, index = self.facts["format"], self.index()
-        if not self.joined():
-            paths = [self.path(image) for image in self.images]
-            wait_for(paths)
-            shown = np.stack([read_png(paths[cell]) for cell in self.cells])
-            write_png(self.folder / "grid.png", tile(shown, self.columns, scale=enlargement(shown)))
-            if form == "zip":
-                write_zip(self.folder / PLACES[form], paths, [image.file for image in self.images], index)
-            if form == "npz":
-                numbers = [image.label for image in self.images if image.label is not None]
-                write_npz(self.folder / PLACES[form], paths, numbers or None)
-        if form != "png":
-            shutil.rmtree(self.folder / "images", ignore_errors=True)
-        if self.facts["trajectory"]:
-            each = self.facts["per_class"] or 1
-            followed = self.images[::each][:FOLLOWED]
-            seeds, labels = [image.seed for image in followed], self.labels(followed)
-            write_trajectory(self.folder / "trajectory", self.pipe, seeds, labels, **self.settings)
-        sweep(self.folder)
-        write_text(self.folder / "index.csv", index)
-
-    def joined(self) -> bool:
-        """Whether all images are in the one file already."""
-        form = self.facts["format"]
-        return form != "png" and (self.folder / "grid.png").is_file() and (self.folder / PLACES[form]).is_file()
-
-    def path(self, image: Selection) -> Path:
-        """Where an image lies, at least until all are drawn."""
-        return self.folder / "images" / image.file
-
-    def index(self) -> str:
-        """The text of `index.csv`: one line for each image, in their order."""
-        where, names = PLACES[self.facts["format"]], self.pipe.card.class_names
-        text = io.StringIO()
-        rows = csv.writer(text, lineterminator="\n")
-        rows.writerow(["seed", "class", "name", "file"])
-        for image in self.images:
-            name = names[image.label] if image.label is not None and image.label < len(names) else ""
-            file = f"{where}/{image.file}" if where in ("images", "images.zip") else where
-            rows.writerow([image.seed, image.label, name, file])
-        return text.getvalue()
-
-
-class SampleCache:
-    """A folder of drawn images; `after` is called once each batch is in it."""
-
-    def __init__(self, folder: str | Path, after: Callable[[], None] = lambda: None):
-        self.folder, self.after = Path(folder), after
-        self.used: set[Path] = set()
-
-    def draw(
-        self,
-        pipe: Pipeline,
-        seeds: Sequence[int],
-        labels: Labels,
-        *,
-        batch_size: int,
-        protocol: str = "round",
-        **settings: Any,
-    ) -> list[Path]:
-        """Draw this process's share of the images of `Pipeline.batches`; the files of all batches, in order.
-
-        Those in the folder are not drawn again, and what other weights drew goes out of it.
-        """
-        each = per_seed(labels, len(seeds))
-        sampling, weights = json.dumps(vars(pipe.sampling(**settings))), digest(pipe.denoiser.state_dict())
-        for stale in set(self.folder.glob("*.safetensors")) - set(self.folder.glob(f"{weights}-*")):
-            stale.unlink(missing_ok=True)
-        rank, world, _ = rank_info()
-        paths: list[Path] = []
-        bar = tqdm(range(0, len(seeds), batch_size), "drawing", unit=" batches", leave=False, delay=3)
-        for number, first in enumerate(bar):
-            part = slice(first, first + batch_size)
-            key = derive_seed(
-                sampling, pipe.precision, protocol, batch_size, str(seeds[part]), str(each and each[part])
-            )
-            paths.append(self.folder / f"{weights}-{key:016x}.safetensors")
-            if number % world != rank or paths[-1].is_file():
-                continue
-            drawn = pipe.batches(seeds[part], each and each[part], batch_size=batch_size, **settings)
-            images = torch.cat([PROTOCOLS[protocol](batch).cpu() for batch in drawn])
-            with replacing(paths[-1]) as beside:  # an autoencoder may answer channels last, which no file takes
-                save_file({"images": images.contiguous()}, beside)
-            self.after()
-        self.used |= set(paths)
-        return paths
-
-    def read(self, paths: Sequence[Path]) -> Iterator[Tensor]:
-        """What lies in these files, uint8 (B, C, H, W), each as soon as whoever draws it has written it."""
-        for path in paths:
-            wait_for([path])
-            yield load_file(path)["images"]
-
-    def clear(self) -> None:
-        """Delete what was drawn or used, and what a kill left of it; the folder too where nothing else is in it."""
-        for path in self.used:
-            path.unlink(missing_ok=True)
-        sweep(self.folder)
-        if self.folder.is_dir() and not any(self.folder.iterdir()):
-            self.folder.rmdir()

@@ -13,9 +13,10 @@ from diffit_lib.evaluation.evaluator import HELD, cached_reference
 from diffit_lib.evaluation.features import inception_path, load_spatial_inception, train_classifier
 from diffit_lib.evaluation.metrics import frechet_from_moments, moments
 from diffit_lib.evaluation.reference import Extractor, Reference
-from diffit_lib.sampling.pipeline import Pipeline, in_turn, to_tensor
+from diffit_lib.sampling.pipeline import Pipeline, in_turn
 from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.logging import say
+from diffit_lib.utils.tensors import to_uint8
 
 ONLINE_SAMPLES = 128  # images drawn, always of the same seeds: more than the classifier has features
 SMALL = 64  # pixels a side, up to which the classifier is asked
@@ -78,7 +79,7 @@ class OnlineMetric:
             return row
         mean, covariance = self.reference.mean, self.reference.covariance
         start = time.monotonic()
-        images = to_tensor(pipe(range(ONLINE_SAMPLES), in_turn(pipe.card, ONLINE_SAMPLES)))
+        images = to_uint8(torch.cat(list(pipe.batches(range(ONLINE_SAMPLES), in_turn(pipe.card, ONLINE_SAMPLES)))))
         found = moments(self.extractor.features(images))
         row[self.column] = frechet_from_moments(*found, mean.numpy(), covariance.numpy())
         return row | {"metric_seconds": round(time.monotonic() - start, 2)}
