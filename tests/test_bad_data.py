@@ -24,7 +24,7 @@ def train(tmp_path, monkeypatch, tiny, capsys):
     monkeypatch.setenv("DIFFIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setitem(presets.PRESETS, "digits", tiny.override(name="digits", max_steps=1))
     monkeypatch.setattr(
-        "diffit_lib.reports.html_report.write_page", lambda run: run / "report.html"
+        "diffit_lib.reports.html_report.write_report", lambda run: run / "report.html"
     )  # reads the data again
 
     def train(source, *options):

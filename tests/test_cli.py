@@ -211,7 +211,7 @@ class TestWrongFiles:
 
 class TestVerbs:
     def test_train_then_sample_then_info(self, tmp_path, capsys, monkeypatch):
-        monkeypatch.setattr("diffit_lib.reports.html_report.write_page", lambda run: run / "report.html")
+        monkeypatch.setattr("diffit_lib.reports.html_report.write_report", lambda run: run / "report.html")
         assert main(["train", "digits", "--max-steps=2", "--batch-size=8", "--channel_mult=[1,1]"]) == 0
         out, err = capsys.readouterr()
         folder = "runs/00000-digits"

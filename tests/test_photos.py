@@ -17,7 +17,7 @@ from diffit_lib.data.inspect import look
 from diffit_lib.data.sources import find_pictures
 from diffit_lib.reports import auto as photos
 from diffit_lib.reports import cost as time_steps
-from diffit_lib.reports import diagnosis as evaluate_quickly
+from diffit_lib.reports import quick_evaluation
 from diffit_lib.reports.auto import choose_recipe
 from diffit_lib.training.train import train as train_recipe
 from diffit_lib.utils.errors import DiffitError
@@ -33,7 +33,7 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr(photos, "best_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(time_steps, "ENOUGH", 0.0)
     monkeypatch.setattr(describe_data, "SECONDS", 0.5)
-    monkeypatch.setattr(evaluate_quickly, "MOST", 32)
+    monkeypatch.setattr(quick_evaluation, "MOST", 32)
     monkeypatch.setattr("diffit_lib.evaluation.features.TRAINING_IMAGES", 64)
     monkeypatch.setattr("diffit_lib.training.snapshot.GRID", 4)
     monkeypatch.setitem(photos.ON_CPU, "pixels", TINY | {"num_blocks": 1, "time_dim": 16, "minutes": None})
@@ -109,7 +109,7 @@ class TestTraining:
             "weights: runs/00000-photos16/weights.safetensors; report: runs/00000-photos16/report.html\n"
         )
         page = (run / "report.html").read_text()
-        for title in ("Samples", "Real", "Copy check", "Numbers", "Curves", "Go on", "Too short to tell"):
+        for title in ("Samples", "Real", "Copy check", "Numbers", "Curves", "Go on", "Cannot say yet"):
             assert f"<h2>{title}</h2>" in page
         assert "<script" not in page
         assert not re.search(r'(src|href)="(?!data:)', page)  # nothing from elsewhere

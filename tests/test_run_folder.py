@@ -213,7 +213,7 @@ class TestFolder:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setitem(presets.PRESETS, "digits", tiny.override(name="digits", max_steps=1))
         monkeypatch.setattr(task, "show", lambda module, **_: None)
-        monkeypatch.setattr("diffit_lib.reports.html_report.write_page", lambda run: None)
+        monkeypatch.setattr("diffit_lib.reports.html_report.write_report", lambda run: None)
 
     def test_is_new_at_every_start_and_gone_on_with_by_name(self, quick, tmp_path, capsys):
         for command in ("train digits", "train digits --name second", "train --run runs/00001-second --max-steps=3"):

@@ -35,12 +35,12 @@ def run_train(
         print(dry_run_train(experiment) if experiment else describe_data(overrides["data"]))
         return
     from diffit_lib.reports.auto import train_photos
-    from diffit_lib.reports.html_report import write_page
+    from diffit_lib.reports.html_report import write_report
     from diffit_lib.training.train import train
     from diffit_lib.utils.distributed import rank_info
 
     weights = train(experiment, run, name=name) if experiment else train_photos(run=run, name=name, **dict(overrides))
-    page = write_page(weights.parent) if rank_info().rank == 0 else None
+    page = write_report(weights.parent) if rank_info().rank == 0 else None
     print(f"weights: {weights}" + (f"; report: {page}" if page else ""))
 
 

@@ -31,7 +31,7 @@ SIDES = (8, 16, 32, 64, 128, 256)  # that images are made; the nearest in ratio 
 PIXEL_SPACE = 64  # the largest of them that is learned as pixels
 LEVELS = (1, 2, 2, 2)  # channel_mult: the U-shape goes down to 8x8
 SHARED = ("data", "crop", "skip_bad", "seed", "precision", "workers", "threads", "memory_gb", "max_steps")  # by both
-REPORTS, OF_VAE = 6, 2  # in a run, at least: a verdict needs a curve; an autoencoder's take longer
+REPORTS, OF_VAE = 6, 2  # in a run, at least: a diagnosis needs a curve; an autoencoder's take longer
 TRAINED = 0.7  # share of the minutes that goes into steps; the rest draws samples and measures
 
 IN_A_RUN = 56  # bytes for each parameter: checkpoint and weights, in float32, each also beside its old version

@@ -1,67 +1,74 @@
-"""What a run's curves say at its end, in one word and a sentence, each by a rule with a number in it."""
+"""The diagnosis of a run: one word and a sentence, by rules with numbers in them."""
 
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
-from diffit_lib.data.datasets import Split
-from diffit_lib.evaluation.evaluate import FIRST_SEED, make_provenance
-from diffit_lib.evaluation.evaluator import HELD
-from diffit_lib.evaluation.features import inception_path, load_inception, train_classifier
-from diffit_lib.evaluation.metrics import copy_ratio, frechet_distance, measure_small, nearest
-from diffit_lib.evaluation.reference import evenly
-from diffit_lib.sampling.pipeline import Pipeline, in_turn
-from diffit_lib.utils.errors import DiffitError
-from diffit_lib.utils.logging import say
-from diffit_lib.utils.tensors import to_uint8
 
 COPIES = 0.5  # copy ratio (1: as far from the training images as new real ones) below which samples are copies
-RISE = 0.02  # of the test loss above its lowest, from which on the training images are being learned by heart
-GAP = 0.25  # of the test loss above the training loss, likewise
-FALL = 0.03  # of the test loss over the second half of the images, from which on more training helps
-FEWEST = 3  # rows of metrics.csv, below which nothing is concluded from curves
+RISE = 0.02  # rise of the test loss above its lowest value, from which the run overfits
+GAP = 0.25  # excess of the test loss over the training loss, from which the run overfits
+FALL = 0.03  # fall of the test loss over the second half of the images, from which more training helps
+FEWEST = 3  # reports; fewer show no curve
+FINISHED = 0.9  # share of the planned images; a run that stopped earlier has not done what it was asked
+POOR_PSNR = 20.0  # dB; samples of an autoencoder below this are blurred, however well its latents are learned
+SEEN = 0.5  # class accuracy that is asked for, as a share of the way from chance to the accuracy on real images
+TELLS = 0.1  # accuracy above chance on real images, below which a classifier's view of samples means nothing
+FAR = 10.0  # Frechet distance over that of real images, from which samples are poor
 
 
 class Diagnosis(NamedTuple):
     """What to make of a run."""
 
-    word: str  # "copying", "overfitting", "still falling", "done" or "too short to tell"
-    says: str  # what it means and what to do, a sentence or two
+    word: str  # e.g. "overfitting" or "done"
+    meaning: str  # what it means and what to do, a sentence or two
     reasons: tuple[str, ...]  # every number that was looked at, beside its threshold
 
 
 class Curves(NamedTuple):
-    """What the rules look at, all as shares."""
+    """What the curves show, all as shares of the test loss."""
 
-    rise: float  # of the test loss at the end above its lowest
-    gap: float  # of the test loss at the end above the training loss there
-    fall: float  # of the test loss from half of the images to the end
+    rise: float  # at the end above its lowest
+    gap: float  # at the end above the training loss there
+    fall: float  # from half of the images to the end
 
 
 def diagnose(
-    rows: Sequence[dict[str, Any]],
-    copy_ratio: float | None = None,
+    rows: Sequence[Mapping[str, Any]],
+    numbers: Mapping[str, Any] | None = None,
     *,
     held_out: bool = True,
     training_images: int = 0,
+    planned_images: int = 0,
+    classes: int = 0,
+    psnr: float | None = None,
 ) -> Diagnosis:
-    """The verdict on a run whose `metrics.csv` has these rows; the first rule that holds wins.
+    """Diagnose a run from the rows of its `metrics.csv` and the `numbers` of `QuickEvaluation`. The first rule wins.
 
-    copying: the copy ratio is below 0.5. overfitting: the test loss ends 2 % or more above its lowest, or 25 % or more
-    above the training loss. still falling: over the second half of the images the test loss fell by 3 % or more. done:
-    none of these. With fewer than three reports, or none in the first half, or before each of the `training_images` was
-    seen once, it is too short to tell. Unless the test images are `held_out`, neither copying nor overfitting can be
-    seen, and both are left out.
+    copying: the copy ratio is below 0.5. poor autoencoder: its `psnr` is below 20 dB. cannot say yet: there are fewer
+    than three reports or none in the first half, or not every training image was seen. overfitting: the test loss ends
+    2 % above its lowest value, or 25 % above the training loss. still falling: over the second half of the images the
+    test loss fell by 3 %. cannot say yet, once more: the run stopped before 90 % of `planned_images`. poor samples: the
+    class accuracy is nearer to chance than to that of real images, or the Frechet distance is ten times theirs. done:
+    none of these.
+
+    Without a test part (`held_out` is false) copying and overfitting cannot be seen, and their rules are left out.
     """
-    copying = held_out and copy_ratio is not None and copy_ratio < COPIES
-    reasons = [f"copy ratio {copy_ratio:.2f} (copies below {COPIES})"] if held_out and copy_ratio is not None else []
-    curves, seen = measure(rows), float(rows[-1]["images"]) if rows else 0.0
+    numbers = numbers or {}
+    curves, seen = summarize_curves(rows), float(rows[-1]["images"]) if rows else 0.0
+    copies = numbers.get("copy_ratio") if held_out else None
+    chance, real = 1 / max(1, classes), numbers.get("classifier_test_accuracy", 0.0)
+    accuracy = numbers.get("class_accuracy") if classes > 1 and real - chance > TELLS else None
+    wanted = chance + SEEN * (real - chance)
+    distance = numbers["frechet"] / numbers["frechet_floor"] if numbers.get("frechet_floor") else None
+
+    reasons = []
+    if copies is not None:
+        reasons.append(f"copy ratio {copies:.2f} (copies below {COPIES})")
+    if psnr is not None:
+        reasons.append(f"autoencoder's PSNR {psnr:.1f} dB (poor below {POOR_PSNR:g} dB)")
+    if planned_images:
+        reasons.append(f"{seen / planned_images:.0%} of the planned images were seen (finished from {FINISHED:.0%} on)")
     if seen < training_images:
         reasons.append(f"{seen / training_images:.0%} of the training images were seen (all, to tell)")
     elif curves:
@@ -70,27 +77,47 @@ def diagnose(
             f"test loss {curves.gap:+.0%} from the training loss (overfitting from {GAP:+.0%} on)",
         ] * held_out
         reasons.append(f"test loss fell by {curves.fall:.1%} over the second half (still falling from {FALL:.0%} on)")
-    if copying:
-        word, says = "copying", "The samples are nearly training images. Give more images, or train for less long."
-    elif curves is None or seen < training_images:
-        word, says = "too short to tell", "It has only begun. Train for longer."
-    elif held_out and (curves.rise >= RISE or curves.gap >= GAP):
-        word = "overfitting"
-        says = "It learns the training images by heart. Give more images or a smaller network, or train for less long."
-    elif curves.fall >= FALL:
-        word, says = "still falling", "It is still learning: longer training makes better pictures."
-    else:
-        word, says = "done", "It has learned what it can: a larger network or more images would help, not more time."
+    if accuracy is not None:
+        reasons.append(
+            f"class accuracy {accuracy:.2f} (chance {chance:.2f}, real images {real:.2f}, poor below {wanted:.2f})"
+        )
+    if distance is not None:
+        reasons.append(f"Frechet distance {distance:.1f} times that of real images (poor from {FAR:g} on)")
+
+    poor = (accuracy is not None and accuracy < wanted) or (distance is not None and distance >= FAR)
+    short = curves is None or seen < training_images
+    rise, gap, fall = curves or (0.0, 0.0, 0.0)
+    rules = (
+        (copies is not None and copies < COPIES, "copying", COPYING),
+        (psnr is not None and psnr < POOR_PSNR, "poor autoencoder", POOR_AUTOENCODER),
+        (short, "cannot say yet", "It has only begun. Train for longer."),
+        (held_out and (rise >= RISE or gap >= GAP), "overfitting", OVERFITTING),
+        (fall >= FALL, "still falling", "It is still learning: longer training makes better pictures."),
+        (seen < FINISHED * planned_images, "cannot say yet", UNFINISHED),
+        (poor, "poor samples", POOR_SAMPLES),
+        (True, "done", DONE),
+    )
+    word, meaning = next((word, meaning) for holds, word, meaning in rules if holds)
     if not held_out:
-        says += " There are too few images for a test part, so copying and overfitting cannot be seen."
-    return Diagnosis(word, says, tuple(reasons))
+        meaning += " There are too few images for a test part, so copying and overfitting cannot be seen."
+    return Diagnosis(word, meaning, tuple(reasons))
 
 
-def measure(rows: Sequence[dict[str, Any]]) -> Curves | None:
-    """The shares that the rules look at; None where there are too few reports.
+COPYING = "The samples are nearly training images. Give more images, or train for less long."
+POOR_AUTOENCODER = (
+    "Images come back damaged from the autoencoder, and samples cannot be better than that. Train it for longer."
+)
+OVERFITTING = "It learns the training images by heart. Give more images or a smaller network, or train for less long."
+UNFINISHED = "The loss is level, but the run stopped before the end of its plan. Train for longer."
+POOR_SAMPLES = "The loss is level, but the samples are far from real images. Train for longer, or use a larger network."
+DONE = "It has learned what it can: a larger network or more images would help, not more time."
 
-    The training loss at the end is the mean of the last three reports', each the mean since the one before: it has the
-    raw weights' noise, and a tenth of the labels missing, so it lies a little above the test loss of a sound run.
+
+def summarize_curves(rows: Sequence[Mapping[str, Any]]) -> Curves | None:
+    """What the curves in the rows of `metrics.csv` show; None where there are too few reports.
+
+    The training loss at the end is the mean over the last three reports. It is measured with the raw weights and with
+    a tenth of the labels missing, so in a sound run it lies a little above the test loss.
     """
     points = [(float(row["images"]), float(row["loss"]), float(row["test_loss"])) for row in rows if row["test_loss"]]
     points = [point for point in points if np.isfinite(point).all()]
@@ -99,107 +126,3 @@ def measure(rows: Sequence[dict[str, Any]]) -> Curves | None:
     images, loss, test = np.array(points).T
     half = np.interp(images[-1] / 2, images, test)
     return Curves(test[-1] / test.min() - 1, test[-1] / loss[-3:].mean() - 1, 1 - test[-1] / half)
-
-
-SHOWN, ROW = 32, 8  # samples in the grid, and pairs in the copy check
-MOST, SECONDS = 256, 90.0  # samples drawn: so many, or as many chunks of 32 as are begun in that time
-ROUGH = 128  # samples, below which a Frechet distance says little
-SMALL = 32  # pixels a side, to which images are shrunk for the classifier and for finding copies
-INCEPTION_REALS = 1_000  # training images that Inception looks at
-
-
-@dataclass
-class QuickEvaluation:
-    """What a report shows; images are uint8 (N, C, H, W)."""
-
-    samples: Tensor  # the first ones drawn, classes in turn
-    reals: Tensor  # as many real ones, held out where there is a test part
-    pairs: tuple[Tensor, Tensor]  # the samples most like a training image, and those training images
-    numbers: dict[str, Any] = field(default_factory=dict)  # as `measure_small` calls them; stamped
-    missing: list[str] = field(default_factory=list)  # what could not be measured, and why
-
-
-def evaluate_quickly(pipe: Pipeline, data: Split) -> QuickEvaluation:
-    """Draw up to 256 images, for about 90 seconds at most, and measure them against the data they were trained on.
-
-    Copies are looked for, and the classifier looks, at images shrunk to 32 pixels: a picture's pixels differ from its
-    copy's by fine detail alone, and the classifier trains in about a minute. Real test images give the floor of every
-    distance; without a test part there is none. Inception measures too where its weights lie in the cache.
-    """
-    train, test, card = data.train.held(HELD), data.test.held(HELD), pipe.card
-    say(f"report: drawing up to {MOST} images, for {SECONDS:g} seconds at most")
-    samples = draw(pipe)
-    labels = in_turn(card, len(samples))
-    small, small_train, small_test = (shrink(images) for images in (samples, train.images, test.images))
-    distance, index = nearest(small, small_train)
-    likest = distance.argsort()[:ROW]
-    shown = evenly(test.labels, min(SHOWN, len(test)))
-    found = QuickEvaluation(samples[:SHOWN], test.images[shown], (samples[likest], train.images[index[likest]]))
-    if data.train is data.test:
-        found.missing.append("There are too few images for a test part, so no number has a floor to stand beside.")
-        return found
-    try:
-        found.numbers = {"copy_ratio": copy_ratio(small, small_train, small_test)}
-    except DiffitError as error:
-        found.missing.append(f"No copy ratio: {error}.")
-    if len(train.class_names) > 1 and found.numbers:
-        say("report: a small classifier looks at them; about a minute on a CPU, where it is not trained yet")
-        found.numbers |= measure_small(
-            small,
-            None if labels is None else torch.tensor(labels),
-            train=small_train,
-            test=small_test,
-            test_labels=test.labels,
-            classifiers=[train_classifier(small_train, train.labels, device=pipe.device)],
-            stamp=make_provenance(pipe, "classifier", len(samples), {}).against(
-                data.train.name, data.train.fingerprint()
-            ),
-        )
-    elif not train.class_names:
-        found.missing.append("The images have no classes, so no classifier can be trained to look at them.")
-    if len(samples) < ROUGH:
-        found.missing.append(f"Only {len(samples)} images could be drawn in time: the Frechet distance says little.")
-    look_with_inception(found, samples, train.images, test.images, pipe.device)
-    return found
-
-
-def look_with_inception(
-    found: QuickEvaluation, samples: Tensor, train: Tensor, test: Tensor, device: torch.device
-) -> None:
-    """Add the Frechet distances in Inception's features, or what is missing for them: nothing is downloaded."""
-    if not inception_path().is_file():
-        found.missing.append(
-            f"No Inception: its weights are not at {inception_path()}. "
-            "`diffit evaluate WEIGHTS --extractor inception` fetches them, and takes FID, KID, precision and recall."
-        )
-        return
-    say("report: Inception looks at them; minutes on a CPU")
-    n = min(len(samples), len(test))
-    inception = load_inception().to(device)
-    reference = inception.features(train[evenly(torch.zeros(len(train)), min(len(train), INCEPTION_REALS))])
-    for name, images in (
-        ("inception_frechet", samples[:n]),
-        ("inception_floor", test[evenly(torch.zeros(len(test)), n)]),
-    ):
-        found.numbers[name] = frechet_distance(inception.features(images), reference)
-
-
-def draw(pipe: Pipeline) -> Tensor:
-    """Images of seeds 10000 and on, classes in turn, uint8 (N, C, H, W) on the CPU: as many as there is time for."""
-    start, labels, drawn = time.monotonic(), in_turn(pipe.card, MOST), []
-    for first in range(0, MOST, SHOWN):
-        seeds = range(FIRST_SEED + first, FIRST_SEED + first + SHOWN)
-        drawn += [to_uint8(images).cpu() for images in pipe.batches(seeds, labels and labels[first : first + SHOWN])]
-        if time.monotonic() - start > SECONDS:
-            break
-    return torch.cat(drawn)
-
-
-def shrink(images: Tensor) -> Tensor:
-    """uint8 (N, C, H, W) -> the same with at most 32 pixels a side, each the mean of those it covers."""
-    height, width = images.shape[2:]
-    scale = min(1.0, SMALL / max(height, width))
-    size = max(1, round(height * scale)), max(1, round(width * scale))
-    if size == (height, width):
-        return images
-    return torch.cat([F.interpolate(part.float(), size, mode="area").round().byte() for part in images.split(500)])

@@ -1,17 +1,18 @@
-"""`report.html`: what a run has become, on one page that needs nothing but itself."""
+"""`report.html`: what a finished run has become, on one page that loads nothing from elsewhere."""
 
 import base64
 import io
 import math
 import shlex
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from importlib.resources import files
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from diffit_lib.checkpoints.weights import ModelCard
@@ -19,7 +20,8 @@ from diffit_lib.config.experiment import ExperimentConfig
 from diffit_lib.data.datasets import Split
 from diffit_lib.data.latent_cache import CachedLatents
 from diffit_lib.models.cost import parameters
-from diffit_lib.reports.diagnosis import ROW, Diagnosis, QuickEvaluation, diagnose, evaluate_quickly
+from diffit_lib.reports.diagnosis import FINISHED, Diagnosis, diagnose
+from diffit_lib.reports.quick_evaluation import ROW, QuickEvaluation, evaluate_quickly
 from diffit_lib.sampling.pipeline import Pipeline, load
 from diffit_lib.training.encode import load_states
 from diffit_lib.training.logs import read_rows
@@ -29,33 +31,9 @@ from diffit_lib.utils.files import write_text
 from diffit_lib.utils.logging import say
 from diffit_lib.utils.plots import enlargement, loss_curve, tile, to_image
 
-PHOTOGRAPH = 48  # pixels, from which on a picture is stored as JPEG
+PHOTOGRAPH = 48  # pixels a side; images at least so large are stored as JPEG
 
-STYLE = """
-:root { color-scheme: light dark; --ink: #1d2330; --soft: #5b6475; --paper: #fbfbf9; --card: #fff; --line: #dfe2e8;
-  --mark: #2f6fb2; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e8ec; --soft: #9aa3b2; --paper: #15181e; --card: #1e222a;
-  --line: #333a46; --mark: #7fb2e8; } img.chart { filter: invert(.88) hue-rotate(180deg); } }
-* { box-sizing: border-box }
-body { margin: 0 auto; padding: 2rem 1.2rem 4rem; max-width: 76rem; background: var(--paper); color: var(--ink);
-  font: 16px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.7rem; margin: 0 } h2 { font-size: 1.15rem; margin: 0 0 .6rem } p { margin: .4rem 0 }
-.soft, figcaption { color: var(--soft); font-size: .9rem }
-section { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 1.1rem 1.3rem;
-  margin-top: 1.2rem; }
-.verdict { border-left: 6px solid var(--mark) } .verdict h2 { font-size: 1.4rem; color: var(--mark) }
-.copying, .overfitting { --mark: #d05a4e } .still { --mark: #c98a1b } .done { --mark: #3f9a63 }
-.two { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 1.2rem }
-figure { margin: 0 } figcaption { margin-top: .4rem }
-img { width: 100%; height: auto; display: block; border-radius: 4px }
-img.small { image-rendering: pixelated }
-table { border-collapse: collapse; width: 100% } td, th { text-align: left; padding: .35rem .8rem .35rem 0;
-  border-bottom: 1px solid var(--line); vertical-align: top; } th { font-weight: 600; white-space: nowrap }
-td.number { font-variant-numeric: tabular-nums; white-space: nowrap } .scroll { overflow-x: auto }
-code { font: .85rem/1.4 ui-monospace, monospace; overflow-wrap: anywhere } ul { margin: .4rem 0; padding-left: 1.2rem }
-"""
-
-NUMBERS = (  # name, key of the samples', key of the real images', what it is
+NUMBERS = (  # name, key of the samples' number, key of the real images' number, what it is
     ("Frechet distance, small classifier", "frechet", "frechet_floor", "to the training images; lower is better"),
     ("Frechet distance, Inception", "inception_frechet", "inception_floor", "to the training images; lower is better"),
     ("Class accuracy", "class_accuracy", "classifier_test_accuracy", "share seen as the class that was asked for"),
@@ -63,164 +41,154 @@ NUMBERS = (  # name, key of the samples', key of the real images', what it is
 )
 
 
-def write_page(run: str | Path, data: Split | None = None) -> Path | None:
-    """Write `report.html` into a finished run's folder, from what lies there and some samples, and return its path.
+def write_report(run: str | Path, data: Split | None = None) -> Path | None:
+    """Write `report.html` into the folder of a finished run, and return its path.
 
-    Takes a minute or a few on a CPU, and says what it does. `data` is what the run was trained on, loaded anew unless
-    given; of a run on latents alone there are no images to compare with, which is said, and there is no page.
+    Draws samples and measures them, which takes a minute or a few on a CPU. `data` is what the run was trained on; it
+    is loaded unless given. A run on cached latents has no images to compare with: it gets no page, but None.
     """
-    run, begun = Path(run), time.monotonic()
+    run, start = Path(run), time.monotonic()
     pipe = load(run / WEIGHTS, precision=read_options(ExperimentConfig, run).training.precision)
-    data = data or load_states(pipe.card.experiment, pipe.space, pipe.card.vae)
+    card = pipe.card
+    data = data or load_states(card.experiment, pipe.space, card.vae)
     if isinstance(data.train, CachedLatents):
-        say(f"{run}: no report.html, since {data.train.name} is latents alone, without the images")
+        say(f"{run}: no report.html, since {data.train.name} holds latents alone, without the images")
         return None
-    found, rows = evaluate_quickly(pipe, data), read_rows(run / "metrics.csv")
-    held_out = data.train is not data.test
-    copies = found.numbers.get("copy_ratio")
-    verdict = diagnose(rows, copies, held_out=held_out, training_images=len(data.train))
-    write_text(run / "report.html", page(run, pipe, data, rows, found, verdict))
-    say(f"report: {verdict.word}: {verdict.says} ({time.monotonic() - begun:.0f} seconds)")
+    quick, rows = evaluate_quickly(pipe, data), read_rows(run / "metrics.csv")
+    diagnosis = diagnose(
+        rows,
+        quick.numbers,
+        held_out=data.train is not data.test,
+        training_images=len(data.train),
+        planned_images=card.experiment.training.total_images,
+        classes=len(card.class_names),
+        psnr=card.vae.numbers.get("psnr") if card.vae else None,
+    )
+    write_text(run / "report.html", render(run, pipe, data, rows, quick, diagnosis))
+    say(f"report: {diagnosis.word}: {diagnosis.meaning} ({time.monotonic() - start:.0f} seconds)")
     return run / "report.html"
 
 
-def page(
-    run: Path, pipe: Pipeline, data: Split, rows: Sequence[dict[str, Any]], found: QuickEvaluation, verdict: Diagnosis
+def render(
+    run: Path, pipe: Pipeline, data: Split, rows: Sequence[dict[str, Any]], quick: QuickEvaluation, diagnosis: Diagnosis
 ) -> str:
-    """The whole page."""
-    name, card = escape(run.resolve().name), pipe.card
-    count = parameters(pipe.denoiser.network)
-    facts = (
-        f"{card.experiment.name}, {count / 1e6:.1f} million parameters, trained on {len(data.train):,} images of "
-        f"{card.experiment.data}: {card.images_seen:,} seen in {card.minutes:.1f} minutes on {card.device}."
-    )
+    """The page as HTML."""
+    card, classes = pipe.card, len(pipe.card.class_names)
+    millions = parameters(pipe.denoiser.network) / 1e6
     real = "held-out real images" if data.train is not data.test else "training images"
-    classes = len(card.class_names)
-    sections = [
-        section(
-            f"<h2>{escape(verdict.word.capitalize())}</h2><p>{escape(verdict.says)}</p>{bullets(verdict.reasons)}",
-            f"verdict {verdict.word.split()[0]}",
-        ),
-        section(
-            '<div class="two">'
-            + figure(grid(found.samples), f"Drawn, none rejected{', classes in turn' * bool(classes)}", "Samples")
-            + figure(grid(found.reals), f"As many {real}, of all classes" if classes else f"As many {real}", "Real")
-            + "</div>"
-        ),
-        section(
-            figure(
-                grid(torch.cat(found.pairs)),
-                f"Above: the {len(found.pairs[0])} samples nearest to any training image, at 32 pixels a side. "
-                "Below each: that training image. Where the two are the same picture, it is a copy.",
-                "Copy check",
-            )
-        ),
-        section("<h2>Numbers</h2>" + table(found) + bullets(found.missing) + stamp(found)),
-        section("<h2>Curves</h2>" + curves(pipe, rows)),
-        *autoencoder(run, pipe),
-        section("<h2>Go on</h2>" + commands(run, card)),
-    ]
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{name}: {escape(verdict.word)}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head><body>'
-        f'<h1>{name}</h1><p class="soft">{escape(facts)}</p>{"".join(sections)}</body></html>\n'
+    drawn = f"Drawn, none rejected{', classes in turn' * bool(classes)}"
+    copies = (
+        f"Above: the {len(quick.pairs[0])} samples nearest to any training image, at 32 pixels a side. "
+        "Below each: that training image. Where the two are the same picture, it is a copy."
+    )
+    texts = {
+        "name": run.resolve().name,
+        "word": diagnosis.word,
+        "kind": diagnosis.word.split()[0],
+        "headline": diagnosis.word.capitalize(),
+        "meaning": diagnosis.meaning,
+        "facts": f"{card.experiment.name}, {millions:.1f} million parameters, trained on {len(data.train):,} images of "
+        f"{card.experiment.data}: {card.images_seen:,} seen in {card.minutes:.1f} minutes on {card.device}.",
+    }
+    return Template(files(__package__).joinpath("report.html").read_text(encoding="utf-8")).substitute(
+        {key: escape(text) for key, text in texts.items()},
+        reasons=bullets(diagnosis.reasons),
+        samples=figure(grid(quick.samples), drawn, "Samples"),
+        reals=figure(grid(quick.reals), f"As many {real}" + ", of all classes" * bool(classes), "Real"),
+        copies=figure(grid(torch.cat(quick.pairs)), copies, "Copy check"),
+        numbers=numbers_table(quick.numbers) + bullets(quick.missing) + provenance_note(quick.numbers),
+        curves=curves(card.experiment, rows),
+        autoencoder=autoencoder(run, card),
+        commands=bullets(next_commands(run, card, diagnosis), "<li><code>{}</code></li>", "<ul>"),
     )
 
 
-def table(found: QuickEvaluation) -> str:
-    """The numbers that there are, each beside what real test images get."""
+def numbers_table(numbers: Mapping[str, Any]) -> str:
+    """The numbers that were measured, each beside that of real test images."""
     lines = []
     for name, key, floor, meaning in NUMBERS:
-        if key in found.numbers:
-            real = f"{found.numbers[floor]:.3g}" if floor else "1"
-            lines.append(
-                f'<tr><th>{name}</th><td class="number">{found.numbers[key]:.3g}</td><td class="number">{real}</td>'
-                f'<td class="soft">{meaning}</td></tr>'
-            )
+        if key in numbers:
+            cells = f"{numbers[key]:.3g}", f"{numbers[floor]:.3g}" if floor else "1"
+            lines.append(f"<tr><th>{name}</th>" + "".join(f'<td class="number">{cell}</td>' for cell in cells))
+            lines.append(f'<td class="soft">{meaning}</td></tr>')
     head = "<tr><th></th><th>samples</th><th>new real images</th><th></th></tr>"
     return f'<div class="scroll"><table>{head}{"".join(lines)}</table></div>' if lines else ""
 
 
-def stamp(found: QuickEvaluation) -> str:
+def provenance_note(numbers: Mapping[str, Any]) -> str:
     """What the numbers depend on."""
-    if "stamp" not in found.numbers:
+    if "stamp" not in numbers:
         return ""
-    values = " ".join(f"{key}={value}" for key, value in found.numbers["stamp"].items() if value not in (None, False))
-    said = escape("; ".join(["Images shrunk to 32 pixels a side at most", *found.numbers["warnings"]]))
-    return f'<p class="soft">{said}.<br><code>{escape(values)}</code></p>'
+    values = " ".join(f"{key}={value}" for key, value in numbers["stamp"].items() if value not in (None, False))
+    notes = "; ".join(["Images shrunk to 32 pixels a side at most", *numbers["warnings"]])
+    return f'<p class="soft">{escape(notes)}.<br><code>{escape(values)}</code></p>'
 
 
-def curves(pipe: Pipeline, rows: Sequence[dict[str, Any]]) -> str:
-    """The run's curves over the expected ones, if there are any for these data and this network."""
-    expected = expected_rows(pipe.card.experiment)
-    told = "In grey: a run known to be good."
+def curves(experiment: ExperimentConfig, rows: Sequence[dict[str, Any]]) -> str:
+    """The run's curves, over those of a good run where there are any for these data and this network."""
+    expected, out = expected_rows(experiment), io.BytesIO()
+    loss_curve(rows, expected).savefig(out, format="png", dpi=110)
+    note = "In grey: a run known to be good."
     if not expected:
-        told = "No expected curves lie behind, for how low a loss can get depends on the images: look at the slope."
-    return f"{picture(chart(loss_curve(rows, expected)), 'image/png', 'chart')}<p class='soft'>{told}</p>"
+        note = "There is no curve to compare with: how low a loss can get depends on the images. Look at the slope."
+    return f'{picture(out.getvalue(), "image/png", "chart")}<p class="soft">{note}</p>'
 
 
-def autoencoder(run: Path, pipe: Pipeline) -> list[str]:
-    """A section on the autoencoder, where the run trained its own."""
-    pictures, vae = sorted((run / "vae" / "samples").glob("*.png")), pipe.card.vae
+def autoencoder(run: Path, card: ModelCard) -> str:
+    """A section on the autoencoder, if the run trained its own."""
+    pictures, vae = sorted((run / "vae" / "samples").glob("*.png")), card.vae
     if vae is None or not pictures:
-        return []
+        return ""
     psnr = f", PSNR {vae.numbers['psnr']:.1f} dB" if "psnr" in vae.numbers else ""
-    told = f"{vae.experiment.name}, {vae.images_seen:,} images in {vae.minutes:.1f} minutes{psnr}. Rows of held-out "
-    told += "images, each over what comes back: samples cannot be sharper than these."
-    return [section(figure((pictures[-1].read_bytes(), "image/png"), told, "Autoencoder"))]
+    caption = f"{vae.experiment.name}, {vae.images_seen:,} images in {vae.minutes:.1f} minutes{psnr}. "
+    caption += "Rows of held-out images, each over what comes back: samples cannot be sharper than these."
+    return f"<section>{figure((pictures[-1].read_bytes(), 'image/png'), caption, 'Autoencoder')}</section>"
 
 
-def bullets(lines: Iterable[str]) -> str:
-    """A list."""
-    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
-    return f'<ul class="soft">{items}</ul>' if items else ""
+def next_commands(run: Path, card: ModelCard, diagnosis: Diagnosis) -> list[str]:
+    """Commands to go on with: more training where the diagnosis asks for it, more samples, all numbers."""
+    weights, planned = shlex.quote(str(run / WEIGHTS)), card.experiment.training.total_images
+    lines = [f"diffit sample {weights} --seeds 0-63 --out pictures", f"diffit evaluate {weights}"]
+    if diagnosis.word in ("cannot say yet", "still falling", "poor samples"):
+        images = planned if card.images_seen < FINISHED * planned else 2 * planned
+        minutes = max(1, math.ceil(card.minutes * images / max(1, card.images_seen)))
+        lines.insert(0, f"diffit train --run {shlex.quote(str(run))} --images {images} --minutes {minutes}")
+    own = run / "vae"
+    if diagnosis.word == "poor autoencoder" and card.vae and (own / WEIGHTS).is_file():
+        images, minutes = 2 * card.vae.experiment.training.total_images, max(1, math.ceil(2 * card.vae.minutes))
+        lines[:0] = [
+            f"diffit train-vae --run {shlex.quote(str(own))} --images {images} --minutes {minutes}",
+            f"diffit train --data {shlex.quote(card.experiment.data)} --vae {shlex.quote(str(own / WEIGHTS))}",
+        ]
+    return lines
 
 
-def commands(run: Path, card: ModelCard) -> str:
-    """What goes on from here: twice as much training, more samples, all numbers."""
-    folder, weights = shlex.quote(str(run)), shlex.quote(str(run / WEIGHTS))
-    minutes, images = math.ceil(2 * card.minutes), 2 * card.experiment.training.total_images
-    lines = (
-        f"diffit train --run {folder} --images {images} --minutes {minutes}",
-        f"diffit sample {weights} --seeds 0-63 --out pictures",
-        f"diffit evaluate {weights}",
-    )
-    return "<ul>" + "".join(f"<li><code>{escape(line)}</code></li>" for line in lines) + "</ul>"
-
-
-def section(body: str, kind: str = "") -> str:
-    """A card of the page."""
-    return f'<section class="{kind}">{body}</section>'
+def bullets(lines: Iterable[str], item: str = "<li>{}</li>", opening: str = '<ul class="soft">') -> str:
+    """Lines of text as a list; nothing if there are none."""
+    items = "".join(item.format(escape(line)) for line in lines)
+    return f"{opening}{items}</ul>" if items else ""
 
 
 def figure(image: tuple[bytes, str], caption: str, title: str) -> str:
-    """A picture under its title, over its caption."""
-    kind = "small" if image[1] == "image/png" else ""
+    """A picture under its title and over its caption."""
+    content, mime = image
     return (
-        f"<figure><h2>{escape(title)}</h2>{picture(image[0], image[1], kind)}"
+        f"<figure><h2>{escape(title)}</h2>{picture(content, mime, 'small' if mime == 'image/png' else '')}"
         f"<figcaption>{escape(caption)}</figcaption></figure>"
     )
 
 
 def picture(content: bytes, mime: str, kind: str) -> str:
-    """A picture within the page."""
+    """A picture that is part of the page."""
     return f'<img class="{kind}" alt="" src="data:{mime};base64,{base64.b64encode(content).decode()}">'
 
 
 def grid(images: Tensor) -> tuple[bytes, str]:
-    """uint8 (N, C, H, W) in rows of eight, as a file's bytes and their kind."""
-    pixels = images.permute(0, 2, 3, 1).numpy()
-    photographs = max(pixels.shape[1:3]) >= PHOTOGRAPH
-    sheet, out = to_image(tile(pixels, columns=ROW, scale=enlargement(pixels))), io.BytesIO()
-    if photographs:
+    """uint8 (N, C, H, W) in rows of eight, as the bytes of an image file and its MIME type."""
+    pixels, out = images.permute(0, 2, 3, 1).numpy(), io.BytesIO()
+    sheet = to_image(tile(pixels, columns=ROW, scale=enlargement(pixels)))
+    if max(pixels.shape[1:3]) >= PHOTOGRAPH:
         sheet.save(out, "JPEG", quality=90)
-    else:
-        sheet.save(out, "PNG", optimize=True)
-    return out.getvalue(), "image/jpeg" if photographs else "image/png"
-
-
-def chart(figure: Figure) -> bytes:
-    """A figure as PNG."""
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=110)
-    return out.getvalue()
+        return out.getvalue(), "image/jpeg"
+    sheet.save(out, "PNG", optimize=True)
+    return out.getvalue(), "image/png"

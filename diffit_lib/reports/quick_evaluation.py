@@ -1,0 +1,123 @@
+"""A quick look at a finished run: some samples, and numbers that take a minute or two on a CPU."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diffit_lib.data.datasets import Split
+from diffit_lib.evaluation.evaluate import FIRST_SEED, make_provenance
+from diffit_lib.evaluation.evaluator import HELD
+from diffit_lib.evaluation.features import inception_path, load_inception, train_classifier
+from diffit_lib.evaluation.metrics import copy_ratio, frechet_distance, measure_small, nearest
+from diffit_lib.evaluation.reference import evenly
+from diffit_lib.sampling.pipeline import Pipeline, in_turn
+from diffit_lib.utils.errors import DiffitError
+from diffit_lib.utils.logging import say
+from diffit_lib.utils.tensors import to_uint8
+
+SHOWN, ROW = 32, 8  # samples in the grid, and pairs in the copy check
+MOST, SECONDS = 256, 90.0  # samples drawn: so many, or as many chunks of 32 as are begun in that time
+ROUGH = 128  # samples, below which a Frechet distance says little
+SMALL = 32  # pixels a side, to which images are shrunk for the classifier and for finding copies
+INCEPTION_REALS = 1_000  # training images that Inception looks at
+
+
+@dataclass
+class QuickEvaluation:
+    """What a report shows; images are uint8 (N, C, H, W)."""
+
+    samples: Tensor  # the first ones drawn, classes in turn
+    reals: Tensor  # as many real ones, held out where there is a test part
+    pairs: tuple[Tensor, Tensor]  # the samples most like a training image, and those training images
+    numbers: dict[str, Any] = field(default_factory=dict)  # as `measure_small` calls them; stamped
+    missing: list[str] = field(default_factory=list)  # what could not be measured, and why
+
+
+def evaluate_quickly(pipe: Pipeline, data: Split) -> QuickEvaluation:
+    """Draw up to 256 images, for about 90 seconds at most, and measure them against the data they were trained on.
+
+    Copies are looked for, and the classifier looks, at images shrunk to 32 pixels: a picture's pixels differ from its
+    copy's by fine detail alone, and the classifier trains in about a minute. Real test images give the floor of every
+    distance; without a test part there is none. Inception measures too where its weights lie in the cache.
+    """
+    train, test, card = data.train.held(HELD), data.test.held(HELD), pipe.card
+    say(f"report: drawing up to {MOST} images, for {SECONDS:g} seconds at most")
+    samples = draw(pipe)
+    labels = in_turn(card, len(samples))
+    small, small_train, small_test = (shrink(images) for images in (samples, train.images, test.images))
+    distance, index = nearest(small, small_train)
+    likest = distance.argsort()[:ROW]
+    shown = evenly(test.labels, min(SHOWN, len(test)))
+    found = QuickEvaluation(samples[:SHOWN], test.images[shown], (samples[likest], train.images[index[likest]]))
+    if data.train is data.test:
+        found.missing.append("There are too few images for a test part, so no number has a floor to stand beside.")
+        return found
+    try:
+        found.numbers = {"copy_ratio": copy_ratio(small, small_train, small_test)}
+    except DiffitError as error:
+        found.missing.append(f"No copy ratio: {error}.")
+    if len(train.class_names) > 1 and found.numbers:
+        say("report: a small classifier looks at them; about a minute on a CPU, where it is not trained yet")
+        found.numbers |= measure_small(
+            small,
+            None if labels is None else torch.tensor(labels),
+            train=small_train,
+            test=small_test,
+            test_labels=test.labels,
+            classifiers=[train_classifier(small_train, train.labels, device=pipe.device)],
+            stamp=make_provenance(pipe, "classifier", len(samples), {}).against(
+                data.train.name, data.train.fingerprint()
+            ),
+        )
+    elif not train.class_names:
+        found.missing.append("The images have no classes, so no classifier can be trained to look at them.")
+    if len(samples) < ROUGH:
+        found.missing.append(f"Only {len(samples)} images could be drawn in time: the Frechet distance says little.")
+    look_with_inception(found, samples, train.images, test.images, pipe.device)
+    return found
+
+
+def look_with_inception(
+    found: QuickEvaluation, samples: Tensor, train: Tensor, test: Tensor, device: torch.device
+) -> None:
+    """Add the Frechet distances in Inception's features, or what is missing for them: nothing is downloaded."""
+    if not inception_path().is_file():
+        found.missing.append(
+            f"No Inception: its weights are not at {inception_path()}. "
+            "`diffit evaluate WEIGHTS --extractor inception` fetches them, and takes FID, KID, precision and recall."
+        )
+        return
+    say("report: Inception looks at them; minutes on a CPU")
+    n = min(len(samples), len(test))
+    inception = load_inception().to(device)
+    reference = inception.features(train[evenly(torch.zeros(len(train)), min(len(train), INCEPTION_REALS))])
+    for name, images in (
+        ("inception_frechet", samples[:n]),
+        ("inception_floor", test[evenly(torch.zeros(len(test)), n)]),
+    ):
+        found.numbers[name] = frechet_distance(inception.features(images), reference)
+
+
+def draw(pipe: Pipeline) -> Tensor:
+    """Images of seeds 10000 and on, classes in turn, uint8 (N, C, H, W) on the CPU: as many as there is time for."""
+    start, labels, drawn = time.monotonic(), in_turn(pipe.card, MOST), []
+    for first in range(0, MOST, SHOWN):
+        seeds = range(FIRST_SEED + first, FIRST_SEED + first + SHOWN)
+        drawn += [to_uint8(images).cpu() for images in pipe.batches(seeds, labels and labels[first : first + SHOWN])]
+        if time.monotonic() - start > SECONDS:
+            break
+    return torch.cat(drawn)
+
+
+def shrink(images: Tensor) -> Tensor:
+    """uint8 (N, C, H, W) -> the same with at most 32 pixels a side, each the mean of those it covers."""
+    height, width = images.shape[2:]
+    scale = min(1.0, SMALL / max(height, width))
+    size = max(1, round(height * scale)), max(1, round(width * scale))
+    if size == (height, width):
+        return images
+    return torch.cat([F.interpolate(part.float(), size, mode="area").round().byte() for part in images.split(500)])
