@@ -1,15 +1,15 @@
 """Folders and zips of images: classes, parts, dataset.json."""
 
-import itertools
 import json
 
 import pytest
 import torch
 from image_files import COLOURS, fill, noise, plain, refused, zipped
 from torchvision.datasets import Imagenette
+from torchvision.models import ResNet50_Weights
 
 from diffit_lib.data.datasets import load_data
-from diffit_lib.data.imagenet import WNIDS, imagenet_classes, without_wnids
+from diffit_lib.data.folders import imagenet_names, replace_wordnet_ids
 from diffit_lib.data.preprocess import to_pixels
 
 
@@ -104,14 +104,14 @@ def test_folders_called_by_imagenets_numbers_get_its_names(tmp_path):
         assert train.labels.tolist() == [0, 0, 1, 1, 2, 2]
 
 
-def test_imagenets_numbers_are_a_thousand_in_order_of_its_names():
-    assert len(WNIDS) == 1000
-    assert all(one < other for one, other in itertools.pairwise(WNIDS))
-    assert without_wnids(WNIDS) == imagenet_classes()
+def test_imagenets_names_are_torchvisions_in_order_of_their_wordnet_ids():
+    names = imagenet_names()
+    assert list(names) == sorted(names)
+    assert tuple(names.values()) == tuple(ResNet50_Weights.DEFAULT.meta["categories"])
     known = {wnid: names[0] for wnid, names in Imagenette._WNID_TO_CLASS.items()}
     known |= {"n02012849": "crane bird", "n03126707": "crane", "n07753592": "banana", "n10148035": "groom"}
     known |= {"n02114367": "timber wolf", "n06359193": "web site", "n15075141": "toilet tissue"}
-    assert without_wnids(list(known)) == tuple(known.values())
+    assert replace_wordnet_ids(list(known)) == tuple(known.values())
 
 
 def test_celebamask_hqs_masks_are_no_images(tmp_path):

@@ -14,7 +14,7 @@ from diffit_lib.checkpoints import hub as hub
 from diffit_lib.checkpoints.hub import HUB_MODELS, published_name
 from diffit_lib.checkpoints.weights import build_denoiser, load_weights, warm_start
 from diffit_lib.cli.info import info
-from diffit_lib.data.imagenet import imagenet_classes
+from diffit_lib.data.folders import imagenet_names
 from diffit_lib.models import build_network
 from diffit_lib.sampling.pipeline import load
 from diffit_lib.utils.errors import DiffitError
@@ -244,7 +244,7 @@ class TestCards:
         names = load(NVIDIA, file=small(NVIDIA)[1], device="cpu").card.class_names
         assert len(names) == 1000
         assert (names[0], names[207], names[-1]) == ("tench", "golden retriever", "toilet tissue")
-        assert names == imagenet_classes()
+        assert names == tuple(imagenet_names().values())
 
     def test_a_label_outside_the_classes_is_one_line(self, small):
         pipe = load(NVIDIA, file=small(NVIDIA)[1], device="cpu")

@@ -26,7 +26,7 @@ from diffit_lib.config.diffusion import EDMConfig
 from diffit_lib.config.experiment import ExperimentConfig
 from diffit_lib.config.presets import STABLE_DIFFUSION
 from diffit_lib.data.datasets import Images
-from diffit_lib.data.imagenet import imagenet_classes
+from diffit_lib.data.folders import imagenet_names
 from diffit_lib.diffusion.denoiser import DENOISERS, Preconditioned
 from diffit_lib.models import build_network
 from diffit_lib.models.latent_space import PIXEL_SPACE, DeferredLatentSpace, LatentSpace, Space
@@ -148,7 +148,7 @@ def load_hub_weights(name: str, file: str | Path | None) -> tuple[Preconditioned
     load_tensors(network, tensors, str(path), known_as=published_name, assign=True)
     card = ModelCard(
         experiment=foreign.experiment,
-        class_names=imagenet_classes(),
+        class_names=tuple(imagenet_names().values()),
         trained_on=f"ImageNet ({foreign.by})",
         licence=foreign.licence,
         vae=stable_diffusion_card(foreign.experiment.vae),

@@ -4,7 +4,9 @@ import json
 import os
 import posixpath
 import zipfile
-from functools import lru_cache
+from collections.abc import Sequence
+from functools import cache, lru_cache
+from importlib import resources
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -62,6 +64,21 @@ def find_images(source: Path) -> ImageFiles:
     if labels is None:
         labels = _labels_by_folder(source, paths, [path[0] if path else "" for path in folders], common)
     return ImageFiles(paths, parts, *labels)
+
+
+@cache
+def imagenet_names() -> dict[str, str]:
+    """ImageNet's 1000 classes in their usual order: WordNet id ("n01440764") -> name ("tench").
+
+    The classes of ILSVRC 2012, with torchvision's names.
+    """
+    text = resources.files("diffit_lib.data").joinpath("imagenet_classes.txt").read_text(encoding="utf-8")
+    return dict(line.split(" ", 1) for line in text.splitlines())
+
+
+def replace_wordnet_ids(names: Sequence[str]) -> tuple[str, ...]:
+    """Class names, with ImageNet's names in place of WordNet ids."""
+    return tuple(imagenet_names().get(name, name) for name in names)
 
 
 def read(source: Path, path: str) -> bytes:

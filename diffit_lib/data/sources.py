@@ -20,8 +20,7 @@ from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from diffit_lib.data.folders import find_images, read
-from diffit_lib.data.imagenet import without_wnids
+from diffit_lib.data.folders import find_images, read, replace_wordnet_ids
 from diffit_lib.utils.errors import DiffitError
 from diffit_lib.utils.files import cache_folder
 from diffit_lib.utils.logging import say
@@ -141,7 +140,7 @@ def from_folder(source: Path) -> Parts:
     files = find_images(source)
     name = source.resolve().name.removesuffix(".zip")
     pictures = from_files(
-        name, source, files.paths, *name_classes(name, files.labels, without_wnids(files.class_names))
+        name, source, files.paths, *name_classes(name, files.labels, replace_wordnet_ids(files.class_names))
     )
     if not any(files.parts):
         return split(pictures)
