@@ -148,8 +148,14 @@ class TestNoImages:
         assert zipfile.is_zipfile(path)
         refuse(path, r"faces\.zip is neither a folder nor a whole zip")
 
-    def test_a_path_that_is_not_there_is_unknown_data(self, refuse, tmp_path):
-        refuse(tmp_path / "gone", "unknown data '.*gone'.*digits, mnist, cifar10, imagenette, celeba, .*, or the path")
+    def test_for_a_path_that_is_not_there_it_says_what_was_looked_for_and_where(self, refuse, tmp_path):
+        names = "digits, mnist, cifar10, imagenette, celeba, "
+        refuse(tmp_path / "gone", f"no data set or path '.*gone': looked for .*{names}.* and for /.*gone; give one")
+
+    def test_a_name_nearby_is_proposed(self, faces, monkeypatch):
+        monkeypatch.chdir(faces.parent)
+        refused("digts", r"no data set or path 'digts': .* and for \./digts; did you mean digits\?")
+        refused("fases", r"did you mean faces\?")
 
 
 class TestLittle:

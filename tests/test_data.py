@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from diffit_lib.config.training import TrainingConfig
-from diffit_lib.data.datasets import Images, digits, load_data
+from diffit_lib.data.datasets import Images, digits
 from diffit_lib.data.stream import TrainingStream, _permutation
 from diffit_lib.utils.errors import DiffitError
 
@@ -71,10 +71,6 @@ class TestDigits:
         deviation = (values - values.mean()).square().mean().sqrt().item()
         assert split.train.standard_deviation() == pytest.approx(deviation, abs=1e-6)
         assert deviation == pytest.approx(0.75, abs=0.01)
-
-    def test_unknown_data_are_refused_with_the_known_names(self):
-        with pytest.raises(DiffitError, match=r"unknown data 'digts'.*digits"):
-            load_data("digts")
 
 
 class TestStream:

@@ -251,7 +251,7 @@ def test_inception_measures_against_all_images_of_a_folder(drawn, inception, tmp
         ({}, r"drawn\.npz holds images; say by --data what to measure them against"),
         ({"data": "digits", "steps": 5}, r"steps is for drawing, but .*drawn\.npz holds images; leave it out"),
         ({"data": "digits", "protocol": "adm"}, r"protocol is 'adm', but .*drawn\.npz holds whole numbers already"),
-        ({"data": "nowhere"}, "unknown data 'nowhere'"),
+        ({"data": "nowhere"}, "no data set or path 'nowhere'"),
         ({"data": "nowhere.npz"}, r"there is no file nowhere\.npz"),
         ({"data": "digits", "save_statistics": "s.npz"}, "save_statistics is 's.npz', but they are Inception's; give"),
     ],

@@ -11,9 +11,9 @@ from image_files import fill, noise, zipped
 from torch.utils.data import DataLoader, TensorDataset
 
 from diffit_lib.config.training import TrainingConfig
-from diffit_lib.data import preprocess as decoding
+from diffit_lib.data import preprocess
 from diffit_lib.data.datasets import load_data
-from diffit_lib.data.sources import Pictures
+from diffit_lib.data.sources import ImageList
 from diffit_lib.data.stream import TrainingStream
 from diffit_lib.utils.errors import DiffitError
 
@@ -130,10 +130,10 @@ def test_fingerprints_tell_pixels_labels_and_shapes_apart():
 
 
 def test_whoever_takes_pictures_slowly_holds_few(monkeypatch):
-    monkeypatch.setattr(decoding, "AHEAD", 4)
-    many = Pictures("many", list(map(str, range(100))), lambda key: None, torch.zeros(100), (), threads=3)
+    monkeypatch.setattr(preprocess, "AHEAD", 4)
+    many = ImageList("many", list(map(str, range(100))), lambda key: None, torch.zeros(100), (), threads=3)
     made = []
-    for taken, key in enumerate(decoding.each(many, lambda key: made.append(key) or key)):
+    for taken, key in preprocess.decode_each(many, lambda key: made.append(key) or key):
         assert key == str(taken)
         assert len(made) - taken <= 12
     assert len(made) == 100

@@ -10,6 +10,7 @@ from image_files import fill, plain, refused
 
 from diffit_lib.data import sources
 from diffit_lib.data.datasets import digits, load_data
+from diffit_lib.data.preprocess import to_picture
 
 
 def idx(array):
@@ -32,7 +33,7 @@ def cache(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["mnist", "cifar10", "imagenette", "celeba"])
 def test_a_failed_download_ends_in_one_line_with_the_remedies(cache, name):
     timeout = socket.getdefaulttimeout()
-    refused(name, f"^{name} cannot be had .*; give the path of a folder or zip, or take digits$")
+    refused(name, rf"^Could not download {name} \(.*\)\. Use a folder, a zip or --data digits\.$")
     assert socket.getdefaulttimeout() == timeout
 
 
@@ -106,12 +107,12 @@ def test_imagenette_has_words_for_classes_and_its_own_test_part(imagenette, monk
 @pytest.mark.parametrize(("size", "short_edge"), [((160, 160), 160), ((128, 161), 320)])
 def test_imagenette_comes_in_the_smallest_version_that_is_large_enough(imagenette, monkeypatch, size, short_edge):
     monkeypatch.setattr(sources, "IMAGENETTE_IMAGES", 12)
-    picture = sources.find_pictures("imagenette", size).train
-    assert min(picture.open(picture.keys[0]).size) == short_edge
+    picture = sources.list_images("imagenette", size).train
+    assert min(to_picture(picture.read(picture.keys[0])).size) == short_edge
 
 
 def test_half_an_imagenette_is_no_imagenette(imagenette):
-    refused("imagenette", "imagenette cannot be had .*is not whole, delete it")
+    refused("imagenette", "Could not download imagenette .*is not whole, delete it")
 
 
 def test_more_of_torchvisions_data_sets_come_by_their_names(cache, monkeypatch):

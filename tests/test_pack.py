@@ -18,7 +18,7 @@ from diffit_lib.data import pack as task
 from diffit_lib.data.datasets import load_data
 from diffit_lib.data.pack import pack
 from diffit_lib.data.preprocess import CROPS
-from diffit_lib.data.sources import NAMED, Parts, digits
+from diffit_lib.data.sources import NAMED, Split, digits
 from diffit_lib.utils.errors import DiffitError
 
 SIZE = (6, 10)
@@ -83,7 +83,7 @@ def sources(tmp_path, faces):
 
 def test_every_form_of_data_goes_in_and_comes_out_the_same(tmp_path, faces, monkeypatch):
     monkeypatch.setattr(task, "PIECE", 1024)
-    monkeypatch.setitem(NAMED, "few digits", lambda *place: Parts(*(part.take(range(40)) for part in digits(*place))))
+    monkeypatch.setitem(NAMED, "few digits", lambda *place: Split(*(part.take(range(40)) for part in digits(*place))))
     for name, source in sources(tmp_path, faces):
         assert same(load_data(pack(source, f"{name}.zip")), load_data(source)), name
     assert same(load_data(pack("flat.zip", "again.zip")), load_data("flat.zip"))
@@ -187,7 +187,7 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("options", "says"),
         [
-            (["nowhere"], "unknown data 'nowhere'"),
+            (["nowhere"], "no data set or path 'nowhere'"),
             (["photos", "--resolution=6x"], "resolution is '6x'; give width and height, e.g. 64x48"),
             (["photos", "--resolution=0"], "resolution is '0'"),
             (["photos", "--crop=square"], "square"),

@@ -14,7 +14,7 @@ from diffit_lib.cli import info as describe_data
 from diffit_lib.cli.main import main
 from diffit_lib.config.presets import preset, vae_preset
 from diffit_lib.data.inspect import look
-from diffit_lib.data.sources import find_pictures
+from diffit_lib.data.sources import list_images
 from diffit_lib.reports import auto as photos
 from diffit_lib.reports import cost as time_steps
 from diffit_lib.reports import quick_evaluation
@@ -202,7 +202,7 @@ class TestInfo:
         assert "test     360 of them" in text
 
     def test_when_time_is_short_fewer_are_opened_and_that_is_said(self, tmp_path):
-        survey = look(find_pictures(pictures(tmp_path, 8)).train, 60, seconds=0.0)
+        survey = look(list_images(pictures(tmp_path, 8)).train, seconds=0.0)
         assert survey.looked == 1
 
 

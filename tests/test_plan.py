@@ -67,7 +67,7 @@ class TestPlan:
         experiment, data = plan()
         assert (experiment.name, data.train.name) == ("digits", "digits/train")
         told = capsys.readouterr().out
-        assert told.startswith("\033[31mcifar10 cannot be had (no network)")
+        assert told.startswith("\033[31mCould not download cifar10 (no network)")
         assert told.endswith("this goes on with the digits\033[0m\n")
         assert told.count("\n") == 1
 
@@ -102,7 +102,7 @@ class TestPlan:
 
     @pytest.mark.parametrize("dataset", ["no/such/folder", "cifar11"])
     def test_what_is_not_there_is_an_error(self, dataset):
-        with pytest.raises(DiffitError, match="unknown data"):
+        with pytest.raises(DiffitError, match="no data set or path"):
             plan(dataset)
 
     def test_without_a_gpu_colab_is_told_how_to_switch_one_on(self, monkeypatch, capsys):
@@ -144,7 +144,7 @@ class TestPlanLatent:
         experiment, vae, data = plan_latent(block="dit", vae="sd")
         assert (experiment.name, experiment.network.block, vae.name) == ("latent-digits", "dit", "vae-digits")
         assert data.train.name == "digits/train"
-        assert capsys.readouterr().out.startswith("\033[31mimagenette cannot be had (no network)")
+        assert capsys.readouterr().out.startswith("\033[31mCould not download imagenette (no network)")
 
 
 class TestChooseVAE:

@@ -13,8 +13,8 @@ from diffit_lib.checkpoints.weights import image_shape as shape_of
 from diffit_lib.config.experiment import BaseExperimentConfig, ExperimentConfig, VAEExperimentConfig
 from diffit_lib.config.models import ImageNetworkConfig, TransformerConfig
 from diffit_lib.config.presets import LONGEST, PRESETS, VAE_PRESETS
-from diffit_lib.data.inspect import Inspection, inspect_all
-from diffit_lib.data.sources import NAMED, Parts, find_pictures
+from diffit_lib.data.inspect import Inspection, look
+from diffit_lib.data.sources import NAMED, ImageList, Split, list_images
 from diffit_lib.models.cost import cost, parameters
 from diffit_lib.models.vae import KLAutoencoder
 from diffit_lib.reports.auto import Choice, choose_recipe
@@ -124,8 +124,8 @@ def describe_data(source: str | Path) -> str:
     Of many pictures as many are opened as there is time for, in random order, and it is said how many. Time is
     that of a few steps of training here.
     """
-    parts = find_pictures(source)
-    survey, labels = inspect_all(parts, SECONDS), labels_of_all(parts)
+    parts = list_images(source)
+    survey, labels = look(*parts.distinct, seconds=SECONDS), labels_of_all(parts)
     lines = [f"{source}: {len(labels):,} images", *describe_pictures(survey, parts, labels)]
     try:
         choice = choose_recipe(source, download=False)
@@ -134,12 +134,12 @@ def describe_data(source: str | Path) -> str:
     return "\n".join([*lines, *describe_choice(source, choice, parts)])
 
 
-def labels_of_all(parts: Parts) -> list[int]:
+def labels_of_all(parts: Split[ImageList]) -> list[int]:
     """The class numbers of both parts' pictures."""
-    return [label for part in (parts if parts.test is not parts.train else parts[:1]) for label in part.labels.tolist()]
+    return [label for part in parts.distinct for label in part.labels.tolist()]
 
 
-def describe_pictures(survey: Inspection, parts: Parts, labels: list[int]) -> list[str]:
+def describe_pictures(survey: Inspection, parts: Split[ImageList], labels: list[int]) -> list[str]:
     """Lines on what is there; sizes, modes and broken ones are of the pictures that were opened."""
     train, classes = parts.train, parts.train.class_names
     opened = survey.sizes.total()
@@ -161,7 +161,7 @@ def describe_pictures(survey: Inspection, parts: Parts, labels: list[int]) -> li
     return [*lines, f"  test     {test}"]
 
 
-def describe_choice(source: str | Path, choice: Choice, parts: Parts) -> list[str]:
+def describe_choice(source: str | Path, choice: Choice, parts: Split[ImageList]) -> list[str]:
     """Lines on what `train --data` would do, and what that takes here."""
     stages: list[BaseExperimentConfig] = [*([choice.vae] if choice.vae else []), choice.experiment]
     paces = [time_steps(stage) for stage in stages]

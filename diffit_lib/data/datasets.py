@@ -1,8 +1,4 @@
-"""How images get in: data sets as uint8 tensors, and the endless stream that training reads.
-
-The stream is a pure function of (seed, global image number): which image, mirrored or not, its noise level, its noise,
-whether its label is dropped. So a resumed run, another number of workers or of processes sees the same numbers.
-"""
+"""Data sets of uint8 images, in memory or decoded when they are used."""
 
 import hashlib
 import math
@@ -11,21 +7,62 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
+from tqdm.auto import tqdm
 
 from diffit_lib.config.experiment import BaseExperimentConfig
-from diffit_lib.data.preprocess import Decoder, check_crop, first_shape, to_pixels
-from diffit_lib.data.sources import Pictures, find_pictures
+from diffit_lib.data.preprocess import (
+    ToPixels,
+    check_crop,
+    decode,
+    decode_each,
+    none_readable,
+    report_skipped,
+    to_pixels,
+)
+from diffit_lib.data.sources import ImageList, Split, list_images
 from diffit_lib.utils.distributed import local_world_size
 from diffit_lib.utils.errors import DiffitError
 from diffit_lib.utils.logging import say
 from diffit_lib.utils.tensors import to_float
 
-WORTH_SAYING = 1_000_000  # bytes, below which a part's size is not told
+WORTH_SAYING = 1_000_000  # bytes; smaller parts load without a message
+
+
+@dataclass(frozen=True)
+class LazyImages:
+    """Stands in for a tensor (N, C, H, W): `lazy[indices]` decodes these images, uint8 (B, C, H, W)."""
+
+    source: ImageList
+    to_pixels: ToPixels
+    image_shape: tuple[int, ...]  # (C, H, W), one for all
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, C, H, W)."""
+        return len(self), *self.image_shape
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, indices: Any) -> Tensor:
+        source = self.source.take(torch.arange(len(self))[indices].tolist())
+        threads = 1 if get_worker_info() else None  # a worker is one of several processes that read
+        return torch.stack([pixels for _, pixels in decode_each(source, self.decode, threads=threads)])
+
+    def decode(self, key: str) -> Tensor:
+        """One image's pixels, uint8 `image_shape`; a DiffitError where it has another shape."""
+        pixels = decode(self.source, key, self.to_pixels)
+        if pixels.shape != self.image_shape:
+            raise DiffitError(
+                f"{self.source.name}: {key} has (channels, height, width) {tuple(pixels.shape)}, the first image "
+                f"{self.image_shape}; give image_size and in_channels, to make all alike"
+            )
+        return pixels
 
 
 @dataclass(frozen=True)
@@ -33,17 +70,17 @@ class Images:
     """Images of one size."""
 
     name: str
-    images: Any  # uint8 (N, C, H, W): a Tensor, or a Decoder, which has `shape`, length and `[indices]` like one
+    images: Any  # uint8 (N, C, H, W): a Tensor, or LazyImages
     labels: Tensor  # (N,) int64; all 0 where there are no classes
     class_names: tuple[str, ...]  # empty where there are no classes
 
-    run = 1  # neighbours that are read together, for a disk's sake
+    run = 1  # neighbours that are read together, which is faster on a disk
 
     def __len__(self) -> int:
         return len(self.images)
 
     def fetch(self, indices: list[int], mirrored: list[bool]) -> Tensor:
-        """The images at these indices as they lie, (B, C, H, W), some of them mirrored left to right."""
+        """The images at these indices, uint8 (B, C, H, W), some of them mirrored left to right."""
         images = self.images[indices]
         return torch.where(torch.tensor(mirrored).view(-1, 1, 1, 1), images.flip(-1), images)
 
@@ -52,17 +89,14 @@ class Images:
         return replace(self, name=name, images=self.images[indices], labels=self.labels[indices])
 
     def held(self, most: int) -> "Images":
-        """These, if they are in memory; else at most so many, evenly spread, fetched into it."""
+        """These images if they are in memory; otherwise at most `most` of them, evenly spread, loaded into memory."""
         if isinstance(self.images, Tensor):
             return self
         count = min(most, len(self))
         return self.take(torch.arange(count) * len(self) // count, self.name)
 
     def fingerprint(self) -> str:
-        """What tells these images from any others: 16 hexadecimal digits over shape, pixels and labels.
-
-        Of images not in memory 1,000 are looked at.
-        """
+        """A hash of shape, pixels and labels, 16 hexadecimal digits; of images not in memory at most 1,000 are read."""
         digest = hashlib.sha256(str(tuple(self.images.shape)).encode())
         for images in self._sample(1_000):
             digest.update(images.contiguous().numpy().data)
@@ -70,9 +104,9 @@ class Images:
         return digest.hexdigest()[:16]
 
     def standard_deviation(self) -> float:
-        """sigma_data: root mean square deviation from the mean over all values, in units of [-1, 1].
+        """sigma_data: standard deviation of all values, in units of [-1, 1]; a DiffitError if it is 0.
 
-        Of images not in memory 10,000 are looked at; where all values are the same, that is an error.
+        Of images not in memory at most 10,000 are read.
         """
         counts = torch.stack([images.flatten().bincount(minlength=256) for images in self._sample(10_000)]).sum(0)
         if (counts > 0).sum() < 2:
@@ -81,17 +115,10 @@ class Images:
         return float((share * (values - (share * values).sum()).square()).sum().sqrt())
 
     def _sample(self, most: int) -> Iterator[Tensor]:
-        """In chunks: all images in memory, or at most so many, evenly spread, of those that are not."""
+        """All images in memory, or at most `most`, evenly spread, of those that are not; in chunks."""
         step = 1 if isinstance(self.images, Tensor) else math.ceil(len(self) / most)
         for indices in torch.arange(0, len(self), step).split(256):
             yield self.images[indices]
-
-
-class Split(NamedTuple):
-    """The two parts of a data set."""
-
-    train: Images
-    test: Images
 
 
 def load_data(
@@ -102,39 +129,41 @@ def load_data(
     crop: str = "center",
     skip_bad: bool = False,
     memory_gb: float | None = None,
-) -> Split:
-    """A data set by name, a folder or zip by path, or a map-style Dataset of (image, label), in train and test part.
+) -> Split[Images]:
+    """Load the train and test part of a data set by name, a folder or zip, or a map-style Dataset of (image, label).
 
-    All images are made `image_size` (height, width) and `in_channels` (1 or 3); None keeps their own, which must then
-    be one for all. `crop` is "center" (the largest box of that shape), "long-edge" (all of the image, on black) or
-    "adm" (the usual one for ImageNet). An image that cannot be read is an error, or left out and counted by `skip_bad`.
-    A part larger than `memory_gb`, half of the machine's memory unless given (each process's share of it, where there
-    are several), is not held in memory: whoever reads an image, as training's workers do, decodes it.
+    All images become `image_size` (height, width) and `in_channels` (1 or 3); with None they keep their own, which must
+    be the same for all. `crop` is "center" (the largest box of that shape), "long-edge" (the whole image, on black) or
+    "adm" (the usual one for ImageNet). An unreadable image is an error, or with `skip_bad` left out and counted.
+    A part of more than `memory_gb` is not held in memory: its images are decoded when they are used, as by training's
+    workers. The default is half of the machine's memory, divided by the number of processes.
     """
     if source == "":
         raise DiffitError("no data are named; give a data set by name, or the path of a folder or zip")
     check_crop(crop)
     if in_channels not in (None, 1, 3):
         raise DiffitError(f"in_channels is {in_channels!r}; give 1 (grey) or 3 (RGB)")
-    parts = find_pictures(source, image_size, skip_bad=skip_bad)
-    check_classes(parts.train)
-    form = partial(to_pixels, image_size=image_size, in_channels=in_channels, crop=crop)
-    shape = first_shape(parts.train, form, skip_bad=skip_bad)
-    most = half_of_memory() / local_world_size() if memory_gb is None else memory_gb * 1e9
-    train = read_part(Decoder(parts.train, form, shape), "train", skip_bad, most)
+    listed = list_images(source, image_size, skip_bad=skip_bad)
+    check_classes(listed.train)
+    make = partial(to_pixels, image_size=image_size, in_channels=in_channels, crop=crop)
+    shape = first_shape(listed.train, make, skip_bad=skip_bad)
+    memory = half_of_memory() / local_world_size() if memory_gb is None else memory_gb * 1e9
+    train, *test = (
+        load_part(LazyImages(part, make, shape), name, skip_bad=skip_bad, memory=memory)
+        for part, name in zip(listed.distinct, ("train", "test"), strict=False)
+    )
     check_classes(train)
-    test = train if parts.test is parts.train else read_part(Decoder(parts.test, form, shape), "test", skip_bad, most)
-    return Split(train, test)
+    return Split(train, *test or [train])
 
 
 def experiment_data(
     experiment: BaseExperimentConfig,
     source: str | Path | Dataset | None = None,
     image_shape: tuple[int, ...] | None = None,
-) -> Split:
-    """The data a recipe trains on, or another source of images prepared in the same way.
+) -> Split[Images]:
+    """Load the data an experiment trains on, or another `source` prepared in the same way.
 
-    `image_shape` is their (C, H, W), that of what the network sees unless given.
+    `image_shape` is (C, H, W) of the images, by default what the network takes.
     """
     channels, *size = image_shape or experiment.network.shape
     return load_data(
@@ -147,29 +176,43 @@ def experiment_data(
     )
 
 
-def read_part(decoder: Decoder, part: str, skip_bad: bool, most_bytes: float) -> Images:
-    """A decoder's images, in memory unless they take more bytes than these."""
-    pictures, fits = decoder.pictures, math.prod(decoder.shape) <= most_bytes
-    images: Tensor | Decoder = decoder
-    if pictures.pixels is not None and pictures.pixels.shape == decoder.shape:
-        images = pictures.pixels
+def first_shape(source: ImageList, make: ToPixels, *, skip_bad: bool = False) -> tuple[int, ...]:
+    """(C, H, W) of the first image, or with `skip_bad` of the first that can be read."""
+    for _, pixels in decode_each(source, partial(decode, source, to_pixels=make), skip_bad=skip_bad, threads=1):
+        return tuple(pixels.shape)
+    raise none_readable(source)
+
+
+def load_part(lazy: LazyImages, part: str, *, skip_bad: bool, memory: float) -> Images:
+    """Decode the images into memory; where they take more than `memory` bytes, they are decoded when they are used."""
+    source, fits = lazy.source, math.prod(lazy.shape) <= memory
+    images: Tensor | LazyImages = lazy
+    if source.pixels is not None and source.pixels.shape == lazy.shape:
+        images = source.pixels
     elif fits or skip_bad:
-        out = torch.empty(decoder.shape, dtype=torch.uint8) if fits else None
-        pictures = pictures.take(decoder.decode_all(out, skip_bad=skip_bad))
-        images = replace(decoder, pictures=pictures) if out is None else out[: len(pictures)]
-    held, size = "in memory", math.prod(images.shape)
+        held = torch.empty(lazy.shape, dtype=torch.uint8) if fits else None
+        kept: list[int] = []
+        each = decode_each(source, lazy.decode, skip_bad=skip_bad)
+        for index, pixels in tqdm(each, source.name, len(source), leave=False, unit=" images", delay=3):
+            if held is not None:
+                held[len(kept)] = pixels
+            kept.append(index)
+        report_skipped(source, kept)
+        source = source.take(kept)
+        images = replace(lazy, source=source) if held is None else held[: len(kept)]
+    where, size = "in memory", math.prod(images.shape)
     if not isinstance(images, Tensor):
-        held = f"exceed memory_gb={most_bytes / 1e9:.3g}, decoded when used"
+        where = f"exceed memory_gb={memory / 1e9:.3g}, decoded when used"
     if size >= WORTH_SAYING or not isinstance(images, Tensor):
-        say(f"{pictures.name}/{part}: {len(pictures):,} images, {size / 1e6:,.1f} MB {held}")
-    return Images(f"{pictures.name}/{part}", images, pictures.labels, pictures.class_names)
+        say(f"{source.name}/{part}: {len(source):,} images, {size / 1e6:,.1f} MB {where}")
+    return Images(f"{source.name}/{part}", images, source.labels, source.class_names)
 
 
-def check_classes(data: Pictures | Images) -> None:
-    """Refuse data without an image of some class, which a network could not learn."""
-    images_of = data.labels.bincount(minlength=len(data.class_names)).tolist()
-    if 0 in images_of:
-        hole = images_of.index(0)
+def check_classes(data: ImageList | Images) -> None:
+    """Refuse data that lack images of some class: a network could not learn it."""
+    counts = data.labels.bincount(minlength=len(data.class_names)).tolist()
+    if 0 in counts:
+        hole = counts.index(0)
         name = data.class_names[hole]
         raise DiffitError(f"{data.name} has no image of class {hole}, {name!r}; number the classes without holes")
 
@@ -181,6 +224,6 @@ def half_of_memory() -> float:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
 
 
-def digits() -> Split:
-    """The data set that needs no download, as it is: 8x8, grey."""
+def digits() -> Split[Images]:
+    """scikit-learn's digits, 8x8, grey; they need no download."""
     return load_data("digits")

@@ -1,23 +1,65 @@
-"""From a picture of any mode and size to pixels: over white, grey or RGB, cropped and resized."""
+"""From an image as it comes, of any mode and size, to uint8 pixels: decoded, over white, cropped, resized."""
 
+import io
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from multiprocessing.pool import ThreadPool
 from textwrap import shorten
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from torch.utils.data import get_worker_info
-from tqdm.auto import tqdm
 
-from diffit_lib.data.sources import Pictures
+from diffit_lib.data.sources import ImageList
 from diffit_lib.utils.errors import DiffitError
 from diffit_lib.utils.logging import say
 
 GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16L", "I;16B", "I;16N")
+# Pillow's names. Others are not opened, whatever a file is called: for EPS, Pillow starts Ghostscript.
+FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+AHEAD = 32  # images that each thread may be ahead of the reader
+
+ToPixels = Callable[[Image.Image], Tensor]  # -> uint8 (C, H, W)
+T = TypeVar("T")
+
+
+class UnreadableError(DiffitError):
+    """An image that cannot be decoded."""
+
+
+def to_picture(image: Any) -> Image.Image:
+    """A PIL image, upright, from what a source reads.
+
+    That is the bytes of a file, a PIL image, an array (H, W) or (H, W, C), or a tensor (H, W) or (C, H, W); arrays and
+    tensors are uint8, or float in [0, 1]. Raises a ValueError for anything else.
+    """
+    if isinstance(image, bytes):
+        return _open_file(image)
+    if isinstance(image, Image.Image):
+        return ImageOps.exif_transpose(image)
+    if isinstance(image, Tensor):
+        image = image.movedim(0, -1) if image.ndim == 3 else image
+    pixels = np.asarray(image)
+    if np.issubdtype(pixels.dtype, np.floating):
+        if pixels.min() < 0 or pixels.max() > 1:
+            raise ValueError(f"its values go from {pixels.min():g} to {pixels.max():g}, not from 0 to 1")
+        pixels = np.rint(pixels * 255).astype(np.uint8)
+    if pixels.dtype != np.uint8:
+        raise ValueError(f"its values are {pixels.dtype}, not uint8 or float")
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
+
+
+def _open_file(content: bytes) -> Image.Image:
+    Image.init()
+    try:
+        picture = Image.open(io.BytesIO(content), formats=[name for name in FORMATS if name in Image.OPEN])
+    except UnidentifiedImageError as error:
+        raise ValueError("of no known image format") from error
+    # Pillow takes every CMYK JPEG for one of Adobe's, whose values are inverted
+    wrong = picture.format == "JPEG" and picture.mode == "CMYK" and "adobe" not in picture.info
+    upright = ImageOps.exif_transpose(picture)
+    return ImageChops.invert(upright) if wrong else upright
 
 
 def to_pixels(
@@ -91,63 +133,30 @@ CROPS = {"center": center_crop, "long-edge": long_edge, "adm": adm_crop}
 
 
 def check_crop(crop: str) -> None:
-    """Refuse the name of a crop that is none."""
+    """Refuse an unknown crop."""
     if crop not in CROPS:
         raise DiffitError(f"unknown crop {crop!r}; the crops are {', '.join(CROPS)}")
 
 
-ToPixels = Callable[[Image.Image], Tensor]  # -> uint8 (C, H, W)
-T = TypeVar("T")
-
-AHEAD = 32  # pictures that each thread may be ahead of whoever takes them
-
-
-class UnreadableError(DiffitError):
-    """A picture that cannot be decoded."""
-
-
-def decode(pictures: Pictures, key: str, to_pixels: ToPixels) -> Tensor:
-    """One picture's pixels, uint8 (C, H, W)."""
+def decode(images: ImageList, key: str, to_pixels: ToPixels) -> Tensor:
+    """One image's pixels, uint8 (C, H, W); an UnreadableError where it cannot be decoded."""
     try:
-        return to_pixels(pictures.open(key))
+        return to_pixels(to_picture(images.read(key)))
     except Exception as error:  # a broken file may raise nearly anything
         reason = shorten(str(error) or type(error).__name__, 200)
         raise UnreadableError(
-            f"{pictures.name}: {key} cannot be read ({reason}); mend or delete it, or leave such out "
+            f"{images.name}: {key} cannot be read ({reason}); mend or delete it, or leave out such images "
             "(--skip-bad, skip_bad=True)"
         ) from error
 
 
-def first_shape(pictures: Pictures, to_pixels: ToPixels, *, skip_bad: bool) -> tuple[int, ...]:
-    """(C, H, W) of the first picture, or with `skip_bad` of the first that can be read."""
-    for key in pictures.keys:
-        try:
-            return tuple(decode(pictures, key, to_pixels).shape)
-        except UnreadableError:
-            if not skip_bad:
-                raise
-    raise none_readable(pictures)
+def decode_each(
+    images: ImageList, make: Callable[[str], T], *, skip_bad: bool = False, threads: int | None = None
+) -> Iterator[tuple[int, T]]:
+    """The index and `make(key)` of every image, in order; an unreadable one raises, or with `skip_bad` is left out.
 
-
-def none_readable(pictures: Pictures) -> DiffitError:
-    """What is said where all are left out."""
-    return DiffitError(
-        f"{pictures.name}: none of {len(pictures)} images can be read, the first is {pictures.keys[0]}; give others"
-    )
-
-
-def tell_skipped(pictures: Pictures, bad: Sequence[int]) -> None:
-    """Say how many are left out, and which is the first."""
-    if bad:
-        count, first = f"{len(bad)} of {len(pictures)}", pictures.keys[bad[0]]
-        say(f"{pictures.name}: skipped {count} images that cannot be read, the first is {first}")
-
-
-def each(pictures: Pictures, make: Callable[[str], T]) -> Iterator[T | UnreadableError]:
-    """What is made of every picture's key, or why it cannot be read, in order.
-
-    As many threads work ahead as may open these pictures, but not far: whoever takes slowly holds few results. A single
-    thread is the caller's own.
+    As many threads as the source allows (`threads` unless None) work ahead, but not far: a slow reader holds few
+    results. A single thread is the caller's own.
     """
 
     def attempt(key: str) -> T | UnreadableError:
@@ -156,75 +165,33 @@ def each(pictures: Pictures, make: Callable[[str], T]) -> Iterator[T | Unreadabl
         except UnreadableError as error:
             return error
 
-    keys = pictures.keys
-    threads = min(pictures.threads, len(keys))
-    if threads <= 1:
-        yield from map(attempt, keys)
-        return
-    with ThreadPool(threads) as pool:
-        for first in range(0, len(keys), AHEAD * threads):
-            yield from pool.imap(attempt, keys[first : first + AHEAD * threads], chunksize=4)
+    def attempts() -> Iterator[T | UnreadableError]:
+        workers = min(threads or images.threads, len(images))
+        if workers <= 1:
+            yield from map(attempt, images.keys)
+            return
+        with ThreadPool(workers) as pool:
+            for first in range(0, len(images), AHEAD * workers):
+                yield from pool.imap(attempt, images.keys[first : first + AHEAD * workers], chunksize=4)
+
+    for index, made in enumerate(attempts()):
+        if not isinstance(made, UnreadableError):
+            yield index, made
+        elif not skip_bad:
+            raise made
 
 
-def or_raise(made: T | UnreadableError) -> T:
-    """What was made; what cannot be read is an error."""
-    if isinstance(made, UnreadableError):
-        raise made
-    return made
+def none_readable(images: ImageList) -> DiffitError:
+    """The error where no image can be decoded."""
+    return DiffitError(
+        f"{images.name}: none of {len(images)} images can be read, the first is {images.keys[0]}; give others"
+    )
 
 
-@dataclass(frozen=True)
-class Decoder:
-    """Pictures decoded when asked for: `decoder[indices]` is a uint8 tensor (B, C, H, W)."""
-
-    pictures: Pictures
-    to_pixels: ToPixels
-    image_shape: tuple[int, ...]  # (C, H, W), one for all
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(N, C, H, W)."""
-        return len(self), *self.image_shape
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def __getitem__(self, indices: Any) -> Tensor:
-        chosen = torch.arange(len(self))[indices].tolist()
-        pictures = self.pictures.take(chosen)
-        if get_worker_info():  # one of several processes that read at the same time
-            pictures = replace(pictures, threads=1)
-        return torch.stack([or_raise(pixels) for pixels in each(pictures, self.decode)])
-
-    def decode(self, key: str) -> Tensor:
-        """One picture's pixels, uint8 `image_shape`; of another shape they are refused."""
-        pixels = decode(self.pictures, key, self.to_pixels)
-        if pixels.shape != self.image_shape:
-            raise DiffitError(
-                f"{self.pictures.name}: {key} has (channels, height, width) {tuple(pixels.shape)}, the first image "
-                f"{self.image_shape}; give image_size and in_channels, to make all alike"
-            )
-        return pixels
-
-    def decode_all(self, out: Tensor | None, *, skip_bad: bool) -> list[int]:
-        """Decode every picture, into `out` (N, C, H, W) if given, and return the indices of those that can be read.
-
-        An unreadable one is an error, or with `skip_bad` counted, said and left out, without a gap in `out`.
-        """
-        read: list[int] = []
-        bad: list[int] = []
-        attempts = each(self.pictures, self.decode)
-        bar = tqdm(attempts, self.pictures.name, len(self), leave=False, unit=" images", delay=3)
-        for index, pixels in enumerate(bar):
-            if isinstance(pixels, UnreadableError):
-                if not skip_bad:
-                    raise pixels
-                bad.append(index)
-                continue
-            if out is not None:
-                out[len(read)] = pixels
-            read.append(index)
-        if not read:
-            raise none_readable(self.pictures)
-        tell_skipped(self.pictures, bad)
-        return read
+def report_skipped(images: ImageList, readable: Sequence[int]) -> None:
+    """Say how many images are left out, and which is the first; raise a DiffitError where none is left."""
+    if not readable:
+        raise none_readable(images)
+    if bad := sorted(set(range(len(images))) - set(readable)):
+        count, first = f"{len(bad)} of {len(images)}", images.keys[bad[0]]
+        say(f"{images.name}: skipped {count} images that cannot be read, the first is {first}")

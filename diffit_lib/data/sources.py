@@ -1,22 +1,24 @@
-"""Where pictures come from: data sets by name, folders and zips of image files, any torch Dataset."""
+"""Where images come from: data sets by name, folders and zips of image files, any torch Dataset.
 
-import io
+A source is listed first: references and labels. Images are decoded later, by `preprocess`.
+"""
+
 import operator
 import os
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from functools import partial
 from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
 from textwrap import shorten
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -26,58 +28,93 @@ from diffit_lib.utils.files import cache_folder
 from diffit_lib.utils.logging import say
 
 FEWEST_TO_SPLIT, LARGEST_TEST_PART = 50, 10_000
+IMAGENETTE_IMAGES = 13_394
+TIMEOUT = 20  # seconds to wait for a server's answer
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Pictures and their classes; `open` gives them as they are, upright, of any mode and size."""
+class ImageList:
+    """References to images that are not decoded yet, and their labels."""
 
     name: str
-    keys: Sequence[str]  # what names each: its path below a folder or in a zip, its number in a Dataset
-    open: Callable[[str], Image.Image]  # by key
+    keys: Sequence[str]  # one for each image: its path below a folder or in a zip, or its number in a Dataset
+    read: Callable[[str], Any]  # key -> what `preprocess.to_picture` takes
     labels: Tensor  # (N,) int64; all 0 where there are no classes
     class_names: tuple[str, ...]  # empty where there are no classes
     pixels: Tensor | None = None  # uint8 (N, C, H, W), where they are in memory already
-    threads: int = 1  # how many may open pictures at once
+    threads: int = 1  # how many may read at once
 
     def __len__(self) -> int:
         return len(self.keys)
 
-    def take(self, indices: Sequence[int]) -> "Pictures":
-        """The pictures at these indices."""
+    def take(self, indices: Sequence[int]) -> "ImageList":
+        """The images at these indices."""
         rows = torch.tensor(indices, dtype=torch.int64)
         pixels = None if self.pixels is None else self.pixels[rows]
         return replace(self, keys=[self.keys[i] for i in indices], labels=self.labels[rows], pixels=pixels)
 
 
-class Parts(NamedTuple):
-    """The two parts of a data set."""
+class Split(NamedTuple, Generic[T]):
+    """The two parts of a data set; one and the same object where there are too few images for a test part."""
 
-    train: Pictures
-    test: Pictures
+    train: T
+    test: T
+
+    @property
+    def distinct(self) -> tuple[T, ...]:
+        """Both parts, or the only one."""
+        return (self.train,) if self.test is self.train else (self.train, self.test)
 
 
-def split(pictures: Pictures) -> Parts:
-    """Draw a test part: every picture whose key has a SHA-256 divisible by ten, whatever other pictures there are.
+def list_images(
+    source: str | Path | Dataset, image_size: tuple[int, int] | None = None, *, skip_bad: bool = False
+) -> Split[ImageList]:
+    """List a data set by name, a folder or zip by path, or a map-style Dataset of (image, label).
 
-    At most 10,000 are taken, in the shares of their classes, and never all of a class. Fewer than 50 pictures are not
+    `image_size`, (height, width), is the size wanted later: some named data sets come in several. `skip_bad` leaves out
+    a Dataset's items that raise; other unreadable images are found when they are decoded.
+    """
+    if not isinstance(source, str | Path):
+        return split(from_dataset(source, skip_bad=skip_bad))
+    if str(source) in NAMED:
+        return from_name(str(source), image_size)
+    path = Path(source).expanduser()
+    if path.exists():
+        return from_folder(path)
+    if str(source).lower() in NAMED:  # as torchvision writes it
+        return from_name(str(source).lower(), image_size)
+    beside = os.listdir(path.parent) if path.parent.is_dir() else []
+    near = [*get_close_matches(str(source).lower(), NAMED, n=1), *get_close_matches(path.name, beside, n=1)]
+    where = path if path.is_absolute() else f"./{path}"
+    raise DiffitError(
+        f"no data set or path {str(source)!r}: looked for a data set by that name ({', '.join([*NAMED][:5])}, ...; see "
+        f"`diffit info`) and for {where}; {f'did you mean {near[0]}?' if near else 'give one that is there'}"
+    )
+
+
+def split(images: ImageList) -> Split[ImageList]:
+    """Draw a test part: every image whose key has a SHA-256 divisible by ten, whatever other images there are.
+
+    At most 10,000 are taken, in the shares of their classes, and never all of a class. Fewer than 50 images are not
     divided: the train part is the test part too.
     """
-    everything, labels = range(len(pictures)), pictures.labels.tolist()
-    drawn = [i for i in everything if int.from_bytes(sha256(pictures.keys[i].encode()).digest(), "big") % 10 == 0]
+    everything, labels = range(len(images)), images.labels.tolist()
+    digests = [sha256(key.encode(errors="surrogateescape")).digest() for key in images.keys]
+    drawn = [i for i in everything if int.from_bytes(digests[i], "big") % 10 == 0]
     drawn.sort(key=lambda i: labels[i])
     size = min(len(drawn), LARGEST_TEST_PART)
     test = {drawn[k * len(drawn) // size] for k in range(size)}
     trained = {labels[i] for i in everything if i not in test}
     test -= {labels.index(label) for label in set(labels) - trained}
-    if len(pictures) < FEWEST_TO_SPLIT or not test:
-        say(f"{pictures.name}: too few images for a test part ({len(pictures)}); the train part is the test part too")
-        return Parts(pictures, pictures)
-    return Parts(pictures.take([i for i in everything if i not in test]), pictures.take(sorted(test)))
+    if len(images) < FEWEST_TO_SPLIT or not test:
+        say(f"{images.name}: too few images for a test part ({len(images)}); the train part is the test part too")
+        return Split(images, images)
+    return Split(images.take([i for i in everything if i not in test]), images.take(sorted(test)))
 
 
 def name_classes(name: str, labels: Sequence[Any], class_names: Sequence[str]) -> tuple[Tensor, tuple[str, ...]]:
-    """Labels (N,) int64 and class names, which are numbers where none are given; one class alone counts as none."""
+    """Labels (N,) int64 and class names, numbers where none are given; a single class counts as no classes."""
     try:
         numbers = [operator.index(label) for label in labels]
     except TypeError as error:
@@ -96,87 +133,70 @@ def name_classes(name: str, labels: Sequence[Any], class_names: Sequence[str]) -
     return torch.tensor(numbers), ()
 
 
-IMAGENETTE_IMAGES = 13_394
-PATIENCE = 20  # seconds for a server to answer
-
-
-def find_pictures(
-    source: str | Path | Dataset, image_size: tuple[int, int] | None = None, *, skip_bad: bool = False
-) -> Parts:
-    """The pictures of a data set by name, of a folder or zip by path, or of a map-style Dataset of (image, label).
-
-    `image_size`, (height, width), is that of the images to be made: some named data sets come in several sizes.
-    `skip_bad` leaves out a Dataset's items that raise; what else cannot be read shows later.
-    """
-    if not isinstance(source, str | Path):
-        return split(from_dataset(source, skip_bad=skip_bad))
-    if str(source) in NAMED:
-        return from_name(str(source), image_size)
-    path = Path(source).expanduser()
-    if path.exists():
-        return from_folder(path)
-    if str(source).lower() in NAMED:  # as torchvision writes it
-        return from_name(str(source).lower(), image_size)
-    raise DiffitError(f"unknown data {str(source)!r}; give {', '.join(NAMED)}, or the path of a folder or zip")
-
-
-def from_name(name: str, image_size: tuple[int, int] | None) -> Parts:
-    """A data set of `NAMED`, downloaded to the cache folder where it is not there yet."""
+def from_name(name: str, image_size: tuple[int, int] | None) -> Split[ImageList]:
+    """List a data set of `NAMED`; it is downloaded to the cache folder the first time."""
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(PATIENCE)
+    socket.setdefaulttimeout(TIMEOUT)
     try:
         return NAMED[name](cache_folder() / "data", image_size)
-    except Exception as error:  # torchvision, gdown and the network have no failure in common
+    except Exception as error:  # torchvision, gdown and the network have no exception in common
         reason = shorten(str(error), 200)
-        raise DiffitError(
-            f"{name} cannot be had ({reason}); give the path of a folder or zip, or take digits"
-        ) from error
+        raise DiffitError(f"Could not download {name} ({reason}). Use a folder, a zip or --data digits.") from error
     finally:
         socket.setdefaulttimeout(before)
 
 
-def from_folder(source: Path) -> Parts:
-    """A folder or zip of image files, divided by its folders `train` and `test` (or `val`), else by `split`."""
+def from_folder(source: Path) -> Split[ImageList]:
+    """List a folder or zip; its folders `train` and `test` (or `val`) are the parts, else `split` draws them."""
     files = find_images(source)
     name = source.resolve().name.removesuffix(".zip")
-    pictures = from_files(
-        name, source, files.paths, *name_classes(name, files.labels, replace_wordnet_ids(files.class_names))
-    )
+    classes = name_classes(name, files.labels, replace_wordnet_ids(files.class_names))
+    images = from_files(name, source, files.paths, *classes)
     if not any(files.parts):
-        return split(pictures)
+        return split(images)
     test = "test" if "test" in files.parts else next(part for part in files.parts if part != "train")
-    return Parts(*[pictures.take([i for i, p in enumerate(files.parts) if p == part]) for part in ("train", test)])
+    return Split(*[images.take([i for i, p in enumerate(files.parts) if p == part]) for part in ("train", test)])
 
 
-def from_files(name: str, source: Path, paths: Sequence[str], labels: Tensor, class_names: tuple[str, ...]) -> Pictures:
-    """Image files below a folder or in a zip."""
-    return Pictures(name, paths, partial(_open_file, source), labels, class_names, threads=os.cpu_count() or 1)
+def from_files(
+    name: str, source: Path, paths: Sequence[str], labels: Tensor, class_names: tuple[str, ...]
+) -> ImageList:
+    """List image files below a folder or in a zip."""
+    return ImageList(name, paths, partial(read, source), labels, class_names, threads=os.cpu_count() or 1)
 
 
-def from_pixels(name: str, pixels: Tensor, labels: Any, class_names: Sequence[str]) -> Pictures:
-    """Pictures in memory, uint8 (N, C, H, W)."""
+def from_pixels(name: str, pixels: Tensor, labels: Any, class_names: Sequence[str]) -> ImageList:
+    """List images in memory, uint8 (N, C, H, W)."""
     labels = torch.as_tensor(labels, dtype=torch.int64)
-    return Pictures(name, _numbers(pixels), partial(_open_pixels, pixels), labels, tuple(class_names), pixels)
+    keys = list(map(str, range(len(pixels))))
+    return ImageList(name, keys, partial(_item, pixels), labels, tuple(class_names), pixels)
 
 
-def from_dataset(dataset: Any, *, skip_bad: bool = False) -> Pictures:
-    """A Dataset's pictures, in any form that `to_picture` takes; every item is looked at once for its label.
+def from_dataset(dataset: Any, *, skip_bad: bool = False) -> ImageList:
+    """List a Dataset's images, in any form that `preprocess.to_picture` takes.
 
-    An item that raises is an error, or with `skip_bad` counted, said and left out.
+    torchvision's data sets tell their labels. Of others every item is read once for its label; one that raises is an
+    error, or with `skip_bad` left out and counted.
     """
     name = type(dataset).__name__
     if not hasattr(dataset, "__len__") or not len(dataset):
         raise DiffitError(f"{name} has no items that can be counted; give a map-style Dataset of (image, label)")
+    names = getattr(dataset, "classes", ())
+    names = names if all(isinstance(n, str) for n in names) else ()
+    known = torchvision_labels(dataset)
+    if known is not None:
+        keys = list(map(str, range(len(known))))
+        return ImageList(name, keys, partial(_image, dataset), *name_classes(name, known, names))
     labels, readable = [], []
     for index in range(len(dataset)):
         try:
             item = dataset[index]
-        except Exception as error:  # whatever a Dataset of the user's own raises
+        except Exception as error:  # a Dataset of the user's own may raise anything
             if skip_bad:
                 continue
             reason = shorten(str(error) or type(error).__name__, 200)
             raise DiffitError(
-                f"item {index} of {name} cannot be read ({reason}); mend it, or leave such out by skip_bad=True"
+                f"item {index} of {name} cannot be read ({reason}); mend it, or leave out such items by skip_bad=True"
             ) from error
         readable.append(index)
         if not isinstance(item, tuple | list) or len(item) != 2:
@@ -186,50 +206,31 @@ def from_dataset(dataset: Any, *, skip_bad: bool = False) -> Pictures:
         raise DiffitError(f"{name}: none of {len(dataset)} items can be read; give others")
     if bad := len(dataset) - len(readable):
         say(f"{name}: skipped {bad} of {len(dataset)} items that cannot be read")
-    names = getattr(dataset, "classes", ())
-    classes = name_classes(name, labels, names if all(isinstance(n, str) for n in names) else ())
-    return Pictures(name, list(map(str, readable)), partial(_open_item, dataset), *classes)
+    return ImageList(name, list(map(str, readable)), partial(_image, dataset), *name_classes(name, labels, names))
 
 
-def to_picture(image: Any) -> Image.Image:
-    """From a PIL image, an array (H, W) or (H, W, C), or a tensor (H, W) or (C, H, W), uint8 or float in [0, 1]."""
-    if isinstance(image, Image.Image):
-        return ImageOps.exif_transpose(image)
-    if isinstance(image, Tensor):
-        image = image.movedim(0, -1) if image.ndim == 3 else image
-    pixels = np.asarray(image)
-    if np.issubdtype(pixels.dtype, np.floating):
-        if pixels.min() < 0 or pixels.max() > 1:
-            raise ValueError(f"its values go from {pixels.min():g} to {pixels.max():g}, not from 0 to 1")
-        pixels = np.rint(pixels * 255).astype(np.uint8)
-    if pixels.dtype != np.uint8:
-        raise ValueError(f"its values are {pixels.dtype}, not uint8 or float")
-    return Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
+def torchvision_labels(dataset: Any) -> list[int] | None:
+    """The labels of torchvision's data sets, without decoding an image; None for any other Dataset."""
+    kind = type(dataset)
+    if not kind.__module__.startswith("torchvision.") or kind.__name__ not in ("ImageFolder", *BY_TRAIN, *BY_SPLIT):
+        return None
+    if getattr(dataset, "target_transform", None):
+        return None
+    if kind.__name__ == "GTSRB":
+        return [label for _, label in dataset._samples]
+    attribute = next(name for name in ("targets", "labels", "_labels") if hasattr(dataset, name))
+    return np.asarray(getattr(dataset, attribute)).tolist()
 
 
-def _numbers(items: Any) -> list[str]:
-    return [str(number) for number in range(len(items))]
+def _item(items: Any, number: str) -> Any:
+    return items[int(number)]
 
 
-def _open_file(source: Path, path: str) -> Image.Image:
-    try:
-        picture = Image.open(io.BytesIO(read(source, path)))
-    except UnidentifiedImageError as error:
-        raise ValueError("of no known image format") from error
-    # Pillow takes every JPEG in four inks for one of Adobe's, whose values are inverted
-    wrong = picture.format == "JPEG" and picture.mode == "CMYK" and "adobe" not in picture.info
-    return ImageChops.invert(to_picture(picture)) if wrong else to_picture(picture)
+def _image(dataset: Any, number: str) -> Any:
+    return dataset[int(number)][0]
 
 
-def _open_item(dataset: Any, number: str) -> Image.Image:
-    return to_picture(dataset[int(number)][0])
-
-
-def _open_pixels(pixels: Tensor, number: str) -> Image.Image:
-    return to_picture(pixels[int(number)])
-
-
-def digits(root: Path, image_size: tuple[int, int] | None) -> Parts:
+def digits(root: Path, image_size: tuple[int, int] | None) -> Split[ImageList]:
     """scikit-learn's 1797 real handwritten digits, 8x8 grey scans: 1437 train and 360 test, stratified by class."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -238,31 +239,29 @@ def digits(root: Path, image_size: tuple[int, int] | None) -> Parts:
     pixels = torch.from_numpy(np.round(scans * (255 / 16))).byte().view(-1, 1, 8, 8)  # of levels 0..16
     everything = from_pixels("digits", pixels, labels, "0123456789")
     train, test = train_test_split(np.arange(len(labels)), test_size=360, stratify=labels, random_state=0)
-    return Parts(everything.take(sorted(train)), everything.take(sorted(test)))
+    return Split(everything.take(sorted(train)), everything.take(sorted(test)))
 
 
-def mnist(root: Path, image_size: tuple[int, int] | None) -> Parts:
+def mnist(root: Path, image_size: tuple[int, int] | None) -> Split[ImageList]:
     """60,000 and 10,000 handwritten digits, 28x28 grey; for any other size in a black frame, 32x32."""
     from torchvision.datasets import MNIST
 
     frame = 0 if image_size in (None, (28, 28)) else 2
     parts = [MNIST(root, train=train, download=True) for train in (True, False)]
     pixels = [F.pad(part.data, [frame] * 4)[:, None] for part in parts]
-    return Parts(*[from_pixels("mnist", p, part.targets, "0123456789") for p, part in zip(pixels, parts, strict=True)])
+    return Split(*[from_pixels("mnist", p, part.targets, "0123456789") for p, part in zip(pixels, parts, strict=True)])
 
 
-def cifar10(root: Path, image_size: tuple[int, int] | None) -> Parts:
+def cifar10(root: Path, image_size: tuple[int, int] | None) -> Split[ImageList]:
     """50,000 and 10,000 photographs of ten kinds of animals and vehicles, 32x32."""
     from torchvision.datasets import CIFAR10
 
     parts = [CIFAR10(root, train=train, download=True) for train in (True, False)]
     pixels = [torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous() for part in parts]
-    return Parts(
-        *[from_pixels("cifar10", p, part.targets, part.classes) for p, part in zip(pixels, parts, strict=True)]
-    )
+    return Split(*[from_pixels("cifar10", p, t.targets, t.classes) for p, t in zip(pixels, parts, strict=True)])
 
 
-def imagenette(root: Path, image_size: tuple[int, int] | None) -> Parts:
+def imagenette(root: Path, image_size: tuple[int, int] | None) -> Split[ImageList]:
     """9,469 and 3,925 photographs of ten of ImageNet's classes, from the smallest version that is large enough."""
     from torchvision.datasets import Imagenette
 
@@ -274,28 +273,28 @@ def imagenette(root: Path, image_size: tuple[int, int] | None) -> Parts:
     parts = from_folder(folder)
     if sum(map(len, parts)) != IMAGENETTE_IMAGES:
         raise RuntimeError(f"{folder} is not whole, delete it")
-    return Parts(*[replace(part, name="imagenette") for part in parts])
+    return Split(*[replace(part, name="imagenette") for part in parts])
 
 
-def celeba(root: Path, image_size: tuple[int, int] | None) -> Parts:
+def celeba(root: Path, image_size: tuple[int, int] | None) -> Split[ImageList]:
     """162,770 and 19,962 photographs of famous people's faces, 178x218, without classes."""
     from torchvision.datasets import CelebA
 
     folder = root / "celeba" / "img_align_celeba"
     parts = [CelebA(root, split=part, download=True).filename for part in ("train", "test")]
-    return Parts(
+    return Split(
         *[from_files("celeba", folder, paths, torch.zeros(len(paths), dtype=torch.int64), ()) for paths in parts]
     )
 
 
-def of_torchvision(kind: str, root: Path, image_size: tuple[int, int] | None) -> Parts:
+def from_torchvision(kind: str, root: Path, image_size: tuple[int, int] | None) -> Split[ImageList]:
     """Train and test part of one of torchvision's classification data sets, as they are."""
     datasets = import_module("torchvision.datasets")
     parts = [{"train": True}, {"train": False}] if kind in BY_TRAIN else [{"split": "train"}, {"split": "test"}]
-    return Parts(*[from_dataset(getattr(datasets, kind)(root, **part, download=True)) for part in parts])
+    return Split(*[from_dataset(getattr(datasets, kind)(root, **part, download=True)) for part in parts])
 
 
-BY_TRAIN = ("FashionMNIST", "KMNIST", "CIFAR100")  # how torchvision wants to be told the part
-BY_SPLIT = ("SVHN", "STL10", "GTSRB", "Flowers102", "Food101")
+BY_TRAIN = ("FashionMNIST", "KMNIST", "CIFAR100")  # whose constructor takes train=True
+BY_SPLIT = ("SVHN", "STL10", "GTSRB", "Flowers102", "Food101")  # and split="train"
 NAMED = {"digits": digits, "mnist": mnist, "cifar10": cifar10, "imagenette": imagenette, "celeba": celeba}
-NAMED |= {kind.lower(): partial(of_torchvision, kind) for kind in BY_TRAIN + BY_SPLIT}
+NAMED |= {kind.lower(): partial(from_torchvision, kind) for kind in BY_TRAIN + BY_SPLIT}

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from diffit_lib.data.datasets import Images
+from diffit_lib.data.datasets import Images, LazyImages, first_shape
 from diffit_lib.data.folders import find_images
-from diffit_lib.data.preprocess import Decoder, first_shape, to_pixels
+from diffit_lib.data.preprocess import to_pixels
 from diffit_lib.data.sources import from_files, name_classes
 from diffit_lib.utils.errors import check
 from diffit_lib.utils.files import PRETRAINED
@@ -59,7 +59,7 @@ def read_images(source: str | Path, image_shape: tuple[int, ...] | None = None) 
     pictures = from_files(name, path, files.paths, *name_classes(name, files.labels, files.class_names))
     channels, *size = image_shape or (None,)
     form = partial(to_pixels, image_size=(size[0], size[1]) if size else None, in_channels=channels)
-    images = Decoder(pictures, form, first_shape(pictures, form, skip_bad=False))
+    images = LazyImages(pictures, form, first_shape(pictures, form))
     return Images(name, images, pictures.labels, pictures.class_names)
 
 

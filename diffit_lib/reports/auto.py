@@ -13,7 +13,7 @@ from diffit_lib.config.models import AutoencoderConfig
 from diffit_lib.config.presets import IMAGE_SPACE, LATENT_SPACE, LONGEST, STABLE_DIFFUSION, beside, preset
 from diffit_lib.data.datasets import experiment_data
 from diffit_lib.data.inspect import Inspection, look
-from diffit_lib.data.sources import Parts, find_pictures
+from diffit_lib.data.sources import ImageList, Split, list_images
 from diffit_lib.reports.cost import time_steps
 from diffit_lib.training.run_dir import OPTIONS, new_folder, read_options
 from diffit_lib.training.train import train
@@ -68,16 +68,18 @@ def choose_recipe(source: str | Path, vae: str = "", *, download: bool = True) -
     if str(source) in IMAGE_SPACE.presets and not vae:
         experiment = preset(IMAGE_SPACE.presets[str(source)])
         return Choice(experiment, None, "a preset of its own")
-    parts = find_pictures(source)
+    parts = list_images(source)
     check(
         len(parts.train) >= FEWEST,
         f"{source} has {len(parts.train)} image{'s' * (len(parts.train) != 1)} to learn from; "
         f"give {FEWEST} at least, some hundred to see anything",
     )
-    return choose_for(str(source), look(parts.train, LOOKED_AT), parts, vae, download=download)
+    return choose_for(str(source), look(parts.train, most=LOOKED_AT), parts, vae, download=download)
 
 
-def choose_for(source: str, survey: Inspection, parts: Parts, vae: str = "", *, download: bool = True) -> Choice:
+def choose_for(
+    source: str, survey: Inspection, parts: Split[ImageList], vae: str = "", *, download: bool = True
+) -> Choice:
     """`choose_recipe` for pictures that have been looked at."""
     side, classes = nearest_side(survey.side), parts.train.class_names
     on_cpu, channels = best_device().type == "cpu", 1 if survey.grey else 3
