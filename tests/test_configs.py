@@ -19,7 +19,7 @@ from diffit_lib.config.presets import preset, vae_preset
 from diffit_lib.models import build_network
 from diffit_lib.models.cost import parameters
 from diffit_lib.models.vae import KLAutoencoder
-from diffit_lib.reports.cost import autoencoder_cost, diffusion_cost
+from diffit_lib.reports.cost import training_cost
 from diffit_lib.utils.errors import DiffitError
 
 CONFIGS = sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.yaml"))
@@ -168,16 +168,16 @@ class TestDryRun:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             answer = network(torch.randn(16, 1, 8, 8), torch.zeros(16))
         real = sum(storage.nbytes() for name, storage in kept.items() if name not in own)
-        assert diffusion_cost(experiment).activations == pytest.approx(real, rel=0.02)
+        assert training_cost(experiment).activations == pytest.approx(real, rel=0.02)
         assert answer.shape == (16, 1, 8, 8)
 
     def test_recomputed_activations_are_not_counted(self, tiny):
-        costs = [diffusion_cost(tiny.override(checkpointing=choice)) for choice in (False, True)]
+        costs = [training_cost(tiny.override(checkpointing=choice)) for choice in (False, True)]
         assert costs[1].activations < 0.5 * costs[0].activations
         assert costs[0].states == costs[1].states
 
     def test_of_an_autoencoder_counts_its_discriminator(self):
         experiment = vae_preset("vae-digits").override(batch_size=8, image_size=(16, 16))
-        alone, judged = (autoencoder_cost(experiment.override(disc_weight=weight)) for weight in (0.0, 0.5))
-        assert judged.parameters > alone.parameters
+        alone, judged = (training_cost(experiment.override(disc_weight=weight)) for weight in (0.0, 0.5))
+        assert judged.trained > alone.trained == alone.parameters == judged.parameters
         assert judged.activations > alone.activations

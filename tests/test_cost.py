@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffit_lib.config.presets import vae_preset
 from diffit_lib.models import build_network
-from diffit_lib.models.cost import MACCounter, cost, parameters
+from diffit_lib.models.cost import MACCounter, denoiser_cost, parameters
 from diffit_lib.models.vae import KLAutoencoder
 
 
@@ -26,7 +26,9 @@ def torch_count(forward):
 def test_cost_is_what_torch_counts_operation_by_operation(config):
     network = build_network(config)
     expected = torch_count(lambda: network(torch.zeros(1, *config.shape), torch.zeros(1)))
-    assert cost(config) == (parameters(network), expected / 1e9)
+    cost = denoiser_cost(config, batch=3)
+    assert cost.parameters == cost.trained == parameters(network)
+    assert cost.macs == expected
 
 
 def test_counter_sees_autoencoders_too():

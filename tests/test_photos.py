@@ -128,7 +128,7 @@ class TestTraining:
         assert "Autoencoder" in (tmp_path / "run/report.html").read_text()
 
     def test_a_plan_fills_the_minutes_and_a_run_that_goes_on_keeps_it(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(photos, "time_steps", lambda experiment: time_steps.Pace(0.5, 1))
+        monkeypatch.setattr(photos, "time_steps", lambda experiment: 0.5)
         experiment = preset("digits").override(max_steps=None, batch_size=1)
         planned = photos.paced(experiment, None, 10, {})
         assert planned.training.total_images == 60 * 10 * photos.TRAINED / 0.5

@@ -27,12 +27,12 @@ def run_train(
     experiment = None if pictures else asked_for(ExperimentConfig, named, preset, run, overrides)
     if dry_run:
         from diffit_lib.cli.info import describe_data
-        from diffit_lib.reports.cost import dry_run_train
+        from diffit_lib.reports.cost import dry_run as describe_cost
 
         if experiment is None:
             others = ", ".join(sorted(overrides.keys() - {"data"}))
             check(not others, f"--dry-run tells what the pictures alone decide, not {others}; name a preset too")
-        print(dry_run_train(experiment) if experiment else describe_data(overrides["data"]))
+        print(describe_cost(experiment) if experiment else describe_data(overrides["data"]))
         return
     from diffit_lib.reports.auto import train_photos
     from diffit_lib.reports.html_report import write_report
@@ -260,9 +260,9 @@ def run_train_vae(
     """
     experiment = asked_for(VAEExperimentConfig, vae_preset, preset, run, overrides)
     if dry_run:
-        from diffit_lib.reports.cost import dry_run_vae
+        from diffit_lib.reports.cost import dry_run as describe_cost
 
-        print(dry_run_vae(experiment))
+        print(describe_cost(experiment))
         return
     from diffit_lib.training.train_vae import train_vae
 

@@ -3,7 +3,6 @@
 import math
 from collections import Counter
 from pathlib import Path
-from typing import cast
 
 import torch
 
@@ -15,10 +14,10 @@ from diffit_lib.config.models import ImageNetworkConfig, TransformerConfig
 from diffit_lib.config.presets import LONGEST, PRESETS, VAE_PRESETS
 from diffit_lib.data.inspect import Inspection, look
 from diffit_lib.data.sources import NAMED, ImageList, Split, list_images
-from diffit_lib.models.cost import cost, parameters
+from diffit_lib.models.cost import denoiser_cost, parameters
 from diffit_lib.models.vae import KLAutoencoder
 from diffit_lib.reports.auto import Choice, choose_recipe
-from diffit_lib.reports.cost import Pace, autoencoder_cost, diffusion_cost, size, time_steps
+from diffit_lib.reports.cost import size, time_steps, training_cost
 from diffit_lib.utils.errors import DiffitError
 from diffit_lib.utils.files import PRETRAINED
 from diffit_lib.utils.tensors import best_device, device_name
@@ -68,11 +67,11 @@ def describe_weights(name: str | Path) -> str:
 def describe(experiment: ExperimentConfig) -> str:
     """The network level by level, and how it is trained and sampled."""
     network, training, sampling = experiment.network, experiment.training, experiment.sampling
-    count, products = cost(network)
+    cost = denoiser_cost(network)
     return "\n".join(
         [
-            f"{experiment.name}: {title(network)} for {experiment.data}, {count:,} parameters, "
-            f"{products:.3g} GMAC an image",
+            f"{experiment.name}: {title(network)} for {experiment.data}, {cost.parameters:,} parameters, "
+            f"{cost.macs / 1e9:.3g} GMAC an image",
             levels_table(network) if isinstance(network, ImageNetworkConfig) else one_level(network),
             f"  training: {training.total_images:,} images in batches of {training.batch_size}, lr {training.lr:g}",
             f"  sampling: {sampling.method}, {sampling.steps} steps, guidance {sampling.guidance:g}",
@@ -164,35 +163,26 @@ def describe_pictures(survey: Inspection, parts: Split[ImageList], labels: list[
 def describe_choice(source: str | Path, choice: Choice, parts: Split[ImageList]) -> list[str]:
     """Lines on what `train --data` would do, and what that takes here."""
     stages: list[BaseExperimentConfig] = [*([choice.vae] if choice.vae else []), choice.experiment]
-    paces = [time_steps(stage) for stage in stages]
+    costs = [training_cost(stage) for stage in stages]
     names = [
-        f"{stage.name} ({pace.parameters / 1e6:.2g} M parameters)" for stage, pace in zip(stages, paces, strict=True)
+        f"{stage.name} ({cost.parameters / 1e6:.2g} M parameters)" for stage, cost in zip(stages, costs, strict=True)
     ]
     held = len(parts.train) * math.prod(image_shape(choice))
-    hours = [hours_of(stage, pace) for stage, pace in zip(stages, paces, strict=True)]
+    most = max(cost.states + cost.activations for cost in costs)
+    hours = [hours_of(stage) for stage in stages]
     limits = " and ".join(f"{stage.training.minutes or LONGEST:g}" for stage in stages)
     return [
         f"  train    {choice.why}: {', then '.join(names)}",
-        f"  memory   {size(max(map(memory, stages)))} in training, and {size(held)} for the images",
+        f"  memory   {size(most)} in training, and {size(held)} for the images",
         f"  hours    {', '.join(hours)}; an estimate, of some steps on {device_name(best_device())} as busy as now",
         f"  start    diffit train --data {source}   (stops after {limits} minutes; --minutes 600 for a night)",
     ]
 
 
-def memory(experiment: BaseExperimentConfig) -> int:
-    """Bytes that training takes, by count."""
-    cost = (
-        autoencoder_cost(experiment)
-        if isinstance(experiment, VAEExperimentConfig)
-        else diffusion_cost(cast(ExperimentConfig, experiment))
-    )
-    return cost.states + cost.activations
-
-
-def hours_of(experiment: BaseExperimentConfig, pace: Pace) -> str:
-    """How long the recipe's whole plan takes, in words."""
+def hours_of(experiment: BaseExperimentConfig) -> str:
+    """How long the experiment's whole plan takes, in words, by a few timed steps."""
     images = experiment.training.total_images
-    return f"{images * pace.seconds / 3600:.2g} for {images:,} images of {experiment.name}"
+    return f"{images * time_steps(experiment) / 3600:.2g} for {images:,} images of {experiment.name}"
 
 
 def image_shape(choice: Choice) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from diffit_lib.config.presets import IMAGE_SPACE, LATENT_SPACE, LONGEST, STABLE
 from diffit_lib.data.datasets import experiment_data
 from diffit_lib.data.inspect import Inspection, look
 from diffit_lib.data.sources import ImageList, Split, list_images
-from diffit_lib.reports.cost import time_steps
+from diffit_lib.reports.cost import time_steps, training_cost
 from diffit_lib.training.run_dir import OPTIONS, new_folder, read_options
 from diffit_lib.training.train import train
 from diffit_lib.training.train_vae import train_vae
@@ -199,9 +199,8 @@ def paced(experiment: R, run: str | Path | None, minutes: float | None, changes:
     if before and before.minutes == allowed:
         plan["images"] = before.images
     else:
-        pace = time_steps(experiment.override(**changes))
-        check_room(Path(run or "."), IN_A_RUN * pace.parameters)
-        fit = max(training.batch_size, int(60 * allowed * TRAINED / pace.seconds))
+        check_room(Path(run or "."), IN_A_RUN * training_cost(experiment.override(**changes)).parameters)
+        fit = max(training.batch_size, int(60 * allowed * TRAINED / time_steps(experiment.override(**changes))))
         plan["images"] = fit if minutes else min(fit, training.images)
     return experiment.override(**plan | changes)
 
