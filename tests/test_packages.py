@@ -19,6 +19,7 @@ ORDER = (
     "sampling",
     "evaluation",
     "training",
+    "viz",
     "reports",
     "notebook cli",  # side by side: neither imports the other
 )

@@ -98,13 +98,27 @@ class Pipeline:
             yield self.space.decode(last.x)
 
     def stream(
-        self, seeds: Sequence[int], labels: Labels = None, *, pad_to: int = 0, **settings: Any
+        self,
+        seeds: Sequence[int],
+        labels: Labels = None,
+        *,
+        pad_to: int = 0,
+        start: Tensor | None = None,
+        **settings: Any,
     ) -> Iterator[State]:
-        """Every state of the sampler for one batch: x and denoised, (B, C, H, W), pixels or latents."""
-        return self._states(seeds, self.class_label(seeds, labels), pad_to, self.sampling(**settings))
+        """Every state of the sampler for one batch: x and denoised, (B, C, H, W), pixels or latents.
+
+        `start` is standard normal noise (B, C, H, W) that takes the place of the seeds' own.
+        """
+        return self._states(seeds, self.class_label(seeds, labels), pad_to, self.sampling(**settings), start)
 
     def _states(
-        self, seeds: Sequence[int], class_label: Tensor | None, pad_to: int, sampling: SamplingConfig
+        self,
+        seeds: Sequence[int],
+        class_label: Tensor | None,
+        pad_to: int,
+        sampling: SamplingConfig,
+        start: Tensor | None = None,
     ) -> Iterator[State]:
         count = len(seeds)
         padding, network = max(pad_to - count, 0), self.card.experiment.network
@@ -115,7 +129,7 @@ class Pipeline:
             denoiser = guided(self.denoiser, sampling, no_class=network.num_classes)
         if self.denoiser.clip:
             denoiser = Clipped(denoiser)
-        x = denoiser.initial(noise().to(self.device, state_dtype(self.device)))
+        x = denoiser.initial((noise() if start is None else start).to(self.device, state_dtype(self.device)))
         sigmas = denoiser.levels(sampling.steps)
         states = SAMPLERS[sampling.sampler](denoiser, x, sigmas, class_label, noise, **sampling.options)
         while True:

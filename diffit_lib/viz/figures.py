@@ -1,0 +1,210 @@
+"""Every view as a matplotlib Figure, returned and never shown: complete where widgets do not run."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image
+from torch import Tensor
+
+from diffit_lib.diffusion.denoiser import Preconditioned
+from diffit_lib.diffusion.schedules import karras, respaced, sigma_table
+from diffit_lib.sampling.pipeline import Pipeline
+from diffit_lib.utils.plots import to_image
+from diffit_lib.utils.tensors import to_uint8
+from diffit_lib.viz.attention import Attention, frozen_time
+
+QKV = ("query", "key", "value")
+
+
+def picture_rows(
+    rows: Mapping[str, np.ndarray], columns: Sequence[str] = (), title: str = "", size: float = 1.0
+) -> Figure:
+    """Rows of pictures, uint8 (N, H, W, C) by the row's name, with a caption over each column."""
+    count = max(map(len, rows.values()))
+    figure = Figure(figsize=(size * count + 1.2, size * len(rows) + 0.5), layout="constrained")
+    grid = figure.subplots(len(rows), count, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for line, (name, pictures) in zip(grid, rows.items(), strict=True):
+        line[0].text(-0.1, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontsize=9)
+        for axes, picture in zip(line, pictures, strict=False):
+            _show(axes, picture)
+    for axes, caption in zip(grid[0], columns, strict=False):
+        axes.set_title(caption, fontsize=9)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def denoising_figure(
+    pipe: Pipeline, seed: int = 0, label: int | str | None = None, columns: int = 9, **settings: Any
+) -> Figure:
+    """One image on its way from noise: the state above, what the denoiser takes it for below."""
+    states = list(pipe.stream([seed], label, **settings))
+    states = [states[round(i * (len(states) - 1) / (columns - 1))] for i in range(columns)]
+    noisy = np.concatenate([pipe.decode(state.x / max(1.0, state.sigma)) for state in states])
+    guess = np.concatenate([pipe.decode(state.denoised) for state in states])
+    return picture_rows({"noisy image": noisy, "clean guess": guess}, [f"σ = {state.sigma:.2g}" for state in states])
+
+
+def schedules_figure(clean: Tensor, noise: Tensor, columns: int = 9) -> Figure:
+    """One image (1, C, H, W) in [-1, 1] under Karras, linear and cosine noise levels, from clean to noise."""
+    levels = {
+        "Karras (EDM)": karras(columns),
+        "linear betas": respaced(sigma_table("linear", 1000), columns),
+        "cosine betas": respaced(sigma_table("cosine", 1000), columns),
+    }
+    figure = Figure(figsize=(columns + 1.4, 3 * 1.25), layout="constrained")
+    grid = figure.subplots(3, columns, squeeze=False)
+    for line, (name, sigmas) in zip(grid, levels.items(), strict=True):
+        line[0].text(-0.1, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontsize=9)
+        for axes, sigma in zip(line, sigmas[:-1].flip(0).tolist(), strict=True):
+            axes.set_axis_off()
+            _show(axes, _picture((clean + sigma * noise) / (1 + sigma**2) ** 0.5))
+            axes.set_title(f"σ = {sigma:.2g}", fontsize=8)
+    return figure
+
+
+def preconditioning_figure(denoiser: Preconditioned) -> Figure:
+    """c_skip, c_out and c_in over the noise level (Karras et al. 2022, table 1)."""
+    sigma = torch.logspace(np.log10(denoiser.sigma_min), np.log10(denoiser.sigma_max), 200)
+    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for name, values in zip(("c_skip", "c_out", "c_in"), denoiser.coefficients(sigma), strict=True):
+        axes.plot(sigma.numpy(), values.numpy(), label=name)
+    axes.set(xscale="log", xlabel="noise level σ", title="How much of input and network makes the clean image")
+    axes.legend()
+    return figure
+
+
+def attention_figure(
+    attention: Attention, pictures: np.ndarray, query: tuple[int, int], head: int | None = None, columns: int = 9
+) -> Figure:
+    """Where one token looks at every noise level; above, the state it looks at, with its place marked.
+
+    `pictures` (S, H, W, C) are the states. The brightest place is the one with the most attention.
+    """
+    chosen = _spread(len(attention.sigmas), columns)
+    looks = attention.of_query(*query, head)[chosen]
+    figure = Figure(figsize=(len(chosen) + 1.4, 2.5), layout="constrained")
+    grid = figure.subplots(2, len(chosen), squeeze=False)
+    (height, width), (rows, cols) = pictures.shape[1:3], attention.map_size
+    for number, (above, below) in enumerate(grid.T):
+        step = chosen[number]
+        _show(above, pictures[step])
+        for axes, scale in ((above, (width / cols, height / rows)), (below, (1, 1))):
+            axes.set(xticks=[], yticks=[])
+            place = query[1] * scale[0] - 0.5, query[0] * scale[1] - 0.5
+            axes.add_patch(Rectangle(place, *scale, fill=False, edgecolor="tab:orange", linewidth=2))
+        above.set_title(f"σ = {attention.sigmas[step]:.2g}", fontsize=9)
+        below.imshow(looks[number].numpy(), cmap="magma", vmin=0, vmax=float(looks.max()))
+    grid[0, 0].set_ylabel("image", fontsize=9)
+    grid[1, 0].set_ylabel("attention", fontsize=9)
+    return figure
+
+
+def position_bias_figure(attention: Attention) -> Figure:
+    """The learned bias by relative position, one field a head: the middle token's view of its window."""
+    (height, width), bias = attention.window, attention.bias
+    middle = height // 2 * width + width // 2
+    figure = Figure(figsize=(1.9 * len(bias) + 0.8, 2.3), layout="constrained")
+    grid = figure.subplots(1, len(bias), squeeze=False)[0]
+    top = float(bias.abs().max())
+    for head, axes in enumerate(grid):
+        shown = axes.imshow(bias[head, middle].view(height, width).numpy(), cmap="RdBu_r", vmin=-top, vmax=top)
+        axes.set(xticks=[], yticks=[], title=f"head {head + 1}")
+        axes.plot(width // 2, height // 2, "k+")
+    figure.colorbar(shown, ax=list(grid), shrink=0.8, label="bias")
+    return figure
+
+
+def time_share_figure(blocks: Mapping[str, Attention]) -> Figure:
+    """How much of q, k and v comes from the time token, over the noise level, a field for each block."""
+    figure = Figure(figsize=(3.2 * len(blocks) + 0.6, 3), layout="constrained")
+    grid = figure.subplots(1, len(blocks), squeeze=False, sharey=True)[0]
+    for axes, (name, attention) in zip(grid, blocks.items(), strict=True):
+        for part, share in zip(QKV, attention.time_share().T, strict=True):
+            axes.plot(attention.sigmas.numpy(), share.numpy(), marker=".", label=part)
+        axes.set(xscale="log", ylim=(0, 1), xlabel="noise level σ", title=name)
+    grid[0].set_ylabel("share of the time token")
+    grid[0].legend()
+    return figure
+
+
+def distance_figure(blocks: Mapping[str, Attention]) -> Figure:
+    """How far tokens look on average, over the noise level: one line a head, a field for each block."""
+    figure = Figure(figsize=(3.2 * len(blocks) + 0.6, 3), layout="constrained")
+    grid = figure.subplots(1, len(blocks), squeeze=False)[0]
+    for axes, (name, attention) in zip(grid, blocks.items(), strict=True):
+        for head, distance in enumerate(attention.mean_distance().T, start=1):
+            axes.plot(attention.sigmas.numpy(), distance.numpy(), marker=".", label=f"head {head}")
+        axes.set(xscale="log", xlabel="noise level σ", title=name)
+    grid[0].set_ylabel("mean distance in tokens")
+    grid[0].legend()
+    return figure
+
+
+def inert_key_figure(attention: Attention, query: tuple[int, int], head: int = 0) -> Figure:
+    """One token's attention with and without the time token's part of the keys: the same, for softmax cancels it."""
+    (rows, cols), (wh, ww) = query, attention.window
+    place = rows // wh, cols // ww, head, rows % wh * ww + cols % ww
+    levels = _spread(len(attention.sigmas), 3)
+    without = attention.without_key_time()
+    figure = Figure(figsize=(9, 2.8), layout="constrained")
+    for axes, step in zip(figure.subplots(1, len(levels), squeeze=False)[0], levels, strict=True):
+        one, other = (weights[(step, *place)] for weights in (attention.weights, without))
+        axes.bar(range(len(one)), one.numpy(), color="0.75", width=1.0, label="as it is")
+        axes.plot(
+            range(len(other)), other.numpy(), "o", color="tab:orange", markersize=4, label="without the key's time part"
+        )
+        axes.set(xlabel="token of the window", title=f"σ = {attention.sigmas[step]:.2g}")
+    figure.axes[0].set_ylabel("attention")
+    figure.axes[0].legend(fontsize=8)
+    return figure
+
+
+def frozen_time_figure(
+    pipe: Pipeline, seeds: Sequence[int], sigmas: Sequence[float], label: int | str | None = None, **settings: Any
+) -> Figure:
+    """The same seeds with the true time token, and with the time token frozen at each noise level."""
+    rows = {"true time token": pipe(seeds, label, **settings)}
+    for sigma in sigmas:
+        with frozen_time(pipe.denoiser, sigma):
+            rows[f"frozen at σ = {sigma:g}"] = pipe(seeds, label, **settings)
+    return picture_rows(rows, [f"seed {seed}" for seed in seeds])
+
+
+def raw_and_averaged_figure(raw: Pipeline, averaged: Pipeline, seeds: Sequence[int], **settings: Any) -> Figure:
+    """The same seeds by the raw weights and by their average over training (EMA)."""
+    return picture_rows({"raw weights": raw(seeds, **settings), "averaged": averaged(seeds, **settings)})
+
+
+def training_figure(run: str | Path, columns: int = 4) -> Figure:
+    """The sample grids a run drew on its way, from the first to the last."""
+    files = sorted((Path(run) / "samples").glob("*.png"))
+    chosen = [files[i] for i in _spread(len(files), columns)]
+    figure = Figure(figsize=(3 * len(chosen), 2.2), layout="constrained")
+    for axes, file in zip(figure.subplots(1, len(chosen), squeeze=False)[0], chosen, strict=True):
+        axes.imshow(np.asarray(Image.open(file, formats=["PNG"])), cmap="gray", vmin=0, vmax=255)
+        axes.set_axis_off()
+        axes.set_title(f"{int(file.stem):,} images", fontsize=9)
+    return figure
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """At most so many of `count` places, evenly spread, both ends among them."""
+    return sorted({round(i * (count - 1) / (most - 1)) for i in range(most)})
+
+
+def _picture(image: Tensor) -> np.ndarray:
+    """(1, C, H, W) about [-1, 1] -> uint8 (H, W, C)."""
+    return to_uint8(image)[0].permute(1, 2, 0).numpy()
+
+
+def _show(axes: Axes, picture: np.ndarray) -> None:
+    axes.imshow(to_image(picture), cmap="gray", vmin=0, vmax=255, interpolation="nearest")

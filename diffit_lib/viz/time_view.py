@@ -1,0 +1,129 @@
+"""The explorer's view of time-dependent attention, and the switch that freezes the time token."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import ipywidgets as widgets
+import numpy as np
+import torch
+
+from diffit_lib.diffusion.samplers import State
+from diffit_lib.sampling.pipeline import Pipeline
+from diffit_lib.viz.attention import Attention, attention_at, attention_blocks, frozen_time
+from diffit_lib.viz.figures import distance_figure, inert_key_figure, position_bias_figure, time_share_figure
+from diffit_lib.viz.pictures import enlarge, heat, outline, png, strip
+from diffit_lib.viz.views import SIDE, SMALL_SIDE, Knobs, blank_image
+from diffit_lib.viz.worker import Worker
+
+
+class TimeView:
+    """Attention of one block and head for one query at every noise level, and what the time token does to it."""
+
+    def __init__(self, pipe: Pipeline, worker: Worker):
+        self.pipe, self.worker, self.knobs = pipe, worker, Knobs(pipe)
+        self.blocks = list(attention_blocks(pipe.denoiser.network))
+        layer = next(iter(attention_blocks(pipe.denoiser.network).values()))
+        self.block = widgets.Dropdown(options=self.blocks, value=self.blocks[-1], description="block")
+        heads = [("mean of all", None), *((str(head + 1), head) for head in range(layer.num_heads))]
+        self.head = widgets.Dropdown(options=heads, value=0, description="head")
+        self.query = [widgets.IntSlider(min=0, max=1, description=name) for name in ("row", "column")]
+        self.level = widgets.IntSlider(min=1, max=1, description="level")
+        self.freeze = widgets.Checkbox(value=False, description="freeze the time token at σ =")
+        self.sigma = widgets.FloatLogSlider(value=1.0, base=10, min=-1.5, max=1, step=0.05, readout_format=".2g")
+        self.picture, self.looks, self.strip = blank_image(), blank_image(), blank_image()
+        self.true, self.frozen = blank_image(), blank_image()
+        self.captions = widgets.HTML(), widgets.HTML()
+        self.more = widgets.Dropdown(
+            options=["bias by relative position", "share of the time token", "mean distance", "the inert key"],
+            description="also show",
+        )
+        self.figure = widgets.Image(format="png", layout=widgets.Layout(width="760px", max_width="100%"))
+        self.seen: tuple[Attention, list[np.ndarray]] | None = None  # set at once: two threads read it
+        self.states: list[State] = []
+        self.frames: list[np.ndarray] = []
+        self.knobs.observe(self.draw)
+        self.block.observe(lambda _: self.worker.run(self._look), names="value")
+        for knob in (self.head, *self.query, self.level):
+            knob.observe(lambda _: self._show(), names="value")
+        for knob in (self.freeze, self.sigma):
+            knob.observe(lambda _: self.worker.run(self._freeze), names="value")
+        self.more.observe(lambda _: self.worker.run(self._figure), names="value")
+        left = widgets.VBox([self.knobs.box, self.block, self.head, *self.query, self.level])
+        right = widgets.VBox([widgets.HBox([self.picture, self.looks]), self.captions[0]])
+        blind = widgets.HBox([self.freeze, self.sigma])
+        pair = widgets.VBox([widgets.HBox([self.true, self.frozen]), self.captions[1]])
+        self.box = widgets.VBox([widgets.HBox([left, right]), self.strip, blind, pair, self.more, self.figure])
+
+    def draw(self) -> None:
+        """Sample anew, then look at the attention."""
+        self.worker.run(self._job)
+
+    def _job(self) -> Iterator[object]:
+        states, frames = [], []
+        for state in self.pipe.stream([self.knobs.seed.value], self.knobs.label.value, **self.knobs.settings()):
+            states.append(state)
+            frames.append(enlarge(self.pipe.decode(state.x / max(1.0, state.sigma))[0], SIDE))
+            yield state
+        self.states, self.frames = states[:-1], frames  # the last one is at noise level 0, which no network sees
+        self.level.max = len(self.states)
+        yield from self._look()
+        yield from self._freeze()
+
+    def _look(self) -> Iterator[object]:
+        if not self.states:
+            return
+        x, sigmas = torch.cat([state.x for state in self.states]), [state.sigma for state in self.states]
+        attention = attention_at(self.pipe, self.block.value, x, sigmas, self.knobs.label.value)
+        self.seen = attention, self.frames
+        for knob, side in zip(self.query, attention.map_size, strict=True):
+            if knob.max != side - 1:  # another block, another map: start in its middle
+                knob.max, knob.value = side - 1, side // 2
+        self._show()
+        yield attention
+        yield from self._figure()
+
+    def _freeze(self) -> Iterator[object]:
+        label, settings = self.knobs.label.value, self.knobs.settings()
+        if self.frames:
+            self.true.value = png(self.frames[-1])
+        if self.freeze.value:
+            with frozen_time(self.pipe.denoiser, self.sigma.value):
+                for state in self.pipe.stream([self.knobs.seed.value], label, **settings):
+                    yield state
+            self.frozen.value = png(enlarge(self.pipe.decode(state.x)[0], SIDE))
+            self.captions[
+                1
+            ].value = f"left: as it is; right: attention believes σ = {self.sigma.value:.2g} at every step"
+        else:
+            self.frozen.value = self.true.value
+            self.captions[1].value = "the same seed; switch the time token off to see what attention needs it for"
+
+    def _figure(self) -> Iterator[object]:
+        if self.seen is None:
+            return
+        query = self.query[0].value, self.query[1].value
+        views: dict[str, Callable[[Attention], Any]] = {
+            "bias by relative position": position_bias_figure,
+            "share of the time token": lambda seen: time_share_figure({self.block.value: seen}),
+            "mean distance": lambda seen: distance_figure({self.block.value: seen}),
+            "the inert key": lambda seen: inert_key_figure(seen, query, self.head.value or 0),
+        }
+        self.figure.value = png(views[self.more.value](self.seen[0]))
+        yield self.figure
+
+    def _show(self) -> None:
+        if self.seen is None:
+            return
+        attention, frames = self.seen
+        (rows, columns), level = attention.map_size, min(self.level.value, len(attention.sigmas)) - 1
+        row, column = (min(knob.value, side - 1) for knob, side in zip(self.query, attention.map_size, strict=True))
+        looks = attention.of_query(row, column, self.head.value).numpy()
+        top = float(looks.max())
+        self.picture.value = png(outline(frames[level], row, column, rows, columns))
+        self.looks.value = png(outline(heat(looks[level], SIDE, top), row, column, rows, columns))
+        chosen = sorted({round(k * (len(looks) - 1) / 10) for k in range(11)})
+        self.strip.value = png(strip([heat(looks[k], SMALL_SIDE, top) for k in chosen]))
+        self.captions[0].value = (
+            f"left: the image at σ = {attention.sigmas[level]:.2g}, the query framed; right: where it looks. "
+            "Below: the same query at every noise level, from most noise to least."
+        )

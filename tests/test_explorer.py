@@ -1,0 +1,157 @@
+"""The explorer without a browser: its knobs, its background thread, and hundreds of random turns of its knobs."""
+
+import random
+import time
+
+import ipywidgets as widgets
+import pytest
+
+from diffit_lib.utils.errors import DiffitError
+from diffit_lib.viz.explorer import Explorer
+from diffit_lib.viz.worker import Worker
+
+
+@pytest.fixture(scope="module")
+def explorer():
+    found = Explorer("digits")
+    assert found.worker.wait(30)
+    return found
+
+
+def show(explorer, view):
+    explorer.tabs.selected_index = list(explorer.views).index(view)
+    assert explorer.worker.wait(30)
+    return explorer.views[view]
+
+
+class TestWorker:
+    def test_a_new_job_cancels_the_one_that_runs(self):
+        worker, seen = Worker(print), []
+
+        def endless():
+            while True:
+                time.sleep(0.001)
+                yield seen.append("old")
+
+        worker.run(endless)
+        time.sleep(0.05)
+        worker.run(lambda: iter([seen.append("new")]))
+        assert worker.wait(5)
+        assert "old" in seen
+        assert seen[-1] == "new"
+
+    def test_stop_ends_it(self):
+        worker, busy = Worker(print), []
+        worker.busy = busy.append
+
+        def endless():
+            while True:
+                time.sleep(0.001)
+                yield
+
+        worker.run(endless)
+        time.sleep(0.05)
+        worker.stop()
+        assert worker.wait(5)
+        assert busy == [True, False]
+
+    @pytest.mark.parametrize("error", [DiffitError("seed is 'x'; give a number"), ZeroDivisionError("by zero")])
+    def test_an_error_is_told_and_the_next_job_runs(self, error):
+        told, seen = [], []
+        worker = Worker(told.append)
+
+        def fails():
+            yield
+            raise error
+
+        worker.run(fails)
+        assert worker.wait(5)
+        worker.run(lambda: iter([seen.append(1)]))
+        assert worker.wait(5)
+        assert (len(told), seen) == (1, [1])
+        assert str(error) in told[0]
+
+
+class TestSample:
+    def test_a_turned_knob_draws_anew(self, explorer):
+        view = show(explorer, "sample")
+        before = view.columns[0].guess.value
+        view.columns[0].knobs.seed.value += 1
+        assert explorer.worker.wait(30)
+        assert view.columns[0].guess.value != before
+        assert view.step.value == view.columns[0].knobs.steps.value
+
+    def test_the_step_slider_goes_back_to_the_noise(self, explorer):
+        view = show(explorer, "sample")
+        last = view.columns[0].noisy.value
+        view.step.value = 1
+        assert view.columns[0].noisy.value != last
+
+    def test_a_second_column_has_the_same_seed_and_its_own_settings(self, explorer):
+        view = show(explorer, "sample")
+        view.compare.value = True
+        view.columns[1].knobs.sampler.value = "dpm++"
+        assert explorer.worker.wait(30)
+        assert view.columns[0].knobs.seed.value == view.columns[1].knobs.seed.value
+        assert view.columns[0].guess.value != view.columns[1].guess.value
+        view.compare.value = False
+        assert explorer.worker.wait(30)
+
+    def test_what_is_drawn_can_be_saved(self, explorer):
+        view = show(explorer, "sample")
+        for button, kind in ((view.save_png, "png"), (view.save_gif, "gif")):
+            button.click()
+            assert f'download="diffit_seed{view.columns[0].knobs.seed.value}.{kind}"' in view.saved.value
+
+
+class TestTime:
+    def test_the_attention_changes_with_level_query_block_and_head(self, explorer):
+        view = show(explorer, "time")
+        for knob, value in ((view.level, 9), (view.query[0], 1), (view.head, None), (view.block, "encoder.0.0")):
+            before = view.looks.value
+            knob.value = value
+            assert explorer.worker.wait(30)
+            assert view.looks.value != before
+
+    def test_the_frozen_time_token_changes_the_sample(self, explorer):
+        view = show(explorer, "time")
+        view.sigma.value = 0.1
+        view.freeze.value = True
+        assert explorer.worker.wait(30)
+        assert view.frozen.value != view.true.value
+        view.freeze.value = False
+        assert explorer.worker.wait(30)
+        assert view.frozen.value == view.true.value
+
+
+def test_random_turns_of_knobs_tell_no_error(explorer):
+    rng = random.Random(0)
+    for turn in range(150):
+        if turn % 25 == 0:
+            view = explorer.views[rng.choice(list(explorer.views))]
+            explorer.tabs.selected_index = list(explorer.views.values()).index(view)
+        knobs = [knob for knob in vars(view).values() if isinstance(knob, widgets.ValueWidget | widgets.Button)]
+        knobs += list(view.knobs.by_name.values()) if hasattr(view, "knobs") else []
+        knobs += list(view.columns[0].knobs.by_name.values()) if hasattr(view, "columns") else []
+        knob = rng.choice(knobs)
+        if isinstance(knob, widgets.Button):
+            knob.click()
+        elif isinstance(knob, widgets.Checkbox):
+            knob.value = not knob.value
+        elif isinstance(knob, widgets.IntSlider):
+            knob.value = rng.randint(knob.min, min(knob.max, 20))
+        elif isinstance(knob, widgets.FloatSlider):
+            knob.value = rng.uniform(knob.min, knob.max)
+        elif isinstance(knob, widgets.Dropdown | widgets.ToggleButtons):
+            knob.index = rng.randrange(len(knob.options))
+        time.sleep(0.005)
+    assert explorer.worker.wait(60)
+    assert explorer.message.value == ""
+
+
+def test_latents_are_explored_too():
+    explorer = Explorer("latent-digits")
+    assert explorer.worker.wait(60)
+    for name in explorer.views:
+        show(explorer, name)
+        assert explorer.message.value == ""
