@@ -14,6 +14,7 @@ from diffit_lib.data.datasets import Images
 from diffit_lib.data.latent_cache import open_latents, write_latents
 from diffit_lib.data.stream import TrainingStream
 from diffit_lib.models.latent_space import PIXEL_SPACE, LatentSpace
+from diffit_lib.utils.distributed import RankInfo
 from diffit_lib.utils.errors import DiffitError
 from diffit_lib.utils.tensors import to_float
 
@@ -122,15 +123,17 @@ class TestWriting:
         assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
         assert sum(seen) == 1 + 2 * (8 + 4)  # one image tells the shape
 
-    def test_two_processes_write_what_one_does(self, images, tmp_path):
+    def test_two_processes_write_what_one_does(self, images, tmp_path, monkeypatch):
         write_latents(space(), images, tmp_path / "one")
         for rank in (1, 0):
-            write_latents(space(), images, tmp_path / "two", rank=rank, world=2)
+            monkeypatch.setattr(latents, "rank_info", lambda rank=rank: RankInfo(rank, 2))
+            write_latents(space(), images, tmp_path / "two")
         for path in (tmp_path / "one").iterdir():
             assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
 
-    def test_half_a_set_has_no_index(self, images, tmp_path):
-        write_latents(space(), images, tmp_path, rank=0, world=2)
+    def test_half_a_set_has_no_index(self, images, tmp_path, monkeypatch):
+        monkeypatch.setattr(latents, "rank_info", lambda: RankInfo(0, 2))
+        write_latents(space(), images, tmp_path)
         with pytest.raises(DiffitError, match="encode the images again"):
             open_latents(tmp_path, space())
 

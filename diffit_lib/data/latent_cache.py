@@ -1,12 +1,11 @@
-"""Cached latents: what an autoencoder's encoder says of a whole data set, written once, read at every training step.
+"""Cached latents: an autoencoder's moments of a whole data set, written once and read at every training step.
 
-A folder holds `index.safetensors` (labels, and what the latents are of) and shards 00000.safetensors, 00001..., each
-with the moments of some images, (n, 2z, h, w) float16: mean and log-variance, of the images and of their mirror images.
+A folder holds `index.safetensors` (labels, and what the latents were made of) and shards 00000.safetensors, 00001...,
+each with the moments of some images, (n, 2z, h, w) float16: mean and log-variance, also of the mirrored images.
 """
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import ceil, prod
 from pathlib import Path
@@ -15,21 +14,24 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from tqdm.auto import tqdm
 
-from diffit_lib.data.datasets import Images, Split
+from diffit_lib.data.datasets import Images
+from diffit_lib.data.sources import Split
 from diffit_lib.models.latent_space import LatentSpace, Space
+from diffit_lib.utils.distributed import rank_info
 from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.files import replacing
 from diffit_lib.utils.logging import say
 
-FORMAT = "diffit-latents-1"  # the one key of a file's metadata: several would come in any order
+FORMAT = "diffit-latents-1"  # the only key of a file's metadata: several would be written in any order
 SHARD = 2048  # images in a file
 INDEX = "index.safetensors"
 
 
 @dataclass
 class Shards:
-    """All moments of a folder as one tensor would be: `shape`, a length, and rows by their indices."""
+    """All moments of a folder, to be used like one tensor: `shape`, a length, and rows by their indices."""
 
     folder: Path
     shape: tuple[int, ...]
@@ -40,8 +42,8 @@ class Shards:
         return self.shape[0]
 
     def __getitem__(self, indices: Tensor | list[int]) -> Tensor:
-        rows = torch.as_tensor(indices)
-        return torch.stack([self.shard(number)[row] for number, row in zip(*divide(rows), strict=True)])
+        rows = torch.as_tensor(indices).tolist()
+        return torch.stack([self.shard(row // SHARD)[row % SHARD] for row in rows])
 
     def shard(self, number: int) -> Tensor:
         """The moments of one file."""
@@ -58,11 +60,6 @@ class Shards:
         return vars(self) | {"opened": {}}  # a worker maps the files itself
 
 
-def divide(rows: Tensor) -> tuple[list[int], list[int]]:
-    """The number of each row's file, and its place in there."""
-    return (rows // SHARD).tolist(), (rows % SHARD).tolist()
-
-
 @dataclass(frozen=True)
 class CachedLatents(Images):
     """Images as the moments of their latents: `images` are float16 `Shards`."""
@@ -70,10 +67,10 @@ class CachedLatents(Images):
     mirror_images: Shards | None = None
     source: str = ""  # the images' fingerprint and the autoencoder's checksum
 
-    run = 64  # 1 MB at 32x32 places: one page fault reads some of them, and all are asked for while it is in memory
+    run = 64  # 1 MB at 32x32 places: one page fault reads several of them, and all are used while in memory
 
     def fetch(self, indices: list[int], mirrored: list[bool]) -> Tensor:
-        """Moments at these indices, (B, 2z, h, w), some of them of the mirror image."""
+        """Moments at these indices, (B, 2z, h, w) float16, some of them of the mirrored image."""
         moments = self.images[indices]
         if any(mirrored):
             assert self.mirror_images is not None, "mirrored latents are encoded where they are asked for"
@@ -82,46 +79,42 @@ class CachedLatents(Images):
         return moments
 
     def fingerprint(self) -> str:
-        """What the latents were made of."""
+        """The images' fingerprint and the autoencoder's checksum."""
         return self.source
 
 
-def write_latents(
-    space: LatentSpace,
-    images: Images,
-    folder: str | Path,
-    *,
-    mirrored: bool = True,
-    rank: int = 0,
-    world: int = 1,
-    progress: Callable[[int], None] = lambda done: None,
-) -> None:
-    """Encode all images, and with `mirrored` their mirror images, into `folder`; what lies there already is kept.
+def write_latents(space: LatentSpace, images: Images, folder: str | Path, *, mirrored: bool = True) -> None:
+    """Encode all images, and with `mirrored` their mirrored copies, into `folder`; complete files there are kept.
 
-    Process `rank` of `world` writes every world-th file; the folder is whole when the last of them has finished. Raises
-    a DiffitError where the disk is too small, and where the folder holds latents of something else.
+    One of several processes writes its share of the files; the folder is complete when the last one has finished.
+    Raises a DiffitError where the disk is too small, and where the folder holds latents of something else.
     """
-    folder, count = Path(folder), len(images)
-    source, shape = source_of(space, images), moments_shape(space, images)
-    check_source(folder, source)
-    numbers = range(ceil(count / SHARD))
-    missing = [number for number in numbers[rank::world] if not whole(shard_path(folder, number), source, mirrored)]
+    folder, count, (rank, world, _) = Path(folder), len(images), rank_info()
+    source, names = source_of(space, images), {"moments", *["mirrored"] * mirrored}
+    found = {path: contents(path) for path in folder.glob("*.safetensors")}
+    for other, _ in found.values():
+        check(other in ("", source), f"{folder} holds latents of {other}, not of {source}; give another folder")
+    paths = [shard_path(folder, number) for number in range(ceil(count / SHARD))]
+    complete = {path for path, (_, stored) in found.items() if names <= stored}
+    missing = [number for number, path in enumerate(paths) if number % world == rank and path not in complete]
     if not missing and is_latents(folder):
         return
-    check_disk(folder, len(missing) * min(SHARD, count) * prod(shape) * 2 * (1 + mirrored), images.name)
-    for number in missing:
-        rows = torch.arange(number * SHARD, min((number + 1) * SHARD, count))
-        parts: dict[str, list[Tensor]] = {"moments": [], "mirrored": []}
-        for chunk in rows.split(64):
-            pixels = images.images[chunk]
-            parts["moments"].append(space.moments(pixels).half().cpu())
-            if mirrored:
-                parts["mirrored"].append(space.moments(pixels.flip(-1)).half().cpu())
-            progress(int(chunk[-1]) + 1)
-        with replacing(shard_path(folder, number)) as beside:
-            tensors = {name: torch.cat(part).contiguous() for name, part in parts.items() if part}
-            save_file(tensors, beside, {FORMAT: json.dumps({"source": source})})
-    if all(shard_path(folder, number).is_file() for number in numbers):
+    shape = tuple(space.moments(images.images[torch.arange(1)]).shape[1:])
+    check_disk(folder, len(missing) * min(SHARD, count) * prod(shape) * 2 * len(names), images.name)
+    with tqdm(total=count, desc=f"encoding {images.name}", unit=" images", leave=False) as bar:
+        for number in missing:
+            rows = torch.arange(number * SHARD, min((number + 1) * SHARD, count))
+            parts: dict[str, list[Tensor]] = {name: [] for name in sorted(names)}
+            for chunk in rows.split(64):
+                pixels = images.images[chunk]
+                parts["moments"].append(space.moments(pixels).half().cpu())
+                if mirrored:
+                    parts["mirrored"].append(space.moments(pixels.flip(-1)).half().cpu())
+                bar.update(int(chunk[-1]) + 1 - bar.n)
+            with replacing(paths[number]) as beside:
+                tensors = {name: torch.cat(part).contiguous() for name, part in parts.items()}
+                save_file(tensors, beside, {FORMAT: json.dumps({"source": source})})
+    if all(path.is_file() for path in paths):
         about = {"source": source, "name": images.name, "class_names": images.class_names, "shape": (count, *shape)}
         with replacing(folder / INDEX) as beside:
             save_file({"labels": images.labels}, beside, {FORMAT: json.dumps(about | {"mirrored": mirrored})})
@@ -146,34 +139,28 @@ def open_latents(folder: str | Path, space: LatentSpace) -> CachedLatents:
     return CachedLatents(name, moments, labels, classes, mirror_images if about["mirrored"] else None, about["source"])
 
 
+def open_split(folder: str | Path, space: LatentSpace) -> Split[Images]:
+    """Both parts of a folder that `encode` wrote."""
+    return Split(*(open_latents(Path(folder) / part, space) for part in ("train", "test")))
+
+
 def is_latents(folder: str | Path) -> bool:
     """Whether a path is a folder of cached latents."""
     return (Path(folder) / INDEX).is_file()
 
 
 def source_of(space: Space, images: Images) -> str:
-    """What latents are made of: images, then the autoencoder."""
+    """The images' fingerprint and the autoencoder's checksum."""
     return images.source if isinstance(images, CachedLatents) else f"{images.fingerprint()}-{space.checksum}"
 
 
-def moments_shape(space: LatentSpace, images: Images) -> tuple[int, ...]:
-    """Shape of one image's moments, (2z, h, w)."""
-    return tuple(space.moments(images.images[torch.arange(1)]).shape[1:])
-
-
 def shard_path(folder: Path, number: int) -> Path:
-    """Where the moments of images number * SHARD and on lie."""
+    """The file with the moments of images number * SHARD and on."""
     return folder / f"{number:05d}.safetensors"
 
 
-def whole(path: Path, source: str, mirrored: bool) -> bool:
-    """Whether a shard is there, of the same images and autoencoder."""
-    found, names = contents(path)
-    return found == source and (not mirrored or "mirrored" in names)
-
-
 def contents(path: Path) -> tuple[str, set[str]]:
-    """What a file's latents are of, and the names of its tensors; nothing where it is not there or damaged."""
+    """What a file's latents were made of, and the names of its tensors; "" and none where it is damaged."""
     try:
         with safe_open(path, "pt") as file:
             return json.loads(file.metadata()[FORMAT])["source"], set(file.keys())
@@ -181,15 +168,8 @@ def contents(path: Path) -> tuple[str, set[str]]:
         return "", set()
 
 
-def check_source(folder: Path, source: str) -> None:
-    """Refuse to write among latents of something else."""
-    for path in folder.glob("*.safetensors"):
-        found, _ = contents(path)
-        check(found in ("", source), f"{folder} holds latents of {found}, not of {source}; give another folder")
-
-
 def check_disk(folder: Path, size: int, name: str) -> None:
-    """Say what is about to be written, and refuse what the disk does not hold."""
+    """Say how many bytes will be written, and refuse a disk that is too small for them."""
     place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(place).free
     check(
@@ -198,8 +178,3 @@ def check_disk(folder: Path, size: int, name: str) -> None:
     )
     if size > 1_000_000:
         say(f"{name}: {size / 1e6:,.1f} MB of latents into {folder}")
-
-
-def open_split(folder: str | Path, space: LatentSpace) -> Split:
-    """Both parts of a folder that `encode` wrote."""
-    return Split(*(open_latents(Path(folder) / part, space) for part in ("train", "test")))

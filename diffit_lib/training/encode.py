@@ -1,15 +1,14 @@
-"""`encode`: a data set's latents, written once; training reads them instead of encoding its images at every step."""
+"""`encode`: write a data set's latents once; training reads them instead of encoding its images at every step."""
 
 from pathlib import Path
 from typing import Any
 
 from torch.utils.data import Dataset
-from tqdm.auto import tqdm
 
 from diffit_lib.checkpoints.autoencoders import VAECard, load_vae
 from diffit_lib.checkpoints.weights import image_shape
 from diffit_lib.config.experiment import ExperimentConfig
-from diffit_lib.data.datasets import Images, Split, experiment_data
+from diffit_lib.data.datasets import Images, experiment_data
 from diffit_lib.data.latent_cache import (
     INDEX,
     CachedLatents,
@@ -19,6 +18,7 @@ from diffit_lib.data.latent_cache import (
     source_of,
     write_latents,
 )
+from diffit_lib.data.sources import Split
 from diffit_lib.models.latent_space import LatentSpace, Space
 from diffit_lib.utils.distributed import barrier, local_device, rank_info, wait_for
 from diffit_lib.utils.files import cache_folder, sweep
@@ -27,11 +27,11 @@ from diffit_lib.utils.files import cache_folder, sweep
 def encode(
     vae: str | Path, data: str | Path | Dataset | Split | None = None, out: str | Path | None = None, **changes: Any
 ) -> Path:
-    """Write the moments of both parts of a data set, the autoencoder's own unless given; return the folder `out`.
+    """Write the moments of both parts of a data set, by default the autoencoder's own; return the folder `out`.
 
-    The images are prepared as the autoencoder's recipe says, but for `changes`: its `image_size`, `crop`, `skip_bad`
-    and `memory_gb`.
-    Started again, it goes on where it stopped. As one of several processes (torchrun) it writes its share of the files.
+    The images are prepared as for the autoencoder's training, except for `changes`: `image_size`, `crop`, `skip_bad`
+    and `memory_gb`. Started again, it continues where it stopped. One of several processes (torchrun) writes its share
+    of the files.
     """
     space, card = load_vae(vae)
     space.to(local_device())
@@ -46,7 +46,7 @@ def encode(
 
 
 def cached_latents(space: LatentSpace, data: Split, *, mirrored: bool) -> Split:
-    """Both parts as latents in the cache folder, encoded first where they are not there yet."""
+    """Both parts as latents in the cache folder, encoded first if they are not there yet."""
     parts: list[Images] = []
     for images, flips in ((data.train, mirrored), (data.test, False)):
         folder = latents_folder(space, images)
@@ -57,7 +57,7 @@ def cached_latents(space: LatentSpace, data: Split, *, mirrored: bool) -> Split:
 
 
 def load_states(experiment: ExperimentConfig, space: Space, vae: VAECard | None) -> Split:
-    """The images that a recipe names, or the latents, where `encode` wrote its data."""
+    """The images that an experiment names, or the latents, if `encode` wrote its data."""
     if isinstance(space, LatentSpace) and is_latents(Path(experiment.data) / "train"):
         return open_split(experiment.data, space)
     return experiment_data(experiment, image_shape=image_shape(experiment, vae))
@@ -71,12 +71,9 @@ def to_states(experiment: ExperimentConfig, space: Space, data: Split) -> Split:
 
 
 def fingerprint_of_states(experiment: ExperimentConfig, space: Space, images: Images) -> str:
-    """The fingerprint of what `to_states` will make of these images, known before they are encoded."""
-    return (
-        source_of(space, images)
-        if isinstance(space, LatentSpace) and experiment.cache_latents
-        else images.fingerprint()
-    )
+    """The fingerprint of what `to_states` will return for these images, known before they are encoded."""
+    cached = isinstance(space, LatentSpace) and experiment.cache_latents
+    return source_of(space, images) if cached else images.fingerprint()
 
 
 def latents_folder(space: LatentSpace, images: Images) -> Path:
@@ -85,14 +82,7 @@ def latents_folder(space: LatentSpace, images: Images) -> Path:
 
 
 def write(space: LatentSpace, images: Images, folder: Path, *, mirrored: bool) -> None:
-    """`write_latents` under a bar; a part that is latents already stays what it is."""
-    if isinstance(images, CachedLatents):
-        return
-    rank, world, _ = rank_info()
-    with tqdm(total=len(images), desc=f"encoding {images.name}", unit=" images", leave=False) as bar:
-
-        def follow(done: int) -> None:
-            bar.update(done - bar.n)
-
-        write_latents(space, images, folder, mirrored=mirrored, rank=rank, world=world, progress=follow)
-    wait_for([folder / INDEX])  # the last process to finish writes it
+    """`write_latents`, then wait for the last process to finish; latents that are there already are left alone."""
+    if not isinstance(images, CachedLatents):
+        write_latents(space, images, folder, mirrored=mirrored)
+        wait_for([folder / INDEX])
