@@ -3,10 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from image_files import noise, plain, refused
+from image_files import fill, noise, plain, refused
+from PIL import Image
 from torch.utils.data import IterableDataset, TensorDataset
+from torchvision.datasets import ImageFolder
 
 from diffit_lib.data.datasets import load_data
+from diffit_lib.data.preprocess import to_pixels
+from diffit_lib.data.sources import list_images
 from diffit_lib.utils.errors import DiffitError
 
 
@@ -110,3 +114,43 @@ def test_what_is_no_dataset_of_pairs_is_refused():
     refused(TensorDataset(torch.zeros(3, 1, 2, 2)), r"item 0 of TensorDataset is no \(image, label\)")
     refused(Endless(), "Endless has no items that can be counted; give a map-style Dataset")
     refused([], "give a map-style Dataset")
+
+
+def test_labels_of_torchvisions_data_sets_are_read_without_decoding(tmp_path):
+    folder = fill(tmp_path / "pets", {f"{name}/{k}.png": noise(k) for name in ("cat", "dog") for k in range(30)})
+    decoded = []
+    images = ImageFolder(folder, loader=lambda path: decoded.append(path) or Image.open(path))
+    listed = list_images(images)
+    assert decoded == []
+    assert listed.train.class_names == ("cat", "dog")
+    parts = load_data(images)
+    assert torch.equal(parts.train.labels, listed.train.labels)
+    for part in parts:
+        for image, label in zip(part.images, part.labels, strict=True):
+            assert any(torch.equal(image, to_pixels(Image.open(path))) for path, k in images.samples if k == label)
+
+
+def test_labels_that_a_dataset_makes_on_the_way_are_those_of_its_items(tmp_path):
+    folder = fill(tmp_path / "pets", {f"{name}/{k}.png": noise(k) for name in ("cat", "dog") for k in range(3)})
+
+    class Swapped(ImageFolder):
+        def __getitem__(self, index):
+            image, label = super().__getitem__(index)
+            return image, 1 - label
+
+    for images in (Swapped(folder), ImageFolder(folder, target_transform=lambda label: 1 - label)):
+        assert load_data(images).train.labels.tolist() == [1, 1, 1, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("form", "hashes"),
+    [
+        ({}, ("8956a92d97e1c2f3", "38453adaa0f8e18b")),
+        ({"image_size": (32, 32), "in_channels": 3}, ("494ac9eb8e52f35b", "f6817b6ec4122134")),
+        ({"image_size": (12, 20), "crop": "center"}, ("17c8a1c334604b74", "ed5c1f6a5a341547")),
+        ({"image_size": (12, 20), "crop": "long-edge"}, ("9f740feb1b555861", "c9a7c59cb9fdedcd")),
+        ({"image_size": (12, 20), "crop": "adm"}, ("8fbc85a402dc1fa3", "f59e39118eab7f10")),
+    ],
+)
+def test_fingerprints_stay_since_runs_are_resumed_by_them(form, hashes):
+    assert tuple(part.fingerprint() for part in load_data("digits", **form)) == hashes

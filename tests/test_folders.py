@@ -1,6 +1,7 @@
 """Folders and zips of images: classes, parts, dataset.json."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -128,3 +129,45 @@ def test_celebamask_hqs_masks_are_no_images(tmp_path):
 def test_photographs_that_cannot_be_opened_here_are_named_not_passed_over(tmp_path):
     folder = fill(tmp_path / "phone", {"a.jpg": plain(), "b.HEIC": b"\0\0\0\x18ftypheic"})
     refused(folder, r"b\.HEIC cannot be read \(of no known image format\)")
+
+
+def test_a_link_is_followed_but_not_in_circles(tmp_path):
+    folder = fill(tmp_path / "pets", {f"{name}/{k}.png": noise(k) for name in ("cats", "dogs") for k in range(3)})
+    (folder / "cats" / "up").symlink_to("..")
+    (folder / "dogs" / "itself").symlink_to(".")
+    fill(tmp_path / "elsewhere", {"4.png": noise(4)})
+    (folder / "dogs" / "more").symlink_to(tmp_path / "elsewhere")
+    train = load_data(folder).train
+    assert train.labels.tolist() == [0, 0, 0, 1, 1, 1, 1]
+
+
+def test_what_is_no_regular_file_is_not_opened(tmp_path):
+    folder = fill(tmp_path / "pipes", {"a.png": noise(0)})
+    os.mkfifo(folder / "b.png")
+    os.mkfifo(folder / "dataset.json")
+    assert len(load_data(folder).train) == 1
+
+
+def test_a_broken_link_is_named(tmp_path):
+    folder = fill(tmp_path / "links", {"a.png": noise(0)})
+    (folder / "b.png").symlink_to("gone.png")
+    refused(folder, r"b\.png cannot be read")
+
+
+def test_numbers_written_in_two_ways_are_classes_in_a_fixed_order(tmp_path):
+    folder = fill(tmp_path / "numbered", {f"{name}/a.png": plain() for name in ("1", "01", "001", "2")})
+    assert load_data(folder).train.class_names == ("001", "01", "1", "2")
+
+
+def test_a_file_of_another_kind_that_is_called_png_starts_no_program(tmp_path, monkeypatch):
+    files = {
+        "gs": b"#!/bin/sh\ntouch started\n",
+        "photos/cat.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+    }
+    fill(tmp_path, files)
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)
+    monkeypatch.chdir(tmp_path)
+    refused(tmp_path / "photos", r"cat\.png cannot be read \(of no known image format\)")
+    assert not (tmp_path / "started").exists()
