@@ -48,7 +48,7 @@ def data():
 def fit(monkeypatch, tmp_path, data):
     """A function: train in the folder `run` without drawing anything; the module as it stands at the end."""
     finished = []
-    monkeypatch.setattr("diffit_lib.training.train.show", lambda module, **_: finished.append(module))
+    monkeypatch.setattr("diffit_lib.training.train.write_snapshot", lambda module, **_: finished.append(module))
 
     def fit(experiment, images=None, run="run"):
         train(experiment, tmp_path / run, Split(images, images) if images else data, progress=False)

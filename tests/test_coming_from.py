@@ -37,7 +37,7 @@ from diffit_lib.evaluation import features as extractors
 from diffit_lib.models.latent_space import LatentSpace
 from diffit_lib.models.vae import KLAutoencoder
 from diffit_lib.reports import quick_evaluation
-from diffit_lib.training import snapshot as report
+from diffit_lib.training import train as report
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "coming-from.md").read_text(encoding="utf-8")

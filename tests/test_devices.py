@@ -14,16 +14,16 @@ from diffit_lib.cli.main import main
 from diffit_lib.config.presets import vae_preset
 from diffit_lib.training import train as task
 from diffit_lib.training import train_vae as vae_task
-from diffit_lib.training.callbacks import Report
 from diffit_lib.training.diffusion import DiffusionModule
+from diffit_lib.training.module import Report
 from diffit_lib.utils.distributed import (
     any_rank,
     export_rank,
     from_rank_zero,
-    in_turn,
     local_world_size,
     mean_over_ranks,
     rank_info,
+    rank_zero_first,
 )
 from diffit_lib.utils.errors import DiffitError
 
@@ -33,7 +33,7 @@ EVERY_STEP = 1e-9  # minutes between two reports
 def losses(experiment, run):
     """The terms of the loss of every step, as the first process tells them."""
     terms = []
-    task.show = vae_task.show = lambda module, **_: terms.append(module.mean_terms())
+    task.write_snapshot = vae_task.write_vae_snapshot = lambda module, **options: terms.append(options["terms"])
     Report.save = lambda *_: None
     train = vae_task.train_vae if hasattr(experiment, "loss") else task.train
     train(experiment.override(report_minutes=EVERY_STEP), run, progress=False)
@@ -56,7 +56,7 @@ def terminated(experiment, run, step):
 
 def doings(folder):
     """What the processes find out about each other."""
-    with in_turn():
+    with rank_zero_first():
         before = len(list(folder.iterdir()))
         (folder / str(rank_info().rank)).touch()
     made = from_rank_zero(lambda: rank_info().rank + 10)
@@ -76,7 +76,7 @@ def close(one, other):
 @pytest.fixture
 def alone(monkeypatch, tmp_path):
     """A function: `losses` in this process."""
-    for home, name in ((task, "show"), (vae_task, "show"), (Report, "save")):
+    for home, name in ((task, "write_snapshot"), (vae_task, "write_vae_snapshot"), (Report, "save")):
         monkeypatch.setattr(home, name, None)
     return lambda experiment: losses(experiment, tmp_path / "alone")
 

@@ -35,7 +35,7 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr(describe_data, "SECONDS", 0.5)
     monkeypatch.setattr(quick_evaluation, "MOST", 32)
     monkeypatch.setattr("diffit_lib.evaluation.features.TRAINING_IMAGES", 64)
-    monkeypatch.setattr("diffit_lib.training.snapshot.GRID", 4)
+    monkeypatch.setattr("diffit_lib.training.train.GRID", 4)
     monkeypatch.setitem(photos.ON_CPU, "pixels", TINY | {"num_blocks": 1, "time_dim": 16, "minutes": None})
     monkeypatch.setitem(photos.ON_CPU, "latents", TINY | {"depth": 1, "minutes": None, "workers": 0})
     vae = {"channels": (8, 8), "patch": 4, "down": (True,), "attn": (False, False), "batch_size": 4, "max_steps": 2}

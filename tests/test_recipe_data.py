@@ -4,7 +4,7 @@ import pytest
 
 from diffit_lib.config.presets import preset
 from diffit_lib.data import datasets as data
-from diffit_lib.training.snapshot import expected_rows
+from diffit_lib.training.train import expected_rows
 
 
 def test_all_that_a_recipe_says_of_its_images_is_passed_on(monkeypatch):

@@ -20,7 +20,8 @@ from together import FORKSERVER
 
 from diffit_lib.checkpoints import safetensors_io as tensor_files
 from diffit_lib.sampling.pipeline import load
-from diffit_lib.training import callbacks, online_metrics, snapshot
+from diffit_lib.training import module as training
+from diffit_lib.training import online_metrics
 from diffit_lib.training import train as task
 from diffit_lib.training.diffusion import DiffusionModule
 from diffit_lib.training.train import train
@@ -60,8 +61,8 @@ def in_mid_checkpoint(step):
 
 def after_checkpoint(step):
     """Die between a checkpoint and the weights that belong to it."""
-    show = task.show
-    task.show = lambda module, **options: die() if module.global_step == step else show(module, **options)
+    write = task.write_snapshot
+    task.write_snapshot = lambda module, **options: die() if module.global_step == step else write(module, **options)
 
 
 def in_mid_weights(step):
@@ -80,7 +81,7 @@ def train_and_die(experiment, run, where: Callable[[int], None], step):
     """What the doomed process does: a checkpoint before every step, until it dies."""
     multiprocessing.set_start_method("fork", force=True)  # for the workers, as everywhere else
     where(step)
-    snapshot.write_figure = lambda path, figure: None  # slow, and not at stake
+    task.write_figure = lambda path, figure: None  # slow, and not at stake
     online_metrics.SHARE = 0.0  # or a slow machine would have the time to measure, and write its best weights
     train(experiment.override(report_minutes=1e-9), run, progress=False)
 
@@ -155,7 +156,7 @@ def stop(monkeypatch):
 def clock(monkeypatch):
     """Time in which every look at it takes a second."""
     seconds = count()
-    monkeypatch.setattr(callbacks, "time", SimpleNamespace(monotonic=lambda: float(next(seconds))))
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: float(next(seconds))))
 
 
 class TestKilled:

@@ -3,6 +3,7 @@
 import re
 import struct
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
@@ -21,8 +22,7 @@ from diffit_lib.training import run_dir as run_folder
 from diffit_lib.training import train as task
 from diffit_lib.training.logs import MetricsLog, RunLog
 from diffit_lib.training.run_dir import keep_newest, new_folder, numbers, read_options, write_options
-from diffit_lib.training.snapshot import show_reals
-from diffit_lib.training.train import train
+from diffit_lib.training.train import train, write_reals
 from diffit_lib.utils.errors import DiffitError
 from diffit_lib.utils.files import write_text
 
@@ -141,7 +141,7 @@ def test_a_run_whose_checkpoint_was_deleted_is_set_aside_not_written_over(tmp_pa
         fit(tiny.override(max_steps=1))
         (tmp_path / "run/last.ckpt").unlink()
         assert (tmp_path / "run" / f"earlier-{number}" / name).read_text() == "of an earlier run"
-        assert capsys.readouterr().err.count("is now in") == 1
+        assert capsys.readouterr().err.count("are now in") == 1
 
 
 class TestRecord:
@@ -149,13 +149,13 @@ class TestRecord:
         return {"images": images, "seconds": images / 10, "loss": loss, "test_loss_0.3": 2.0, "frechet": ""}
 
     def test_stands_once_in_table_and_curves_however_often_a_run_is_started(self, tmp_path, tiny):
-        with MetricsLog(tmp_path, tiny) as record:
-            assert len(record(self.row(16, 1.0))) == 1
+        with closing(MetricsLog(tmp_path, tiny)) as log:
+            assert len(log.add(self.row(16, 1.0))) == 1
         (file,) = (tmp_path / "tensorboard").iterdir()
         file.rename(file.with_name("events.out.tfevents.1.elsewhere"))  # names count seconds: two in one would be one
-        with MetricsLog(tmp_path, tiny) as record:
-            record(self.row(16, 9.0))
-            assert len(record(self.row(32, 0.5))) == 2
+        with closing(MetricsLog(tmp_path, tiny)) as log:
+            log.add(self.row(16, 9.0))
+            assert len(log.add(self.row(32, 0.5))) == 2
         assert (tmp_path / "metrics.csv").read_text() == (
             "images,seconds,loss,test_loss_0.3,frechet\n16,1.6,1.0,2.0,\n32,3.2,0.5,2.0,\n"
         )
@@ -198,7 +198,7 @@ class TestReals:
     def test_are_of_every_class_in_turn(self, tmp_path):
         labels = torch.tensor([0] * 50 + [1] * 50)
         pixels = (labels * 200).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 8, 8)
-        show_reals(tmp_path, Images("two", pixels, labels, ("a", "b")))
+        write_reals(tmp_path, Images("two", pixels, labels, ("a", "b")))
         picture = Image.open(tmp_path / "reals.png")
         side = picture.width // 8
         row = [picture.getpixel((side * k + side // 2, side // 2)) for k in range(8)]
@@ -212,7 +212,7 @@ class TestFolder:
         """In an empty folder, where `digits` is a tiny preset whose reports are skipped."""
         monkeypatch.chdir(tmp_path)
         monkeypatch.setitem(presets.PRESETS, "digits", tiny.override(name="digits", max_steps=1))
-        monkeypatch.setattr(task, "show", lambda module, **_: None)
+        monkeypatch.setattr(task, "write_snapshot", lambda module, **_: None)
         monkeypatch.setattr("diffit_lib.reports.html_report.write_report", lambda run: None)
 
     def test_is_new_at_every_start_and_gone_on_with_by_name(self, quick, tmp_path, capsys):
@@ -223,7 +223,7 @@ class TestFolder:
         steps = [torch.load(runs / name / "last.ckpt")["global_step"] for name in ("00000-digits", "00001-second")]
         assert steps == [1, 3]
         err = capsys.readouterr().err
-        assert "run: runs/00001-second; stopped, it goes on by `diffit train --run runs/00001-second`\n" in err
+        assert "run: runs/00001-second; if stopped, resume it with `diffit train --run runs/00001-second`\n" in err
         log = (runs / "00001-second" / "log.txt").read_text()
         assert re.findall(r"(training|done): (\S+)", log) == [
             ("training", "digits/train"), ("done", "16"), ("training", "digits/train"), ("done", "48"),

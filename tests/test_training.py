@@ -1,6 +1,7 @@
 """Optimization, the average, and what stops, shows and keeps a run."""
 
 import math
+import re
 from itertools import count, pairwise
 from types import SimpleNamespace
 
@@ -15,12 +16,11 @@ from diffit_lib.data.datasets import Images
 from diffit_lib.data.stream import TrainingStream
 from diffit_lib.diffusion.denoiser import EDMDenoiser
 from diffit_lib.sampling.pipeline import Pipeline
-from diffit_lib.training import callbacks
 from diffit_lib.training import diffusion as training_diffusion
 from diffit_lib.training import module as training
 from diffit_lib.training.diffusion import DiffusionModule, loss_by_level
 from diffit_lib.training.logs import append_row
-from diffit_lib.training.module import HalfLife
+from diffit_lib.training.module import ema_decay
 from diffit_lib.training.train import resolve, train
 from diffit_lib.utils.errors import DiffitError
 
@@ -78,7 +78,7 @@ def spoil(monkeypatch):
 def clock(monkeypatch):
     """Time in which every look at it takes a second."""
     seconds = count()
-    monkeypatch.setattr(callbacks, "time", SimpleNamespace(monotonic=lambda: float(next(seconds))))
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: float(next(seconds))))
 
 
 def norm(gradients):
@@ -102,13 +102,13 @@ class TestAverage:
 
     def test_forgets_half_within_a_half_life_of_images_whatever_the_batch(self):
         for batch_size in (1, 10, 100):
-            decay = HalfLife(TrainingConfig(batch_size=batch_size, ema_halflife=1000, ema_rampup=None)).decay
-            assert decay(7) ** (1000 / batch_size) == pytest.approx(0.5)
+            options = TrainingConfig(batch_size=batch_size, ema_halflife=1000, ema_rampup=None)
+            assert ema_decay(options, 7) ** (1000 / batch_size) == pytest.approx(0.5)
 
     def test_half_life_grows_to_its_full_length(self):
-        decay = HalfLife(TrainingConfig(batch_size=100, ema_halflife=1000, ema_rampup=0.05)).decay
-        assert [decay(step) for step in (10, 100)] == [0.5 ** (100 / 50), 0.5 ** (100 / 500)]
-        assert decay(200) == decay(10**9) == 0.5 ** (100 / 1000)
+        options = TrainingConfig(batch_size=100, ema_halflife=1000, ema_rampup=0.05)
+        assert [ema_decay(options, step) for step in (10, 100)] == [0.5 ** (100 / 50), 0.5 ** (100 / 500)]
+        assert ema_decay(options, 200) == ema_decay(options, 10**9) == 0.5 ** (100 / 1000)
 
     def test_is_not_trained_itself(self, fit, tiny):
         module = fit(tiny)
@@ -269,7 +269,9 @@ class TestStop:
 class TestReport:
     def test_comes_every_few_minutes_and_at_the_end(self, tiny, data, clock, tmp_path, monkeypatch):
         seen = []
-        monkeypatch.setattr("diffit_lib.training.train.show", lambda module, **_: seen.append(module.global_step))
+        monkeypatch.setattr(
+            "diffit_lib.training.train.write_snapshot", lambda module, **_: seen.append(module.global_step)
+        )
         train(tiny.override(max_steps=50, report_minutes=0.5, accumulate=2), tmp_path, data, progress=False)
         assert 3 <= len(seen) < 10
         assert seen[-1] == 50
@@ -283,11 +285,11 @@ class TestReport:
 
         def show(module, **_):
             for _ in range(takes):
-                callbacks.time.monotonic()
+                training.time.monotonic()
 
-        begin = callbacks.time.monotonic()
-        monkeypatch.setattr("diffit_lib.training.train.show", show)
-        told = {"progress": False, "after_save": lambda: starts.append(callbacks.time.monotonic())}
+        begin = training.time.monotonic()
+        monkeypatch.setattr("diffit_lib.training.train.write_snapshot", show)
+        told = {"progress": False, "after_save": lambda: starts.append(training.time.monotonic())}
         train(tiny.override(max_steps=80, report_minutes=0.5), tmp_path, data, **told)
         assert starts[0] - begin < 20  # the first picture comes early
         assert all(apart <= later - earlier < apart + 6 for earlier, later in pairwise(starts[:-1]))
@@ -295,7 +297,7 @@ class TestReport:
 
     def test_checkpoint_can_be_copied_before_and_after_it_is_shown(self, tiny, data, tmp_path, monkeypatch):
         order = []
-        monkeypatch.setattr("diffit_lib.training.train.show", lambda module, **_: order.append("shown"))
+        monkeypatch.setattr("diffit_lib.training.train.write_snapshot", lambda module, **_: order.append("shown"))
         hooks = {"after_save": lambda: order.append((tmp_path / "last.ckpt").is_file())}
         hooks["after_report"] = lambda: order.append("reported")
         train(tiny, tmp_path, data, progress=False, **hooks)
@@ -305,7 +307,7 @@ class TestReport:
         def fail(module, **_):
             raise RuntimeError("no display")
 
-        monkeypatch.setattr("diffit_lib.training.train.show", fail)
+        monkeypatch.setattr("diffit_lib.training.train.write_snapshot", fail)
         with pytest.raises(RuntimeError, match="no display"):
             train(tiny, tmp_path, data, progress=False)
         assert torch.load(tmp_path / "last.ckpt")["global_step"] == 4
@@ -350,28 +352,42 @@ class TestReport:
             return call(self, seeds, labels, **settings)
 
         monkeypatch.setattr(Pipeline, "__call__", spied)
-        monkeypatch.setattr(callbacks.Report, "save", lambda self, trainer: modules.append(trainer.lightning_module))
+        monkeypatch.setattr(training.Report, "save", lambda self, trainer: modules.append(trainer.lightning_module))
         train(tiny, tmp_path, data, progress=False)
         assert drawn == [(modules[0].average, list(range(32)), [k % 10 for k in range(32)])]
 
     def test_weights_are_the_averages_and_the_raw_ones(self, tiny, data, tmp_path, monkeypatch):
         modules = []
-        monkeypatch.setattr(callbacks.Report, "save", lambda self, trainer: modules.append(trainer.lightning_module))
+        monkeypatch.setattr(training.Report, "save", lambda self, trainer: modules.append(trainer.lightning_module))
         tensors = load_file(train(tiny, tmp_path, data, progress=False))
         for prefix, denoiser in (("ema.", modules[0].average), ("raw.", modules[0].denoiser)):
             assert all(torch.equal(tensors[prefix + name], tensor) for name, tensor in denoiser.state_dict().items())
         assert not torch.equal(tensors["ema.network.head.weight"], tensors["raw.network.head.weight"])
 
-    def test_progress_is_one_bar_with_images_per_second_and_time_left(self, tiny, data, tmp_path, capsys, monkeypatch):
-        monkeypatch.setattr("diffit_lib.training.train.show", lambda module, **_: None)
-        train(tiny, tmp_path, data)
-        out, err = capsys.readouterr()
-        assert out == ""
-        *_, last = err.strip().split("\r")
+    @pytest.fixture
+    def bar(self, tiny, data, tmp_path, capsys, monkeypatch):
+        """A function: train, and return the lines of the bar, one for every step."""
+
+        def bar(**changes):
+            monkeypatch.setattr("diffit_lib.training.train.write_snapshot", lambda module, **_: None)
+            monkeypatch.setattr("diffit_lib.utils.logging.LINE_EVERY", 0.0)
+            train(tiny.override(**changes), tmp_path, data)
+            out, err = capsys.readouterr()
+            assert out == ""
+            return err.splitlines()
+
+        return bar
+
+    def test_bar_shows_images_their_rate_and_the_time_left(self, bar):
+        *_, last = bar()
         assert last.startswith("training 100%|")
-        assert "64.0/64.0 images" in last
-        assert "images/s, 00:00 left" in last
-        assert "\n" not in err.strip()
+        assert re.search(r"\| 64 images, \d+ images/s, 00:00 left$", last)
+
+    def test_bar_shows_the_share_of_minutes_where_they_end_the_run(self, bar, clock):
+        shares = [int(re.match(r"training +(\d+)%", line)[1]) for line in bar(max_steps=1000, minutes=0.5)]
+        assert shares == sorted(shares)
+        assert 0 < shares[len(shares) // 2] < 90
+        assert shares[-1] == 100
 
 
 class TestPrecision:

@@ -104,7 +104,7 @@ def test_run_begun_before_there_was_a_distance_goes_on(tiny, data, tmp_path, mon
         append_row(run / "metrics.csv", {"images": module.images_seen, "test_loss_0.1": 1.0})
 
     with monkeypatch.context() as patched:
-        patched.setattr("diffit_lib.training.train.show", old_row)
+        patched.setattr("diffit_lib.training.train.write_snapshot", old_row)
         train(tiny.override(max_steps=2), tmp_path, data, progress=False)
     monkeypatch.setattr(watch, "SHARE", 1e9)
     train(tiny, tmp_path, data, progress=False)

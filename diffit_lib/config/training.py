@@ -32,6 +32,7 @@ class TrainingConfig:
     threads: int | None = None  # of the CPU; None: all. A tiny network is faster on 1, above all when cores are busy
     report_minutes: float = 5.0  # between checkpoints, sample grids and rows of metrics.csv
     keep: int = 3  # of the weights of every report the newest stay; 0: the last ones of all alone
+    logger: Literal["tensorboard", "csv", "wandb"] = "tensorboard"  # curves beside metrics.csv; csv: none
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -26,7 +26,7 @@ from diffit_lib.sampling.pipeline import Pipeline, load
 from diffit_lib.training.encode import load_states
 from diffit_lib.training.logs import read_rows
 from diffit_lib.training.run_dir import WEIGHTS, read_options
-from diffit_lib.training.snapshot import expected_rows
+from diffit_lib.training.train import expected_rows
 from diffit_lib.utils.files import write_text
 from diffit_lib.utils.logging import say
 from diffit_lib.utils.plots import enlargement, loss_curve, tile, to_image

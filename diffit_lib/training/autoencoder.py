@@ -1,6 +1,4 @@
-"""Training an autoencoder: what one step minimises, and the statistics of the latents it ends up with."""
-
-from typing import cast
+"""Training an autoencoder: the loss of one step, and the statistics of its latents."""
 
 import torch
 import torch.nn.functional as F
@@ -17,15 +15,15 @@ from diffit_lib.training.module import RunModule
 from diffit_lib.utils.distributed import mean_over_ranks
 from diffit_lib.utils.tensors import autocast, to_float
 
-LARGEST_WEIGHT = 1e4  # of the discriminator's word, relative to the rest
-RAISED = 1024.0  # gradients are compared at this scale, where half precision does not lose them
+LARGEST_WEIGHT = 1e4  # of the adversarial term, relative to the rest
+RAISED = 1024.0  # gradients are compared at this scale, where half precision does not underflow
 
 
 class AutoencoderModule(RunModule):
-    """An autoencoder in training, and the discriminator it learns to deceive, under one optimizer.
+    """An autoencoder and its discriminator, trained by one optimizer.
 
-    Each sees the other frozen, so that one backward pass serves both: the autoencoder's term has the discriminator's
-    parameters detached, the discriminator's the reconstruction.
+    One backward pass serves both: the autoencoder's loss detaches the discriminator's parameters, the discriminator's
+    loss detaches the reconstruction.
     """
 
     def __init__(
@@ -40,34 +38,24 @@ class AutoencoderModule(RunModule):
         self.discriminator = PatchDiscriminator(experiment.network.shape, self.loss.disc_width)
         self.discriminator.to(memory_format=torch.channels_last)
 
-    @property
-    def network(self) -> KLAutoencoder:
-        """The autoencoder in training."""
-        return cast(KLAutoencoder, self.model)
-
-    @property
-    def average(self) -> KLAutoencoder:
-        """The averaged autoencoder."""
-        return cast(KLAutoencoder, self.ema.module)
-
     def parameter_groups(self) -> list[list[nn.Parameter]]:
         """The autoencoder, the discriminator."""
         return [list(self.model.parameters()), list(self.discriminator.parameters())]
 
     @property
     def some_idle(self) -> bool:  # type: ignore[override]
-        """Whether there is a discriminator, which waits for its turn."""
+        """Whether there is a discriminator: it has no gradient before `disc_start`."""
         return self.loss.disc_weight > 0
 
     @property
     def joined(self) -> bool:
-        """Whether the discriminator takes part yet; until then it costs nothing."""
+        """Whether the discriminator takes part yet; before, it costs nothing."""
         return self.loss.disc_weight > 0 and self.images_seen >= self.loss.disc_start
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The loss of one micro-batch, the autoencoder's and the discriminator's together."""
+        """The loss of one micro-batch: the sum of the autoencoder's and the discriminator's."""
         images = to_float(batch.images)
-        reconstruction, moments = (tensor.float() for tensor in self.network(images, batch.noise))
+        reconstruction, moments = (tensor.float() for tensor in self.model(images, batch.noise))
         difference = F.l1_loss if self.loss.reconstruction == "l1" else F.mse_loss
         terms = {"reconstruction": difference(reconstruction, images), "kl": divergence(moments)}
         likeness = terms["reconstruction"]
@@ -87,8 +75,8 @@ class AutoencoderModule(RunModule):
         return loss + terms["discriminator"] if self.joined else loss
 
     def adaptive_weight(self, likeness: Tensor, deceit: Tensor) -> Tensor:
-        """Makes its gradient at the last layer as long as that of the rest (Esser et al. 2021, equation 7)."""
-        last = self.network.decoder.conv_out.weight
+        """The weight that makes both gradients at the last layer equally long (Esser et al. 2021, equation 7)."""
+        last = self.model.decoder.conv_out.weight
         lengths = [
             mean_over_ranks(torch.autograd.grad(RAISED * term, last, retain_graph=True)[0].float()).norm() / RAISED
             for term in (likeness, deceit)
@@ -97,7 +85,7 @@ class AutoencoderModule(RunModule):
 
 
 def divergence(moments: Tensor) -> Tensor:
-    """KL divergence from the standard normal distribution, a mean over all values of the latents, in nats."""
+    """KL divergence from the standard normal distribution in nats, a mean over all values of the latents."""
     mean, log_variance = moments.chunk(2, dim=1)
     return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
 
@@ -106,7 +94,7 @@ def divergence(moments: Tensor) -> Tensor:
 def latent_statistics(
     network: KLAutoencoder, images: Images, most: int, device: torch.device, precision: str
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel of the latents drawn for at most so many images, evenly spread."""
+    """Mean and standard deviation of each latent channel, over at most `most` images, evenly spread."""
     count = min(most, len(images))
     sums = torch.zeros(2, network.config.z_channels, dtype=torch.float64)
     places = 0

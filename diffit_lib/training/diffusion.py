@@ -1,4 +1,4 @@
-"""Training a denoiser: what one step minimises, and the test loss by noise level."""
+"""Training a denoiser: the loss of one step, and the test loss by noise level."""
 
 from typing import Any, cast
 
@@ -18,7 +18,7 @@ from diffit_lib.utils.tensors import SeededNoise, autocast
 
 
 class DiffusionModule(RunModule):
-    """A denoiser in training, on pixels or on the latents of a codec."""
+    """A denoiser in training, on pixels or on the latents of an autoencoder."""
 
     def __init__(self, denoiser: Preconditioned, training: TrainingConfig, data: Images, space: Space = PIXEL_SPACE):
         network = cast(Any, denoiser.network)
@@ -32,11 +32,6 @@ class DiffusionModule(RunModule):
     def denoiser(self) -> Preconditioned:
         """The denoiser in training."""
         return cast(Preconditioned, self.model)
-
-    @property
-    def average(self) -> Preconditioned:
-        """The averaged denoiser."""
-        return cast(Preconditioned, self.ema.module)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one micro-batch."""
@@ -60,9 +55,9 @@ def loss_by_level(
     levels: int = 8,
     images: int = 256,
 ) -> dict[float, float]:
-    """Noise level sigma -> denoising loss on test images, at fixed quantiles of the training noise.
+    """Denoising loss on test images by noise level sigma, at fixed quantiles of the training distribution.
 
-    The same images meet the same noise at every call, so that two calls differ by the denoiser alone.
+    Images and noise are the same at every call, so only the denoiser makes a difference.
     """
     device = next(denoiser.parameters()).device
     part = test.take(torch.arange(min(images, len(test))), test.name)

@@ -1,8 +1,10 @@
-"""What every training run does around its training: start anew or go on from a checkpoint, and fit."""
+"""What every training run does around its training: start or resume, fit, report."""
 
 import logging
 import warnings
 from collections.abc import Callable
+from contextlib import closing, nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,18 +15,26 @@ from pytorch_lightning.strategies import DDPStrategy
 
 from diffit_lib.config.experiment import BaseExperimentConfig
 from diffit_lib.config.training import TrainingConfig
-from diffit_lib.training.callbacks import Clock, Progress, Report
-from diffit_lib.training.logs import RunLog
-from diffit_lib.training.module import RunModule
-from diffit_lib.training.run_dir import new_folder, read_options, set_aside, verb, write_options
+from diffit_lib.training.logs import MetricsLog, RunLog
+from diffit_lib.training.module import Clock, Report, RunModule
+from diffit_lib.training.run_dir import (
+    CHECKPOINT,
+    WEIGHTS,
+    keep_newest,
+    new_folder,
+    read_options,
+    set_aside,
+    verb,
+    write_options,
+)
 from diffit_lib.utils.distributed import from_rank_zero, local_world_size, rank_info
 from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.logging import LOG, say
 from diffit_lib.utils.tensors import best_device, best_precision, cpu_threads
 
-CHECKPOINT = "last.ckpt"
+# a resumed run may change these; sigma_min and sigma_max only matter in sampling
 FREE = {"images", "max_steps", "minutes", "report_minutes", "workers", "threads", "memory_gb", "checkpointing", "vgg"}
-FREE |= {"keep", "sigma_min", "sigma_max"}  # the last two only matter in sampling; a run may change them as it goes on
+FREE |= {"keep", "logger", "sigma_min", "sigma_max"}
 
 R = TypeVar("R", bound=BaseExperimentConfig)
 
@@ -37,86 +47,97 @@ def start(
     settle: Callable[[R, R | None], R],
     log: RunLog,
 ) -> tuple[R, Path]:
-    """Make the folder ready, a new one of this name unless one is given; the settled recipe, and the folder.
+    """Prepare the folder `run`, or a new one called `name`; return the settled experiment and the folder.
 
-    Where it holds a checkpoint, that must be of the same recipe, and of `images`, the training part's fingerprint.
-    `settle(recipe, before)` decides what depends on data and device; `before` is what the run began with, None at its
-    beginning. Of several processes the first does all that. The random state is that of the recipe's seed afterwards.
-    What is refused leaves no trace.
+    If the folder holds a checkpoint, it must be of the same experiment and of the training images with the fingerprint
+    `images`. `settle(experiment, before)` decides what depends on data and device; `before` is what the run was started
+    with, None for a new run. Only the first process does this; what it refuses leaves no trace. Seeds torch.
     """
-    experiment, folder = from_rank_zero(lambda: ready(experiment, run, name, images, settle, log))
+
+    def prepare() -> tuple[R, Path]:
+        if run is not None and (Path(run) / CHECKPOINT).is_file():
+            folder = Path(run)
+            settled = resumed(experiment, folder, settle)
+            check_readable(folder / CHECKPOINT, images)
+        else:
+            settled = settle(experiment, None)
+            folder = new_folder(name or experiment.name) if run is None else Path(run)
+            if run is None:
+                say(f"run: {folder}; if stopped, resume it with `diffit {verb(settled)} --run {folder}`")
+            if aside := set_aside(folder):
+                say(f"{folder} holds no checkpoint to resume from; the files of an earlier run are now in {aside}")
+        write_options(settled, folder)
+        log.open(folder)
+        for stale in folder.glob(".*.part.*"):  # what a kill left of a half-written file
+            stale.unlink()
+        return settled, folder
+
+    experiment, folder = from_rank_zero(prepare)
     torch.manual_seed(experiment.training.seed)
     return experiment, folder
 
 
-def ready(
-    experiment: R,
-    run: str | Path | None,
-    name: str | None,
-    images: str,
-    settle: Callable[[R, R | None], R],
-    log: RunLog,
-) -> tuple[R, Path]:
-    """`start` in the first process."""
-    if run is not None and (Path(run) / CHECKPOINT).is_file():
-        run = Path(run)
-        experiment = resumed(experiment, run, settle)
-        check_readable(run / CHECKPOINT, images)
-    else:
-        experiment = settle(experiment, None)
-        if run is None:
-            run = new_folder(name or experiment.name)
-            say(f"run: {run}; stopped, it goes on by `diffit {verb(experiment)} --run {run}`")
-        run = Path(run)
-        if aside := set_aside(run):
-            say(f"{run} holds no checkpoint to go on from; what an earlier run left there is now in {aside}")
-    write_options(experiment, run)
-    log.open(run)
-    for stale in run.glob(".*.part.*"):  # what a kill left of a half-written file
-        stale.unlink()
-    return experiment, run
+def fit(
+    module: RunModule,
+    experiment: BaseExperimentConfig,
+    folder: Path,
+    snapshot: Callable[..., None],
+    *,
+    progress: bool,
+    after_save: Callable[[], None],
+    after_report: Callable[[], None],
+) -> Path:
+    """Train to the planned end, from the run's checkpoint if there is one, and return the path of the weights.
 
+    Each report calls `after_save`, `snapshot(module, terms=..., log=...)` and `after_report`, in the first process.
+    """
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    checkpoint, options = folder / CHECKPOINT, module.options
+    first, world = rank_info().rank == 0, rank_info().world
+    ddp = DDPStrategy(find_unused_parameters=module.some_idle, broadcast_buffers=False)  # buffers are constants
 
-def fit(module: RunModule, run: Path, tell: Callable[[Any], None], *, progress: bool) -> None:
-    """Train to the planned end, from the run's checkpoint if there is one; `tell` is called at every report."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # what it says at the start helps nobody here
-    checkpoint, options = run / CHECKPOINT, module.options
-    precision: Any = options.precision
-    world = rank_info().world
-    spread = DDPStrategy(find_unused_parameters=module.some_idle, broadcast_buffers=False)  # buffers are constants
-    trainer = pl.Trainer(
-        accelerator="auto",
-        devices=local_world_size(),
-        num_nodes=world // local_world_size(),
-        strategy=spread if world > 1 else "auto",
-        plugins=TorchElasticEnvironment() if world > 1 else LightningEnvironment(),  # not what it would make of srun
-        precision=precision,
-        accumulate_grad_batches=options.accumulate,
-        max_epochs=-1,
-        callbacks=[Clock(), *[Progress()] * progress, Report(checkpoint, tell)],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=run,
-    )
-    with warnings.catch_warnings(), cpu_threads(options.threads):
-        warnings.filterwarnings("ignore", module="pytorch_lightning")
-        LOG.info(beginning(module))
-        try:
-            trainer.fit(module, ckpt_path=checkpoint if checkpoint.is_file() else None, weights_only=True)
-        except torch.OutOfMemoryError:
-            more = range(options.accumulate + 1, options.batch_size + 1)
-            parts = next((n for n in more if options.batch_size % n == 0), options.batch_size)
-            raise DiffitError(
-                f"batch_size {options.batch_size} in {options.accumulate} parts exceeds the memory of {module.device}; "
-                f"train into another folder with accumulate={parts}"
-            ) from None
+    with closing(MetricsLog(folder, experiment)) if first else nullcontext() as log:
+
+        def report(module: RunModule, terms: dict[str, float]) -> None:
+            after_save()
+            snapshot(module, terms=terms, log=log)
+            keep_newest(folder, module.images_seen, options.keep)
+            after_report()
+
+        trainer = pl.Trainer(
+            accelerator="auto",
+            devices=local_world_size(),
+            num_nodes=world // local_world_size(),
+            strategy=ddp if world > 1 else "auto",
+            plugins=TorchElasticEnvironment() if world > 1 else LightningEnvironment(),  # not its own reading of srun
+            precision=options.precision,  # type: ignore[arg-type]
+            accumulate_grad_batches=options.accumulate,
+            max_epochs=-1,
+            callbacks=[Clock(progress), Report(checkpoint, report)],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=folder,
+        )
+        with warnings.catch_warnings(), cpu_threads(options.threads):
+            warnings.filterwarnings("ignore", module="pytorch_lightning")
+            LOG.info(first_line(module))
+            try:
+                trainer.fit(module, ckpt_path=checkpoint if checkpoint.is_file() else None, weights_only=True)
+            except torch.OutOfMemoryError:
+                more = range(options.accumulate + 1, options.batch_size + 1)
+                parts = next((n for n in more if options.batch_size % n == 0), options.batch_size)
+                raise DiffitError(
+                    f"batch_size {options.batch_size} in {options.accumulate} parts exceeds the memory of "
+                    f"{module.device}; train into another folder with accumulate={parts}"
+                ) from None
     LOG.info(f"done: {module.images_seen:,} images in {module.seconds / 60:.1f} minutes of training")
+    return folder / WEIGHTS
 
 
-def beginning(module: RunModule) -> str:
-    """What begins, in one line."""
+def first_line(module: RunModule) -> str:
+    """Data, size and plan of a run, for its log."""
     data, options = module.data, module.options
     classes = f"{len(data.class_names)} classes" if data.class_names else "no classes"
     count = sum(parameter.numel() for parameter in module.model.parameters())
@@ -126,19 +147,23 @@ def beginning(module: RunModule) -> str:
     )
 
 
-def settled_precision(training: TrainingConfig) -> str:
-    """What "auto" means on this device; one it does not have is refused."""
+def check_device(training: TrainingConfig) -> str:
+    """The precision that "auto" means on this device. Refuses a precision or a logger that is missing here."""
     check(
         training.precision != "16-mixed" or best_device().type != "cpu",
         "precision is '16-mixed', which a CPU does not have; give bf16-mixed or 32-true",
+    )
+    check(
+        training.logger != "wandb" or find_spec("wandb") is not None,
+        "logger is 'wandb', which is not installed. Run `pip install wandb`, or give --logger tensorboard",
     )
     return best_precision(best_device()) if training.precision == "auto" else training.precision
 
 
 def resumed(experiment: R, run: Path, settle: Callable[[R, R | None], R]) -> R:
-    """The recipe to go on with: what shapes the run must not have changed.
+    """The experiment to resume with. Refuses changes to what shapes the run.
 
-    "auto" precision stays what it was, unless the run is on a CPU now and was trained in one that a CPU does not have.
+    "auto" precision stays what it was, unless the run was trained in half precision and is on a CPU now.
     """
     options: Any = read_options(type(experiment), run)
     asked: Any = experiment
@@ -159,7 +184,7 @@ def resumed(experiment: R, run: Path, settle: Callable[[R, R | None], R]) -> R:
 
 
 def shaping(experiment: BaseExperimentConfig) -> dict[str, Any]:
-    """The fields that decide what a run becomes, and so may not change when it goes on."""
+    """The fields that decide what a run becomes, which a resumed run may not change."""
     parts = experiment.to_dict()
     return {
         part if name == "kind" else name: value
@@ -170,7 +195,7 @@ def shaping(experiment: BaseExperimentConfig) -> dict[str, Any]:
 
 
 def check_readable(checkpoint: Path, images: str) -> None:
-    """Refuse a checkpoint that is damaged, not ours, or of other training images; nothing in it is run."""
+    """Refuse a checkpoint that is damaged, not ours, or of other training images; no code in it is run."""
     try:
         trained_on = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["diffit"]["fingerprint"]
     except Exception as error:  # torch has no exception of its own for this

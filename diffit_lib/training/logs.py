@@ -1,4 +1,4 @@
-"""What a run tells of itself as it goes: `log.txt` for people, `metrics.csv` for programs, TensorBoard for the eye."""
+"""What a run writes about itself: `log.txt` for people, `metrics.csv` for programs, TensorBoard or wandb for curves."""
 
 import csv
 import io
@@ -10,28 +10,23 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tensorboardX import SummaryWriter
-from tensorboardX.summary import hparams
-
 from diffit_lib.config.experiment import BaseExperimentConfig
-from diffit_lib.utils.distributed import rank_info
 from diffit_lib.utils.files import write_text
 from diffit_lib.utils.logging import LOG
 
-LINE = logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S")
-BY_LEVEL = "test_loss_"  # begins the columns that stand together in one chart
+BY_LEVEL = "test_loss_"  # begins the names of columns that share one chart
 
 
 class RunLog:
-    """Adds what is said meanwhile to a run's `log.txt`, also what was said before the run had a folder."""
+    """Copies what is logged meanwhile into a run's `log.txt`, also what was logged before the folder existed."""
 
     def __init__(self) -> None:
         self.held = MemoryHandler(1, flushLevel=logging.INFO)
 
     def open(self, run: Path) -> None:
-        """From here on every line is in the file at once."""
+        """Write what was held; from here on every line is in the file at once."""
         file = logging.FileHandler(run / "log.txt", encoding="utf-8")
-        file.setFormatter(LINE)
+        file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         self.held.setTarget(file)
         self.held.flush()
 
@@ -49,69 +44,68 @@ class RunLog:
 
 
 class MetricsLog:
-    """A run's rows of numbers, each kept once, however often the run is stopped and started again.
+    """A run's rows of numbers in `metrics.csv`, each once however often the run is resumed, and their curves.
 
-    TensorBoard's events are `metrics.csv` once more, with the options as hyper-parameters: at every start they are
-    written anew, so that nothing stands in them twice or is missing. Their clock is the run's training time.
+    The CSV file is our own: Lightning's CSVLogger deletes the one of an earlier start. So is the use of TensorBoard's
+    writer: Lightning's cannot replay the rows of earlier starts at their own times, which count training alone.
+    Weights & Biases resumes its run by id, and gets new rows only.
     """
 
     def __init__(self, run: Path, experiment: BaseExperimentConfig):
-        self.path, self.experiment = run / "metrics.csv", experiment
-
-    def __enter__(self) -> Self:
-        if rank_info().rank == 0:  # who alone has anything to add
-            self.open()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if rank_info().rank == 0:
-            self.board.close()
-
-    def open(self) -> None:
-        """Begin TensorBoard's events with all there is."""
+        self.path, self.kind = run / "metrics.csv", experiment.training.logger
+        options = {name: value for name, value in experiment.to_options().items() if value is not None}
         rows = read_rows(self.path)
-        self.begun = time.time() - (seconds(rows[-1]) if rows else 0.0)
-        folder = self.path.with_name("tensorboard")
-        shutil.rmtree(folder, ignore_errors=True)
-        self.board = SummaryWriter(str(folder))
-        options = {
-            name: value if isinstance(value, bool | int | float) else str(value)
-            for name, value in self.experiment.to_options().items()
-            if value is not None
-        }
-        for summary in hparams(options, {"loss": 0.0}):
-            self.board.file_writer.add_summary(summary)
-        for row in rows:
-            self.draw(row)
+        if self.kind == "tensorboard":
+            from tensorboardX import SummaryWriter
+            from tensorboardX.summary import hparams
 
-    def __call__(self, row: dict[str, Any]) -> list[dict[str, Any]]:
-        """Add a row, unless the last one is of as many images; all rows of the run."""
+            self.begun = time.time() - (_seconds(rows[-1]) if rows else 0.0)
+            shutil.rmtree(run / "tensorboard", ignore_errors=True)
+            self.board = SummaryWriter(str(run / "tensorboard"))
+            plain = {
+                name: value if isinstance(value, bool | int | float) else str(value) for name, value in options.items()
+            }
+            for summary in hparams(plain, {"loss": 0.0}):
+                self.board.file_writer.add_summary(summary)
+        elif self.kind == "wandb":
+            from pytorch_lightning.loggers import WandbLogger
+
+            earlier = [path.name.rpartition("-")[2] for path in sorted(run.glob("wandb/*run-*-*"))]
+            self.wandb = WandbLogger(run.name, run, id=earlier[-1] if earlier else None, project="diffit")
+            self.wandb.log_hyperparams(options)
+            rows = [] if earlier else rows
+        for row in rows:
+            self._draw(row)
+
+    def close(self) -> None:
+        """Finish the curves."""
+        if self.kind == "tensorboard":
+            self.board.close()
+        elif self.kind == "wandb":
+            self.wandb.experiment.finish()
+
+    def add(self, row: dict[str, Any]) -> list[dict[str, Any]]:
+        """Add a row, unless the last one counts as many images, and return all rows of the run."""
         earlier = read_rows(self.path)
         rows = append_row(self.path, row)
         if len(rows) > len(earlier):
-            self.draw(row)
-            LOG.info(line(row))
+            self._draw(row)
+            shown = {name: value for name, value in row.items() if value != "" and not name.startswith(BY_LEVEL)}
+            words = [f"{name} {value:.4g}" for name, value in shown.items() if name != "images"]
+            LOG.info(", ".join([f"{row['images']:,} images", *words]))
         return rows
 
-    def draw(self, row: dict[str, Any]) -> None:
-        """A row as points of TensorBoard's curves, over images."""
-        for name, value in row.items():
-            if name != "images" and value != "":
-                tag = name.replace(BY_LEVEL, "test_loss_by_level/")
-                self.board.add_scalar(tag, float(value), int(row["images"]), self.begun + seconds(row))
-        self.board.flush()
-
-
-def line(row: dict[str, Any]) -> str:
-    """A row in one line: "12,800 images, loss 0.31, test_loss 0.35"."""
-    told = {name: value for name, value in row.items() if value != "" and not name.startswith(BY_LEVEL)}
-    images = told.pop("images")
-    return ", ".join([f"{images:,} images", *(f"{name} {value:.4g}" for name, value in told.items())])
-
-
-def seconds(row: dict[str, Any]) -> float:
-    """Of training until a row; one of an older run may not say."""
-    return float(row.get("seconds") or 0.0)
+    def _draw(self, row: dict[str, Any]) -> None:
+        """Add a row to the curves, over images."""
+        step = int(row["images"])
+        numbers = {name: float(value) for name, value in row.items() if name != "images" and value != ""}
+        numbers = {name.replace(BY_LEVEL, "test_loss_by_level/"): value for name, value in numbers.items()}
+        if self.kind == "tensorboard":
+            for name, value in numbers.items():
+                self.board.add_scalar(name, value, step, self.begun + _seconds(row))
+            self.board.flush()
+        elif self.kind == "wandb":
+            self.wandb.log_metrics(numbers, step)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -120,14 +114,19 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def append_row(path: Path, row: dict[str, Any]) -> list[dict[str, Any]]:
-    """Add a row to a CSV file, unless its last one is of as many images; write it whole and return all its rows."""
+    """Add a row to a CSV file, unless its last one counts as many images; rewrite the file and return all rows."""
     rows = read_rows(path)
     if not rows or int(rows[-1]["images"]) != row["images"]:
         rows.append(row)
     text = io.StringIO()
-    columns = list(dict.fromkeys(name for row in (rows[-1], *rows) for name in row))  # an older run may lack some
+    columns = list(dict.fromkeys(name for row in (rows[-1], *rows) for name in row))  # older rows may lack some
     writer = csv.DictWriter(text, fieldnames=columns, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, text.getvalue())
     return rows
+
+
+def _seconds(row: dict[str, Any]) -> float:
+    """Seconds of training up to a row; rows of an older version have none."""
+    return float(row.get("seconds") or 0.0)

@@ -1,11 +1,15 @@
-"""Training as glue over Lightning, whatever is trained: the module, the callbacks that stop, show and keep a run."""
+"""Glue over Lightning for every kind of training: the module, and the callbacks that stop, report and save a run."""
 
 import signal
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
@@ -13,67 +17,64 @@ from torch.utils.data import DataLoader
 from diffit_lib.config.training import TrainingConfig
 from diffit_lib.data.datasets import Images
 from diffit_lib.data.stream import Batch, TrainingStream
-from diffit_lib.utils.distributed import mean_over_ranks
+from diffit_lib.utils.distributed import any_rank, barrier, mean_over_ranks
 from diffit_lib.utils.errors import DiffitError
+from diffit_lib.utils.logging import progress
 from diffit_lib.utils.tensors import derive_seed
 
 KEPT = ("fingerprint", "seconds", "skipped", "skipped_in_a_row")  # in a checkpoint, besides Lightning's own
 MAX_SKIPPED = 100  # steps in a row without a finite gradient, after which a run has failed
 
 
-class HalfLife:
-    """EMA whose half-life is counted in images and grows with the run (EDM, appendix F.2)."""
-
-    def __init__(self, training: TrainingConfig):
-        self.training = training
-
-    def decay(self, step: int) -> float:
-        """The average's weight at this optimizer step."""
-        images, halflife = step * self.training.batch_size, self.training.ema_halflife
-        if self.training.ema_rampup is not None:
-            halflife = min(halflife, images * self.training.ema_rampup)
-        return 0.5 ** (self.training.batch_size / max(halflife, 1e-8))
-
-    @torch.no_grad()
-    def __call__(self, average: Sequence[Tensor], current: Sequence[Tensor], num_averaged: Tensor | int) -> None:
-        torch._foreach_lerp_(list(average), list(current), 1 - self.decay(int(num_averaged)))
+def ema_decay(training: TrainingConfig, step: int) -> float:
+    """The average's weight at an optimizer step; its half-life counts images and grows with the run (EDM, app. F.2)."""
+    halflife = training.ema_halflife
+    if training.ema_rampup is not None:
+        halflife = min(halflife, step * training.batch_size * training.ema_rampup)
+    return 0.5 ** (training.batch_size / max(halflife, 1e-8))
 
 
 class RunModule(pl.LightningModule):
-    """A model, its average and its optimizer; the data are a function of the step a run stands at.
+    """A model, its EMA and its optimizer. The data are a function of the optimizer step.
 
-    What a step minimises is a subclass's `training_step`; `state_shape` is that of the noise each image brings along.
+    A subclass defines the loss in `training_step`. `state_shape` is the shape of the noise drawn for each image.
     """
 
-    latent = False  # whether an image also brings noise for its posterior
+    model: Any
+    latent = False  # whether each image also needs noise for its posterior
     some_idle = False  # whether a step may leave parameters without a gradient
 
     def __init__(self, model: nn.Module, training: TrainingConfig, data: Images, state_shape: tuple[int, ...]):
         super().__init__()
         self.model, self.options, self.data, self.state_shape = model, training, data, state_shape
-        self.ema = AveragedModel(model, multi_avg_fn=HalfLife(training), use_buffers=False).requires_grad_(False)
+        self.ema = AveragedModel(model, multi_avg_fn=self.update_ema, use_buffers=False).requires_grad_(False)
         self.fingerprint = data.fingerprint()
-        self.seconds = 0.0  # of training, before this start and since
+        self.seconds = 0.0  # of training, over all starts
         self.skipped = self.skipped_in_a_row = 0  # steps whose gradient was not finite
-        self.sums: dict[str, Tensor] = {}  # of the terms of the loss, since the last report
+        self.sums: dict[str, Tensor] = {}  # terms of the loss, summed since the last report
         self.count, self.grad_norm = 0, torch.zeros(())
 
+    @torch.no_grad()
+    def update_ema(self, average: Sequence[Tensor], current: Sequence[Tensor], step: Tensor | int) -> None:
+        """Move the average towards the current weights."""
+        torch._foreach_lerp_(list(average), list(current), 1 - ema_decay(self.options, int(step)))
+
     @property
-    def average(self) -> nn.Module:
+    def average(self) -> Any:
         """The averaged model."""
         return self.ema.module
 
     @property
     def images_seen(self) -> int:
-        """Training images so far, over all devices and resumes."""
+        """Training images so far, over all devices and starts."""
         return self.global_step * self.options.batch_size
 
     def parameter_groups(self) -> list[list[nn.Parameter]]:
-        """What is trained, in groups whose gradients are clipped each on its own."""
+        """The trained parameters. Each group's gradient is clipped by its own norm."""
         return [list(self.model.parameters())]
 
     def train_dataloader(self) -> DataLoader:
-        """Micro-batches from the step this run stands at."""
+        """Micro-batches from the current optimizer step on."""
         stream = TrainingStream(
             self.data,
             self.options,
@@ -88,38 +89,32 @@ class RunModule(pl.LightningModule):
         return DataLoader(stream, batch_size=None, num_workers=workers, pin_memory=pin, worker_init_fn=ignore_sigterm)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Dropout's random numbers are a function of (seed, step, micro-batch, rank)."""
+        """Seed dropout by (seed, step, micro-batch, rank)."""
         micro = batch_idx % self.options.accumulate
         torch.manual_seed(derive_seed(self.options.seed, "dropout", self.global_step, micro, self.global_rank))
 
     def count_terms(self, **terms: Tensor) -> None:
-        """Add a micro-batch's terms of the loss to the sums that the next report tells."""
+        """Add a micro-batch's terms of the loss to the sums for the next report."""
         for name, term in terms.items():
             self.sums[name] = self.sums[name] + term.detach() if name in self.sums else term.detach()
         self.count += 1
 
-    def gather_terms(self) -> None:
-        """Make the terms those of all processes, for the first one to tell."""
-        self.sums = {name: mean_over_ranks(total) for name, total in self.sums.items()}
-        if self.global_rank:
-            self.mean_terms()
-
     def mean_terms(self) -> dict[str, float]:
-        """The terms' means since the last call, "loss" among them, not a number where there were none."""
-        means = {name: float(total) / self.count for name, total in self.sums.items()}
+        """Means of the terms since the last call, over all processes, which must all call; "loss" may be NaN."""
+        means = {name: float(mean_over_ranks(total)) / self.count for name, total in self.sums.items()}
         self.sums, self.count = {}, 0
         return {"loss": float("nan")} | means
 
     def configure_optimizers(self) -> Any:
-        """Adam, its learning rate warmed up linearly in images."""
-        fused = self.trainer.precision != "16-mixed"  # fused Adam unscales gradients itself, behind clipping's back
+        """Adam, with the learning rate's schedule counted in images."""
+        fused = self.trainer.precision != "16-mixed"  # fused Adam unscales gradients itself, after clipping
         trained = [parameter for group in self.parameter_groups() for parameter in group]
         optimizer = torch.optim.Adam(trained, lr=self.options.lr, fused=fused)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.options.lr_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
-        """Clip; where the gradient is not finite, drop it, so that this step changes nothing."""
+        """Clip the gradient, or drop it where it is not finite, so that the step changes nothing."""
         most = self.options.grad_clip or float("inf")
         norms = [torch.nn.utils.clip_grad_norm_(group, most) for group in self.parameter_groups()]
         self.grad_norm = norms[0]
@@ -135,22 +130,128 @@ class RunModule(pl.LightningModule):
             )
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """One step, then the average follows, unless the step was skipped."""
+        """Take a step, then update the average unless the step was skipped."""
         super().optimizer_step(*args, **kwargs)
         if self.skipped_in_a_row == 0:
             self.ema.update_parameters(self.model)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """What the tensors do not hold."""
+        """Add what the tensors do not hold."""
         checkpoint["diffit"] = {name: getattr(self, name) for name in KEPT}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The inverse of `on_save_checkpoint`."""
-        kept = checkpoint["diffit"]
+        """Read what `on_save_checkpoint` added."""
         for name in KEPT:
-            setattr(self, name, kept[name])
+            setattr(self, name, checkpoint["diffit"][name])
 
 
 def ignore_sigterm(worker: int) -> None:
-    """A SIGTERM that goes to a run's whole family is for the run to obey, not for the workers that feed it."""
+    """Let data workers live on when SIGTERM reaches the whole process group: the run still finishes its step."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+class Clock(pl.Callback):
+    """Counts the seconds of training, shows them in a bar, and stops at the planned images or minutes.
+
+    Lightning's Timer may stop inside an optimizer step, and its progress bar counts batches: neither fits.
+    """
+
+    def __init__(self, bar: bool):
+        self.disable = not bar
+
+    def on_train_start(self, trainer: pl.Trainer, module: RunModule) -> None:
+        """Go on from the seconds of earlier starts; a finished run takes no further step."""
+        self.start = time.monotonic() - module.seconds
+        self.first_image, self.first_second = module.images_seen, module.seconds
+        bar_format = "training {percentage:3.0f}%|{bar}| {desc}"
+        self.bar = progress(total=100, leave=True, bar_format=bar_format, disable=self.disable)
+        self.tick(trainer, module)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: RunModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Look at the clock at the end of every optimizer step."""
+        if (batch_idx + 1) % module.options.accumulate == 0:
+            self.tick(trainer, module)
+
+    def tick(self, trainer: pl.Trainer, module: RunModule) -> None:
+        """Count, and stop all processes at the same step."""
+        module.seconds = time.monotonic() - self.start
+        planned, minutes = module.options.total_steps, module.options.minutes
+        done = module.global_step / planned
+        if minutes is not None:
+            done = max(done, module.seconds / (60 * minutes))
+        if any_rank(done >= 1):
+            trainer.should_stop = True
+        self.draw(module, min(done, 1.0))
+
+    def draw(self, module: RunModule, done: float) -> None:
+        """Advance the bar to this share of the run; the rate is that of this start."""
+        if module.images_seen > self.first_image:
+            rate = (module.images_seen - self.first_image) / (module.seconds - self.first_second)
+            left = (module.options.total_images - module.images_seen) / rate
+            if module.options.minutes is not None:
+                left = max(min(left, 60 * module.options.minutes - module.seconds), 0)
+            words = f"{module.images_seen:,} images, {rate:.0f} images/s, {self.bar.format_interval(left)} left"
+            self.bar.set_description_str(words, refresh=False)
+        self.bar.update(100 * done - self.bar.n)
+
+    def on_train_end(self, trainer: pl.Trainer, module: RunModule) -> None:
+        """Close the bar, and leave it visible."""
+        self.bar.close()
+
+
+class Report(pl.Callback):
+    """Every few minutes, between two steps: a checkpoint, then `snapshot(module, terms=...)` in the first process."""
+
+    def __init__(self, checkpoint: Path, snapshot: Callable[..., None]):
+        self.checkpoint, self.snapshot = checkpoint, snapshot
+
+    def on_train_start(self, trainer: pl.Trainer, module: RunModule) -> None:
+        """Plan the first report early, after a quarter of the interval."""
+        self.next = time.monotonic() + 60 * module.options.report_minutes / 4
+        self.terminated = False
+        if threading.current_thread() is threading.main_thread():  # Lightning restores its own handler afterwards
+            signal.signal(signal.SIGTERM, self.on_sigterm)
+
+    def on_sigterm(self, *_: Any) -> None:
+        """Note a scheduler's SIGTERM: all processes finish this step, then the run is saved."""
+        self.terminated = True
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: RunModule, batch: Batch, batch_idx: int) -> None:
+        """Report between two optimizer steps, where Lightning's own counters agree with the tensors."""
+        if batch_idx % module.options.accumulate:
+            return
+        start = time.monotonic()
+        if any_rank(self.terminated or start >= self.next):
+            self.exit_if_terminated(trainer)
+            self.report(trainer, module)
+            interval = 60 * module.options.report_minutes  # a slow report leaves half of it to training
+            self.next = max(start + interval, time.monotonic() + interval / 2)
+
+    def on_train_end(self, trainer: pl.Trainer, module: RunModule) -> None:
+        """Write the last report; a SIGTERM during the last step or this report counts too."""
+        self.exit_if_terminated(trainer)
+        self.report(trainer, module)
+        self.exit_if_terminated(trainer)
+
+    def exit_if_terminated(self, trainer: pl.Trainer) -> None:
+        """Save and exit with 143 if SIGTERM reached any process; the same command resumes the run."""
+        if any_rank(self.terminated):
+            self.save(trainer)
+            raise SIGTERMException(128 + signal.SIGTERM)
+
+    def report(self, trainer: pl.Trainer, module: RunModule) -> None:
+        """Save first, so that an error in the snapshot loses nothing."""
+        self.save(trainer)
+        terms = module.mean_terms()
+        if trainer.is_global_zero:
+            self.snapshot(module, terms=terms)
+
+    def save(self, trainer: pl.Trainer) -> None:
+        """Write beside, then rename: a kill at any moment leaves a whole checkpoint."""
+        beside = self.checkpoint.with_suffix(".part")
+        trainer.save_checkpoint(beside, weights_only=False)
+        if trainer.is_global_zero:
+            beside.replace(self.checkpoint)
+        barrier()  # a process that exits before the rename would end the others

@@ -1,4 +1,4 @@
-"""The folder of a run: its number, the options it was resolved to, the weights it keeps."""
+"""The folder of a run: its number, its options, the weights it keeps."""
 
 import os
 import re
@@ -14,17 +14,16 @@ from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.files import replacing, write_text
 
 RUNS = Path("runs")
-OPTIONS = "options.yaml"
+OPTIONS, CHECKPOINT, METRICS, WEIGHTS = "options.yaml", "last.ckpt", "metrics.csv", "weights.safetensors"
 END = "...\n"  # closes a YAML document: a file without it was cut off
-WEIGHTS = "weights.safetensors"
 
 R = TypeVar("R", bound=BaseExperimentConfig)
 
 
 def new_folder(name: str, runs: Path = RUNS) -> Path:
-    """Make `runs/00003-NAME`, the number one above the highest there is; two that start at once get two numbers.
+    """Make `runs/00003-NAME`, numbered one above the highest; runs that start at once get different numbers.
 
-    Whoever makes the folder `runs/00003` owns the number, unless it was given away, and the folder renamed, meanwhile.
+    Making the folder `runs/00003` claims the number, unless another run took it and renamed its folder meanwhile.
     """
     name = name.rpartition("/")[2]
     check(re.fullmatch(r"[\w.+-]+", name) is not None, f"name is {name!r}; give letters, digits, dots and dashes")
@@ -48,15 +47,15 @@ def numbers(runs: Path) -> list[int]:
 
 
 def write_options(experiment: BaseExperimentConfig, run: Path) -> None:
-    """Write every field of the recipe: a file that `--config` takes too."""
+    """Write every field of the experiment, in a file that `--config` reads too."""
     options = experiment.to_options()
-    note = f"# What this run was resolved to; `diffit {verb(experiment)} --run {run}` goes on.\n"
+    note = f"# The options of this run; `diffit {verb(experiment)} --run {run}` resumes it.\n"
     text = yaml.safe_dump(options, sort_keys=False, default_flow_style=None, allow_unicode=True, width=120)
     write_text(run / OPTIONS, note + text + END)
 
 
 def read_options(kind: type[R], run: Path) -> R:
-    """The recipe a run goes on with."""
+    """The experiment that a run was started with."""
     try:
         text = (run / OPTIONS).read_text(encoding="utf-8")
         check(text.endswith(END), "it is not whole")
@@ -67,14 +66,14 @@ def read_options(kind: type[R], run: Path) -> R:
 
 
 def verb(experiment: BaseExperimentConfig) -> str:
-    """The verb of the command line that trains such a recipe."""
+    """The command that trains such an experiment."""
     return "train-vae" if isinstance(experiment, VAEExperimentConfig) else "train"
 
 
 def keep_newest(run: Path, images_seen: int, keep: int) -> None:
-    """Give the weights of now a name of their own, weights-000012345.safetensors, and delete all but the newest few.
+    """Keep the current weights as weights-000012345.safetensors too, and delete all but the newest `keep` of these.
 
-    It is a second name of the one file where the disk knows such links.
+    The copy is a hard link where the file system has them.
     """
     if keep and (run / WEIGHTS).is_file():
         with replacing(run / f"weights-{images_seen:09d}.safetensors") as beside:
@@ -87,16 +86,16 @@ def keep_newest(run: Path, images_seen: int, keep: int) -> None:
 
 
 def numbered(run: Path) -> list[Path]:
-    """The weights that were kept, oldest first."""
+    """The kept weights, oldest first."""
     return sorted(run.glob("weights-*.safetensors"), key=lambda path: int(path.stem.rpartition("-")[2]))
 
 
 def set_aside(run: Path) -> Path | None:
-    """Move weights and numbers of an earlier run, whose checkpoint was deleted, into `run`/earlier-1, -2, ...
+    """Move the weights and numbers of a run whose checkpoint was deleted into `run`/earlier-1, -2, ...
 
-    Returns that folder; None where there are none.
+    Returns that folder, None if there was nothing to move.
     """
-    old = [path for path in (run / WEIGHTS, run / "best.safetensors", run / "metrics.csv") if path.is_file()]
+    old = [run / name for name in (WEIGHTS, "best.safetensors", METRICS) if (run / name).is_file()]
     if not (old := [*old, *numbered(run)]):
         return None
     aside = next(folder for number in count(1) if not (folder := run / f"earlier-{number}").exists())

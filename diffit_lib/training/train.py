@@ -1,26 +1,35 @@
-"""`train`: a recipe in, a run folder with weights out; started again, it goes on where it stopped."""
+"""`train`: an experiment in, a run folder with weights out; started again, it resumes."""
 
+import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from diffit_lib.checkpoints.autoencoders import VAECard, load_space
-from diffit_lib.checkpoints.weights import build_denoiser, image_shape, warm_start
+from diffit_lib.checkpoints.weights import ModelCard, build_denoiser, image_shape, save_weights, warm_start
 from diffit_lib.config.diffusion import VPConfig
 from diffit_lib.config.experiment import ExperimentConfig
+from diffit_lib.config.presets import PRESETS
 from diffit_lib.data.datasets import Images, Split
 from diffit_lib.data.latent_cache import CachedLatents
-from diffit_lib.training.diffusion import DiffusionModule
+from diffit_lib.models.latent_space import PIXEL_SPACE, Space
+from diffit_lib.sampling.pipeline import Pipeline, in_turn
+from diffit_lib.training.diffusion import DiffusionModule, loss_by_level
 from diffit_lib.training.encode import fingerprint_of_states, load_states, to_states
-from diffit_lib.training.fit import CHECKPOINT, fit, settled_precision, start
-from diffit_lib.training.logs import MetricsLog, RunLog
+from diffit_lib.training.fit import check_device, fit, start
+from diffit_lib.training.logs import MetricsLog, RunLog, read_rows
 from diffit_lib.training.online_metrics import OnlineMetric
-from diffit_lib.training.run_dir import WEIGHTS, keep_newest
-from diffit_lib.training.snapshot import show, show_reals
-from diffit_lib.utils.distributed import in_turn, rank_info
-from diffit_lib.utils.errors import DiffitError, check
-from diffit_lib.utils.tensors import best_device
+from diffit_lib.training.run_dir import CHECKPOINT, METRICS, WEIGHTS
+from diffit_lib.utils.distributed import rank_info, rank_zero_first
+from diffit_lib.utils.errors import check
+from diffit_lib.utils.files import PRETRAINED
+from diffit_lib.utils.plots import enlargement, loss_curve, tile, write_figure, write_png
+from diffit_lib.utils.tensors import best_device, device_name, to_uint8
+
+GRID = 32  # images drawn at every report
 
 
 def train(
@@ -33,74 +42,129 @@ def train(
     after_save: Callable[[], None] = lambda: None,
     after_report: Callable[[], None] = lambda: None,
 ) -> Path:
-    """Train `recipe` in the folder `run` and return the path of its weights.
+    """Train `experiment` in the folder `run` and return the path of its weights.
 
-    Without a folder it is a new one, `runs/00003-NAME`; `name` is the recipe's unless given. Where the folder
-    holds a checkpoint of this recipe, training goes on from it, to the bit on a CPU. `after_save` is called whenever a
-    new checkpoint lies in the folder, `after_report` once all that belongs to it does.
+    Without `run` the folder is new, `runs/00003-NAME`; `name` defaults to the experiment's. If the folder holds a
+    checkpoint of this experiment, training resumes from it, bit-exactly on a CPU. `after_save` is called when a new
+    checkpoint is in the folder, `after_report` when all that belongs to it is.
     """
     with RunLog() as log:
-        with in_turn():
+        with rank_zero_first():
             space, vae = load_space(experiment.vae)
             space.to(best_device())
             data = data or load_states(experiment, space, vae)
         images = fingerprint_of_states(experiment, space, data.train)
-        experiment, folder = start(
-            experiment, run, name, images, lambda experiment, _: resolve(experiment, data.train, vae), log
-        )
+        experiment, folder = start(experiment, run, name, images, lambda asked, _: resolve(asked, data.train, vae), log)
         denoiser = build_denoiser(experiment)
         if experiment.init_weights and not (folder / CHECKPOINT).is_file():
-            with in_turn():
+            with rank_zero_first():
                 warm_start(denoiser, experiment.init_weights)
         denoiser.to(memory_format=torch.channels_last)
         if rank_info().rank == 0:
-            show_reals(folder, data.train, space)
+            write_reals(folder, data.train, space)
         states = to_states(experiment, space, data)
         module = DiffusionModule(denoiser, experiment.training, states.train, space)
-        watch, record = OnlineMetric(data.train, best_device()), MetricsLog(folder, experiment)
-
-        def tell(module: DiffusionModule) -> None:
-            after_save()
-            show(module, run=folder, experiment=experiment, vae=vae, test=states.test, watch=watch, record=record)
-            keep_newest(folder, module.images_seen, experiment.training.keep)
-            after_report()
-
-        with record:
-            fit(module, folder, tell, progress=progress)
-    return folder / WEIGHTS
+        metric = OnlineMetric(data.train, best_device())
+        snapshot = partial(write_snapshot, run=folder, experiment=experiment, vae=vae, test=states.test, metric=metric)
+        hooks = {"after_save": after_save, "after_report": after_report}
+        return fit(module, experiment, folder, snapshot, progress=progress, **hooks)
 
 
 def resolve(experiment: ExperimentConfig, train: Images, vae: VAECard | None = None) -> ExperimentConfig:
-    """Settle what depends on the data and the device; a network that does not fit the data is refused."""
+    """Settle what depends on data and device; refuse a network that does not fit the data."""
     network, shape, wanted = experiment.network, tuple(train.images.shape[1:]), image_shape(experiment, vae)
     if isinstance(train, CachedLatents):
         channels, height, width = network.shape
         wanted = 2 * channels, height, width
-    if shape != wanted:
-        what = "moments of latents" if isinstance(train, CachedLatents) else "images"
-        raise DiffitError(
-            f"{experiment.name} is built for {what} of (channels, height, width) {wanted}, but {train.name} has "
-            f"{shape}; set in_channels and image_size, or take other data"
-        )
+    what = "moments of latents" if isinstance(train, CachedLatents) else "images"
+    check(
+        shape == wanted,
+        f"{experiment.name} is built for {what} of (channels, height, width) {wanted}, but {train.name} has "
+        f"{shape}; set in_channels and image_size, or take other data",
+    )
     classes = len(train.class_names)
-    if network.num_classes not in (0, classes):
-        raise DiffitError(
-            f"{experiment.name} has num_classes={network.num_classes}, but {train.name} has {classes} classes; "
-            f"set num_classes to {f'{classes}, or to ' if classes else ''}0 for an unconditional network"
-        )
-    if isinstance(experiment.denoiser, VPConfig):
-        own_levels, most = (
-            not (experiment.denoiser.sigma_min or experiment.denoiser.sigma_max),
-            experiment.denoiser.timesteps,
-        )
-        check(
-            not own_levels or experiment.sampling.steps <= most,
-            f"steps is {experiment.sampling.steps}; give at most {most}",
-        )
-    if experiment.training.augment and network.augment_dim == 0:
-        raise DiffitError(
-            f"augment is {experiment.training.augment} but augment_dim 0; give augment_dim 9, or augment 0"
-        )
-    if experiment.denoiser.sigma_data is None:
+    check(
+        network.num_classes in (0, classes),
+        f"{experiment.name} has num_classes={network.num_classes}, but {train.name} has {classes} classes; "
+        f"set num_classes to {f'{classes}, or to ' if classes else ''}0 for an unconditional network",
+    )
+    denoiser, steps = experiment.denoiser, experiment.sampling.steps
+    if isinstance(denoiser, VPConfig) and not (denoiser.sigma_min or denoiser.sigma_max):
+        check(steps <= denoiser.timesteps, f"steps is {steps}; give at most {denoiser.timesteps}")
+    check(
+        not experiment.training.augment or network.augment_dim > 0,
+        f"augment is {experiment.training.augment} but augment_dim 0; give augment_dim 9, or augment 0",
+    )
+    if denoiser.sigma_data is None:
         experiment = experiment.override(sigma_data=1.0 if vae else round(train.standard_deviation(), 4))
-    return experiment.override(precision=settled_precision(experiment.training))
+    return experiment.override(precision=check_device(experiment.training))
+
+
+def write_snapshot(
+    module: DiffusionModule,
+    terms: dict[str, float],
+    run: Path,
+    experiment: ExperimentConfig,
+    vae: VAECard | None,
+    test: Images,
+    metric: OnlineMetric,
+    log: MetricsLog,
+) -> None:
+    """Write the weights, a grid of samples, a row of numbers and its curves; the best weights if these are the best."""
+    card = ModelCard(
+        experiment=experiment,
+        class_names=module.data.class_names,
+        vae=vae,
+        trained_on=f"{module.data.name} {module.fingerprint}",
+        images_seen=module.images_seen,
+        minutes=round(module.seconds / 60, 2),
+        device=device_name(module.device),
+    )
+    save_weights(run / WEIGHTS, card, module.average, module.denoiser, module.space)
+
+    precision = experiment.training.precision
+    pipe = Pipeline(module.average, card, module.space, device=module.device, precision=precision)
+    start = time.monotonic()
+    samples = pipe(seeds=range(GRID), labels=in_turn(card, GRID))
+    each = (time.monotonic() - start) / GRID
+    name = f"samples/{module.images_seen:09d}.png"
+    write_png(run / name, tile(samples, columns=8, scale=enlargement(samples)))
+
+    rows = read_rows(run / METRICS)
+    levels = loss_by_level(module.average, test, precision, module.space)
+    row = {
+        "images": module.images_seen,
+        "seconds": round(module.seconds, 1),
+        **terms,
+        "test_loss": sum(levels.values()) / len(levels),
+        "grad_norm": float(module.grad_norm),
+        "skipped": module.skipped,
+        **metric(pipe, rows, module.seconds, each),
+        **{f"test_loss_{sigma:.3g}": loss for sigma, loss in levels.items()},
+    }
+    if metric.is_best(row, rows):
+        best = replace(card, chosen_by=metric.kind)
+        save_weights(run / "best.safetensors", best, module.average, module.denoiser, module.space)
+    write_figure(run / "loss.png", loss_curve(log.add(row), expected_rows(experiment)))
+
+
+def write_reals(run: Path, train: Images, space: Space = PIXEL_SPACE) -> None:
+    """Write a grid of training images, decoded from latents if need be, as many of each class as are drawn."""
+    classes = max(1, len(train.class_names))
+    found = [(train.labels == label).nonzero()[: -(-GRID // classes), 0] for label in range(min(classes, GRID))]
+    turns = [int(each[turn]) for turn in range(max(map(len, found))) for each in found if turn < len(each)]
+    images = train.images[torch.tensor(turns[:GRID] or [0])]
+    if images.is_floating_point():  # moments of latents
+        images = to_uint8(space.decode(space.encode(images))).cpu()
+    pictures = images.permute(0, 2, 3, 1).numpy()
+    write_png(run / "reals.png", tile(pictures, columns=8, scale=enlargement(pictures)))
+
+
+def expected_rows(experiment: ExperimentConfig) -> list[dict[str, str]]:
+    """The rows of the pretrained weights of the same preset, if data, network and kind of denoiser are the same."""
+    usual = PRESETS.get(experiment.name)
+    if usual is None or (experiment.data, experiment.network) != (usual.data, usual.network):
+        return []
+    if experiment.denoiser.kind != usual.denoiser.kind:
+        return []
+    return read_rows(PRETRAINED / f"{experiment.name}.csv")

@@ -1,4 +1,4 @@
-"""`train-vae`: an autoencoder's recipe in, a run folder with its weights out; started again, it goes on."""
+"""`train-vae`: an autoencoder's experiment in, a run folder with its weights out; started again, it resumes."""
 
 from collections.abc import Callable
 from functools import partial
@@ -14,11 +14,11 @@ from diffit_lib.models.latent_space import LatentSpace
 from diffit_lib.models.lpips import SMALLEST, load_perceptual
 from diffit_lib.models.vae import KLAutoencoder
 from diffit_lib.training.autoencoder import AutoencoderModule, latent_statistics
-from diffit_lib.training.fit import fit, settled_precision, start
+from diffit_lib.training.fit import check_device, fit, start
 from diffit_lib.training.logs import MetricsLog, RunLog
-from diffit_lib.training.run_dir import WEIGHTS, keep_newest
-from diffit_lib.training.snapshot import show_reals
-from diffit_lib.utils.distributed import in_turn, rank_info
+from diffit_lib.training.run_dir import WEIGHTS
+from diffit_lib.training.train import write_reals
+from diffit_lib.utils.distributed import rank_info, rank_zero_first
 from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.logging import say
 from diffit_lib.utils.plots import vae_curves, write_figure, write_png
@@ -39,39 +39,31 @@ def train_vae(
     after_save: Callable[[], None] = lambda: None,
     after_report: Callable[[], None] = lambda: None,
 ) -> Path:
-    """Train `recipe` in the folder `run` and return the path of the autoencoder's weights.
+    """Train `experiment` in the folder `run` and return the path of the autoencoder's weights.
 
-    Folder, name, checkpoint and the two hooks are as for `train`. Where LPIPS cannot be had at the start, that is said,
-    and the run does without it for good.
+    Folder, name, checkpoint and the two hooks are as for `train`. If LPIPS is not available at the start, the run says
+    so and trains without it to its end.
     """
     with RunLog() as log:
-        with in_turn():
+        with rank_zero_first():
             data = data or experiment_data(experiment)
         settle = partial(resolve_vae, train=data.train)
         experiment, folder = start(experiment, run, name, data.train.fingerprint(), settle, log)
-        with in_turn():
+        with rank_zero_first():
             perceptual = load_perceptual(experiment.loss.vgg) if experiment.loss.perceptual_weight else None
         network = KLAutoencoder(experiment.network).to(memory_format=torch.channels_last)
         module = AutoencoderModule(network, experiment, data.train, perceptual)
         if rank_info().rank == 0:
-            show_reals(folder, data.train)
-        record = MetricsLog(folder, experiment)
-
-        def tell(module: AutoencoderModule) -> None:
-            after_save()
-            show(module, run=folder, experiment=experiment, data=data, record=record)
-            keep_newest(folder, module.images_seen, experiment.training.keep)
-            after_report()
-
-        with record:
-            fit(module, folder, tell, progress=progress)
-    return folder / WEIGHTS
+            write_reals(folder, data.train)
+        snapshot = partial(write_vae_snapshot, run=folder, experiment=experiment, data=data)
+        hooks = {"after_save": after_save, "after_report": after_report}
+        return fit(module, experiment, folder, snapshot, progress=progress, **hooks)
 
 
 def resolve_vae(
     experiment: VAEExperimentConfig, before: VAEExperimentConfig | None, train: Images
 ) -> VAEExperimentConfig:
-    """Settle what depends on the data and the device; `before` is what the run began with, None at its beginning."""
+    """Settle what depends on data and device; `before` is what the run was started with, None for a new run."""
     shape = tuple(train.images.shape[1:])
     check(
         shape == experiment.network.shape,
@@ -79,13 +71,13 @@ def resolve_vae(
         f"but {train.name} has {shape}; set in_channels and image_size, or take other data",
     )
     if experiment.loss.perceptual_weight:
-        perceives = can_perceive(experiment) if before is None else before.loss.perceptual_weight > 0
+        perceives = has_lpips(experiment) if before is None else before.loss.perceptual_weight > 0
         experiment = experiment if perceives else experiment.override(perceptual_weight=0.0)
-    return experiment.override(precision=settled_precision(experiment.training))
+    return experiment.override(precision=check_device(experiment.training))
 
 
-def can_perceive(experiment: VAEExperimentConfig) -> bool:
-    """Whether LPIPS can be had; why it cannot is said."""
+def has_lpips(experiment: VAEExperimentConfig) -> bool:
+    """Whether LPIPS is available; says why if not."""
     try:
         check(
             min(experiment.network.image_size) >= SMALLEST,
@@ -98,12 +90,17 @@ def can_perceive(experiment: VAEExperimentConfig) -> bool:
     return True
 
 
-def show(
-    module: AutoencoderModule, run: Path, experiment: VAEExperimentConfig, data: Split, record: MetricsLog
+def write_vae_snapshot(
+    module: AutoencoderModule,
+    terms: dict[str, float],
+    run: Path,
+    experiment: VAEExperimentConfig,
+    data: Split,
+    log: MetricsLog,
 ) -> None:
-    """Write the averaged weights, held-out originals over their reconstructions, a row of numbers and its curves.
+    """Write the averaged weights, held-out images over their reconstructions, a row of numbers and its curves.
 
-    In the last report, more training images' latents are measured, and rFID is taken.
+    The last report measures the latents of more training images, and rFID.
     """
     last, device = module.trainer.should_stop, module.device
     mean, std = latent_statistics(
@@ -124,14 +121,14 @@ def show(
         numbers=numbers,
     )
     save_vae(run / WEIGHTS, card, module.average)
-    shown = held[torch.arange(min(GRID, count)) * count // min(GRID, count)]  # spread as evenly, so of all classes
+    shown = held[torch.arange(min(GRID, count)) * count // min(GRID, count)]  # evenly spread, so of all classes
     write_png(run / f"samples/{module.images_seen:09d}.png", comparison(shown, reconstructions(space, shown)))
     row = {
         "images": module.images_seen,
         "seconds": round(module.seconds, 1),
-        **module.mean_terms(),
+        **terms,
         **{name: value for name, value in numbers.items() if name != "images"},
         "grad_norm": float(module.grad_norm),
         "skipped": module.skipped,
     }
-    write_figure(run / "loss.png", vae_curves(record(row)))
+    write_figure(run / "loss.png", vae_curves(log.add(row)))

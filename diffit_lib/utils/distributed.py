@@ -83,7 +83,7 @@ def init_distributed() -> bool:
 
 
 @contextmanager
-def in_turn() -> Iterator[None]:
+def rank_zero_first() -> Iterator[None]:
     """First the first process does what follows, then the first on each machine, then all others.
 
     For what is downloaded or computed once and then lies in a cache, whether machines share it or not.
