@@ -223,7 +223,7 @@ class TestFolder:
         steps = [torch.load(runs / name / "last.ckpt")["global_step"] for name in ("00000-digits", "00001-second")]
         assert steps == [1, 3]
         err = capsys.readouterr().err
-        assert "run: runs/00001-second; if stopped, resume it with `diffit train --run runs/00001-second`\n" in err
+        assert "run: runs/00001-second; if stopped, resume with `diffit train --run runs/00001-second`\n" in err
         log = (runs / "00001-second" / "log.txt").read_text()
         assert re.findall(r"(training|done): (\S+)", log) == [
             ("training", "digits/train"), ("done", "16"), ("training", "digits/train"), ("done", "48"),

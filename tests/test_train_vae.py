@@ -91,7 +91,7 @@ class TestLoss:
     def test_it_is_the_weighted_sum_of_its_terms(self, data, monkeypatch, kind, difference):
         module, batch = module_of(TINY.override(reconstruction=kind, kl_weight=0.3), data)
         loss = at(module, monkeypatch, 0).training_step(batch, 0)
-        again, moments = module.network(batch.images / 127.5 - 1, batch.noise)
+        again, moments = module.model(batch.images / 127.5 - 1, batch.noise)
         wanted = difference(again, batch.images / 127.5 - 1) + 0.3 * divergence(moments)
         torch.testing.assert_close(loss, wanted)
         assert module.mean_terms()["loss"] == pytest.approx(wanted.item())
@@ -99,9 +99,9 @@ class TestLoss:
     def test_noise_draws_the_latents(self, data):
         module, batch = module_of(TINY, data)
         images = batch.images / 127.5 - 1
-        mean, log_variance = module.network.encode(images).chunk(2, dim=1)
-        drawn = module.network.decode(mean + (0.5 * log_variance).exp() * batch.noise)
-        torch.testing.assert_close(module.network(images, batch.noise)[0], drawn)
+        mean, log_variance = module.model.encode(images).chunk(2, dim=1)
+        drawn = module.model.decode(mean + (0.5 * log_variance).exp() * batch.noise)
+        torch.testing.assert_close(module.model(images, batch.noise)[0], drawn)
 
     def test_perceptual_term_is_weighed_in(self, data, monkeypatch):
         module, batch = module_of(TINY.override(perceptual_weight=2.0), data)
@@ -143,13 +143,13 @@ class TestDiscriminator:
         found = [parameter.grad.clone() for group in module.parameter_groups() for parameter in group]
 
         images = batch.images / 127.5 - 1
-        again, moments = module.network(images, batch.noise)
+        again, moments = module.model(images, batch.noise)
         judge = module.discriminator
         likeness, deceit = F.l1_loss(again, images), -judge(again).mean()
-        last = module.network.decoder.conv_out.weight
+        last = module.model.decoder.conv_out.weight
         norms = [torch.autograd.grad(term, last, retain_graph=True)[0].norm() for term in (likeness, deceit)]
         loss = likeness + TINY.loss.kl_weight * divergence(moments) + 0.5 * norms[0] / norms[1] * deceit
-        wanted = torch.autograd.grad(loss, list(module.network.parameters()))
+        wanted = torch.autograd.grad(loss, list(module.model.parameters()))
         wanted += torch.autograd.grad(hinge(judge(images), judge(again.detach())), list(judge.parameters()))
         for one, other in zip(found, wanted, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
@@ -163,7 +163,7 @@ class TestDiscriminator:
 
 class TestStatistics:
     def test_they_are_those_of_drawn_latents(self, data):
-        network, _ = module_of(TINY, data)[0].network, None
+        network, _ = module_of(TINY, data)[0].model, None
         with torch.no_grad():
             mean, log_variance = network.encode(data.train.images / 127.5 - 1).chunk(2, dim=1)
             drawn = torch.cat([mean + (0.5 * log_variance).exp() * torch.randn_like(mean) for _ in range(20)])
@@ -307,7 +307,7 @@ def network_distance(found, a, b):
 class TestMeasures:
     @pytest.fixture
     def space(self, data):
-        return LatentSpace(module_of(TINY, data)[0].network, torch.zeros(4), torch.ones(4))
+        return LatentSpace(module_of(TINY, data)[0].model, torch.zeros(4), torch.ones(4))
 
     def test_reconstructions_are_pictures_of_the_means(self, space, data):
         images = data.test.images[:70]

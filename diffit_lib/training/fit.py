@@ -63,7 +63,7 @@ def start(
             settled = settle(experiment, None)
             folder = new_folder(name or experiment.name) if run is None else Path(run)
             if run is None:
-                say(f"run: {folder}; if stopped, resume it with `diffit {verb(settled)} --run {folder}`")
+                say(f"run: {folder}; if stopped, resume with `diffit {verb(settled)} --run {folder}`")
             if aside := set_aside(folder):
                 say(f"{folder} holds no checkpoint to resume from; the files of an earlier run are now in {aside}")
         write_options(settled, folder)
