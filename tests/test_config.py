@@ -193,6 +193,7 @@ REFUSED = [
     (TrainingConfig, {"label_dropout": 1.1}),
     (TrainingConfig, {"flip": 1}),
     (TrainingConfig, {"precision": "fp16"}),
+    (TrainingConfig, {"logger": "mlflow"}),
     (TrainingConfig, {"workers": -1}),
     (TrainingConfig, {"report_minutes": 0.0}),
     (TrainingConfig, {"seed": "a"}),
