@@ -32,7 +32,7 @@ from diffit_lib.config.experiment import ExperimentConfig, VAEExperimentConfig
 from diffit_lib.config.models import AutoencoderConfig
 from diffit_lib.config.presets import preset, vae_preset
 from diffit_lib.data.folders import SUFFIXES
-from diffit_lib.evaluation import evaluate as evaluating
+from diffit_lib.evaluation import evaluator as evaluating
 from diffit_lib.evaluation import features as extractors
 from diffit_lib.models.latent_space import LatentSpace
 from diffit_lib.models.vae import KLAutoencoder
@@ -237,7 +237,7 @@ def here(tmp_path, monkeypatch):
     ):  # images that training draws
         monkeypatch.setattr(task, name, 8)
     monkeypatch.setattr(extractors, "TRAINING_IMAGES", 64)  # the small classifier's
-    monkeypatch.setattr(evaluating, "load_spatial_inception", lambda path: PixelInception())
+    monkeypatch.setattr(evaluating, "load_inception", lambda path: PixelInception())
     network = AutoencoderConfig(channels=(8, 8, 8, 8), num_layers=1, mid_attn=False)
     card = VAECard(VAEExperimentConfig("stand-in", "", network=network), mean=(0.0,) * 4, std=(1.0,) * 4)
     space = LatentSpace(KLAutoencoder(network), torch.zeros(4), torch.ones(4))

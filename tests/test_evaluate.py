@@ -14,13 +14,12 @@ from PIL import Image
 from diffit_lib.checkpoints.weights import load_weights, save_weights
 from diffit_lib.cli.main import main
 from diffit_lib.data.datasets import Images, Split
-from diffit_lib.evaluation import evaluate as task
 from diffit_lib.evaluation import evaluator as bench
 from diffit_lib.evaluation.evaluate import FIRST_SEED, evaluate, evaluate_each
-from diffit_lib.evaluation.evaluator import cached_reference
-from diffit_lib.evaluation.metrics import measure_inception
+from diffit_lib.evaluation.evaluator import ClassifierEvaluator, InceptionEvaluator, cached_reference
+from diffit_lib.evaluation.features import Seen
+from diffit_lib.evaluation.metrics import reference_statistics
 from diffit_lib.evaluation.provenance import Provenance
-from diffit_lib.evaluation.reference import Seen, reference_statistics
 from diffit_lib.sampling.pipeline import Pipeline, load
 from diffit_lib.utils.errors import DiffitError
 from diffit_lib.utils.tensors import digest
@@ -41,10 +40,10 @@ class PixelInception(torch.nn.Module):
 
 @pytest.fixture
 def inception(monkeypatch, tmp_path):
-    """Measure by a stand-in, with an empty cache; what `load_spatial_inception` was asked for."""
+    """Measure by a stand-in, with an empty cache; what `load_inception` was asked for."""
     asked = []
     monkeypatch.setenv("DIFFIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(task, "load_spatial_inception", lambda path: (asked.append(path), PixelInception())[1])
+    monkeypatch.setattr(bench, "load_inception", lambda path: (asked.append(path), PixelInception())[1])
     return asked
 
 
@@ -87,9 +86,10 @@ def test_numbers_by_inception_are_those_of_the_weights_images(weights, data, inc
     pipe, network = load(weights), PixelInception()
     labels = [k // 3 for k in range(30)]
     pictures = torch.from_numpy(pipe(range(FIRST_SEED, FIRST_SEED + 30), labels, batch_size=100)).permute(0, 3, 1, 2)
-    expected = measure_inception(
-        [pictures], reference_statistics(data.train.images, network), network, Provenance(**report["stamp"])
+    measure = InceptionEvaluator(
+        reference_statistics(data.train.images, network), network, "digits/train", data.train.fingerprint()
     )
+    expected = measure([pictures], None, Provenance(**report["stamp"]))
     assert report == expected
     assert [report["stamp"][key] for key in ("extractor", "rounding", "n", "drawn")] == ["pixels", "round", 30, 30]
 
@@ -199,7 +199,7 @@ def numbers_of(report):
 
 def test_given_images_measure_as_the_weights_that_drew_them(weights, data, drawn, hasty, monkeypatch):
     report = evaluate(drawn, "digits")
-    monkeypatch.setattr(bench, "real_side", lambda *_: pytest.fail("real images were looked at again"))
+    monkeypatch.setattr(ClassifierEvaluator, "measure_real", lambda *_: pytest.fail("real images were looked at again"))
     assert numbers_of(report) == numbers_of(evaluate(weights, data, images=20))
     stamp = report["stamp"]
     assert (stamp["images"], stamp["n"], stamp["reference"]) == ("drawn.npz", 20, "digits/train")
@@ -253,7 +253,10 @@ def test_inception_measures_against_all_images_of_a_folder(drawn, inception, tmp
         ({"data": "digits", "protocol": "adm"}, r"protocol is 'adm', but .*drawn\.npz holds whole numbers already"),
         ({"data": "nowhere"}, "no data set or path 'nowhere'"),
         ({"data": "nowhere.npz"}, r"there is no file nowhere\.npz"),
-        ({"data": "digits", "save_statistics": "s.npz"}, "save_statistics is 's.npz', but they are Inception's; give"),
+        (
+            {"data": "digits", "save_statistics": "s.npz"},
+            "save_statistics is 's.npz', which is for Inception alone; give",
+        ),
     ],
 )
 def test_mistakes_with_given_images_are_told_in_one_line(drawn, inception, options, says):

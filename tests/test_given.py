@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from diffit_lib.evaluation.image_files import is_image_files, read_images
-from diffit_lib.evaluation.reference import NAMES, Reference, read_statistics, write_statistics
+from diffit_lib.evaluation.metrics import NAMES, Reference, read_statistics, write_statistics
 from diffit_lib.utils.errors import DiffitError
 
 PIXEL_SPACE = np.random.default_rng(0).integers(256, size=(6, 4, 5, 3)).astype(np.uint8)
@@ -166,7 +166,7 @@ def test_statistics_of_others_may_be_float32_and_without_those_of_sfid(tmp_path)
             r"a.npz: mu is float64 \(4,\), and tiny has float \(3,\); give statistics of the same features",
         ),
         (statistics(3) | {"sigma": np.eye(4)}, r"sigma is float64 \(4, 4\), and tiny has float \(3, 3\)"),
-        ({"mu": np.zeros(3)}, "holds mu, but no sigma; give statistics that are whole"),
+        ({"mu": np.zeros(3)}, "holds mu, but no sigma; give complete statistics"),
         (statistics(3) | {"mu_s": np.zeros(2)}, "but no sigma_s"),
         (
             statistics(3) | {"mu_s": np.zeros(3), "sigma_s": np.eye(3)},

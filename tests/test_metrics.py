@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 import torch
 
+from diffit_lib.data.datasets import Images
+from diffit_lib.evaluation.evaluator import ClassifierEvaluator
 from diffit_lib.evaluation.metrics import (
     class_accuracy,
     copy_ratio,
+    evenly,
     frechet_distance,
     frechet_from_moments,
-    measure_small,
     nearest,
 )
 from diffit_lib.evaluation.provenance import Provenance
-from diffit_lib.evaluation.reference import evenly
 from diffit_lib.utils.errors import DiffitError
 
 
@@ -135,9 +136,14 @@ class Projection:
 
 
 @pytest.fixture
-def parts():
+def parts(monkeypatch, tmp_path):
+    monkeypatch.setenv("DIFFIT_CACHE", str(tmp_path / "cache"))
     train, test = pictures(300, 1, 4, 4, seed=0), pictures(60, 1, 4, 4, seed=1)
-    return {"train": train, "test": test, "test_labels": test.flatten(1)[:, 0].long() % 2}
+    named = (("train", train), ("test", test))
+    return {
+        name: Images(f"toy/{name}", images, images.flatten(1)[:, 0].long() % 2, ("even", "odd"))
+        for name, images in named
+    }
 
 
 STAMP = Provenance(reference="toy/train", reference_hash="abc", sampler="heun", steps=18, guidance=0.0, seeds="0..99")
@@ -145,11 +151,12 @@ STAMP = Provenance(reference="toy/train", reference_hash="abc", sampler="heun", 
 
 def measure(samples, parts, seeds=(0, 1)):
     labels = samples.flatten(1)[:, 0].long() % 2
-    return measure_small(samples, labels, **parts, classifiers=[Projection(s) for s in seeds], stamp=STAMP)
+    evaluator = ClassifierEvaluator(**parts, classifiers=[Projection(seed) for seed in seeds])
+    return evaluator(samples.split(50), labels, STAMP)
 
 
 def test_real_test_images_measure_as_the_floor(parts):
-    report = measure(parts["test"], parts)
+    report = measure(parts["test"].images, parts)
     assert report["frechet_ratio"] == 1
     assert report["frechet"] == report["frechet_floor"] > 0
     assert report["copy_ratio"] == report["class_accuracy"] == report["classifier_test_accuracy"] == 1
@@ -172,15 +179,17 @@ def test_generated_and_floor_are_taken_at_equal_n(count, parts):
     labels = samples.flatten(1)[:, 0].long() % 2
     for key, images, classes in (
         ("frechet", samples, labels),
-        ("frechet_floor", parts["test"], parts["test_labels"]),
+        ("frechet_floor", parts["test"].images, parts["test"].labels),
     ):
         subset = images[evenly(classes, n)]
-        by_hand = [frechet_distance(p.features(subset), p.features(parts["train"])) for p in map(Projection, (0, 1))]
+        by_hand = [
+            frechet_distance(p.features(subset), p.features(parts["train"].images)) for p in map(Projection, (0, 1))
+        ]
         assert report[key] == pytest.approx(np.mean(by_hand))
 
 
 def test_report_is_plain_json_and_carries_its_stamp(parts):
-    report = measure(parts["test"], parts)
+    report = measure(parts["test"].images, parts)
     assert json.loads(json.dumps(report)) == report
     stamp = report["stamp"]
     assert stamp["extractor"] == "2 x projection"

@@ -10,7 +10,7 @@ from IPython.core.interactiveshell import InteractiveShell
 
 from diffit_lib.config.presets import preset
 from diffit_lib.data.datasets import Images, Split
-from diffit_lib.evaluation import evaluate as task
+from diffit_lib.evaluation import evaluator as task
 from diffit_lib.notebook.cells import choose_weights, closing_card, how_to_draw, measure
 from diffit_lib.notebook.drive import Backup
 from diffit_lib.sampling.pipeline import load
@@ -34,7 +34,7 @@ def loaded(monkeypatch):
         times.append(path)
         raise DiffitError("no network")
 
-    monkeypatch.setattr(task, "load_spatial_inception", load_inception)
+    monkeypatch.setattr(task, "load_inception", load_inception)
     return times
 
 

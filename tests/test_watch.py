@@ -68,7 +68,7 @@ def test_data_without_classes_are_watched_by_inception_where_it_is_at_hand(monke
     (tmp_path / "inception.pth").touch()
     assert OnlineMetric(UNKNOWN, CPU).kind == ""
     assert "is not the published Inception" in capsys.readouterr().err
-    monkeypatch.setattr(watch, "load_spatial_inception", lambda path: torch.nn.Identity())
+    monkeypatch.setattr(watch, "load_inception", lambda path: torch.nn.Identity())
     assert (OnlineMetric(UNKNOWN, CPU).kind, OnlineMetric(UNKNOWN, CPU).column) == ("inception", "fid")
     one = Images("photo/train", UNKNOWN.images[:1], UNKNOWN.labels[:1], ())
     assert OnlineMetric(one, CPU).kind == ""

@@ -116,7 +116,7 @@ def run_evaluate(
         save_statistics: npz file for Inception's statistics of the data, as others read them
     """
     from diffit_lib.evaluation.evaluate import combinations, evaluate_each
-    from diffit_lib.evaluation.results import read_results, record, table
+    from diffit_lib.evaluation.provenance import read_results, record, table
 
     if out is not None:
         read_results(out)  # what cannot be appended to is told before anything is drawn

@@ -15,11 +15,10 @@ from diffit_lib.data.datasets import Images, Split, experiment_data, load_data
 from diffit_lib.data.folders import find_images
 from diffit_lib.data.latent_cache import is_latents
 from diffit_lib.data.sources import NAMED
-from diffit_lib.evaluation.evaluator import ClassifierEvaluator, InceptionEvaluator, kind_of
-from diffit_lib.evaluation.features import load_spatial_inception
+from diffit_lib.evaluation.evaluator import ClassifierEvaluator, InceptionEvaluator, kind_of, make_evaluator
 from diffit_lib.evaluation.image_files import is_image_files, is_npz, read_images
+from diffit_lib.evaluation.metrics import write_statistics
 from diffit_lib.evaluation.provenance import Provenance
-from diffit_lib.evaluation.reference import write_statistics
 from diffit_lib.sampling.pipeline import Pipeline, in_turn, load
 from diffit_lib.sampling.writer import SampleWriter, Selection
 from diffit_lib.utils.distributed import local_device, rank_info
@@ -77,26 +76,24 @@ def evaluate_each(
     )
     device, first = local_device(), rank_info().rank == 0
 
-    def bench(reference: Split | Images | Path) -> ClassifierEvaluator | InceptionEvaluator:
-        """What measures; the others of several processes do without."""
-        if kind_of(reference, extractor) == "inception":
-            found = InceptionEvaluator(reference, load_spatial_inception(inception).to(device))
-            if save_statistics is not None:
-                write_statistics(save_statistics, found.reference)
-            return found
-        check(protocol == "round", f"protocol is {protocol!r}, which is Inception's; give --extractor inception too")
-        check(
-            save_statistics is None,
-            f"save_statistics is {str(save_statistics)!r}, but they are Inception's; give --extractor inception too",
-        )
-        return ClassifierEvaluator(reference, device)
+    def evaluator(reference: Split | Images | Path) -> ClassifierEvaluator | InceptionEvaluator:
+        kind = kind_of(reference, extractor)
+        for name, value, usual in (("protocol", protocol, "round"), ("save_statistics", save_statistics, None)):
+            check(
+                kind == "inception" or value == usual,
+                f"{name} is {str(value)!r}, which is for Inception alone; give --extractor inception too",
+            )
+        found = make_evaluator(reference, kind, device, inception)
+        if save_statistics is not None and isinstance(found, InceptionEvaluator):
+            write_statistics(save_statistics, found.reference)
+        return found
 
     if is_image_files(what):
         check(protocol == "round", f"protocol is {protocol!r}, but {what} holds whole numbers already; leave it out")
         check(not settings, f"{', '.join(settings)} is for drawing, but {what} holds images; leave it out")
         pictures = read_images(what)
         reference = beside_images(pictures, data, extractor)
-        return [measure_images(bench(reference), pictures, images)] if first else []
+        return [measure_images(evaluator(reference), pictures, images)] if first else []
 
     pipe, count = load(what, device=device), images or IMAGES
     batch_size = min(batch_size, count)
@@ -104,7 +101,7 @@ def evaluate_each(
     each = combinations(settings)
     stamps = [make_provenance(pipe, kind_of(reference, extractor), count, one, protocol) for one in each]
     writers = sample_writers(pipe, count, each, batch_size, protocol, drawn, after_batch)
-    measure = bench(reference) if first else None
+    measure = evaluator(reference) if first else None
     numbers = []
     for writer, stamp in zip(writers, stamps, strict=True):
         writer.draw()
@@ -196,16 +193,18 @@ def beside_images(given: Images, data: Split | str | Path | None, extractor: str
     return data
 
 
-def measure_images(bench: ClassifierEvaluator | InceptionEvaluator, given: Images, count: int | None) -> dict[str, Any]:
+def measure_images(
+    evaluator: ClassifierEvaluator | InceptionEvaluator, given: Images, count: int | None
+) -> dict[str, Any]:
     """Numbers of given images, or of so many of them, evenly spread."""
     total = len(given)
     check(count is None or count <= total, f"images is {count}, but {given.name} holds {total}; give {total} or fewer")
     chosen = torch.arange(count or total) * total // (count or total)
-    labels = asked_for(given, bench.class_names)
+    labels = asked_for(given, evaluator.class_names)
     one_layout = torch.contiguous_format  # in which convolutions round as they do for images that were drawn
     batches = (given.images[part].clone(memory_format=one_layout) for part in chosen.split(100))
     stamp = Provenance(images=given.name, images_hash=given.fingerprint(), rounding=None)
-    return bench(batches, None if labels is None else labels[chosen], stamp)
+    return evaluator(batches, None if labels is None else labels[chosen], stamp)
 
 
 def asked_for(given: Images, class_names: Sequence[str]) -> Tensor | None:

@@ -1,10 +1,10 @@
-"""What metrics see: networks that turn uint8 images into a few numbers each, and a cache for what they found."""
+"""Networks that turn uint8 images into features, for metrics, and a cache for what is computed from them."""
 
 import hashlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from diffit_lib.evaluation.reference import Seen
 from diffit_lib.utils.errors import DiffitError
 from diffit_lib.utils.files import cache_folder, fetched, replacing, sha256
 from diffit_lib.utils.tensors import seeded_generator, to_float
@@ -21,13 +20,21 @@ INCEPTION_URL = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 )
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-TRAINING_IMAGES = 30_000  # the classifier is shown at least so many
+TRAINING_IMAGES = 30_000  # the classifier is trained on at least so many, repeated if there are fewer
+
+
+class Seen(NamedTuple):
+    """What Inception makes of N images, float32."""
+
+    features: Tensor  # (N, 2048): FID, KID, precision and recall
+    logits: Tensor  # (N, 1008): Inception Score
+    spatial: Tensor  # (N, 2023): sFID
 
 
 def cached(name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Tensors from the cache, bit-equal to what `make` returned; made anew where they are missing or damaged.
+    """Tensors from the cache, bit-equal to what `make` returned; made again if they are missing or damaged.
 
-    `name` tells apart all that they depend on but the code of this file.
+    `name` identifies all that they depend on, except the code of this file.
     """
     path = cache_folder() / f"{name}-{sha256(__file__)[:16]}.safetensors"
     try:
@@ -38,7 +45,7 @@ def cached(name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor
         intact = False
     if not intact:
         tensors = make()
-        # a cache that cannot be written is done without; safetensors has an error of its own for that
+        # a cache that cannot be written is skipped; safetensors raises an error of its own for that
         with suppress(OSError, SafetensorError), replacing(path) as beside:
             safetensors.torch.save_file(tensors, beside, {"digest": _digest(tensors)})
     return tensors
@@ -50,13 +57,14 @@ def _digest(tensors: dict[str, Tensor]) -> str:
 
 
 class Classifier(nn.Module):
-    """A small convolutional network for small or grey images, of which Inception knows little.
+    """A small convolutional network for small or grey images, which Inception was not trained on.
 
-    3x3 convolutions, halved by pooling until the shorter side is at most 4; the features are the last layer but one.
+    3x3 convolutions, pooled until the shorter side is at most 4; the features are the last hidden layer.
     """
 
     name = "classifier"
     num_features = 32  # few, so that a covariance from some hundred images is not singular
+    num_spatial = 0  # none for sFID
 
     def __init__(self, image_shape: tuple[int, ...], num_classes: int):
         super().__init__()
@@ -86,21 +94,21 @@ class Classifier(nn.Module):
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) uint8 -> the likeliest class of each, (N,) int64."""
+        """(N, C, H, W) uint8 -> the most likely class of each, (N,) int64."""
         features = self.features(images).to(next(self.parameters()).device)
         return self.head(features).argmax(1).cpu()
 
     @property
     def checksum(self) -> str:
-        """Names these very weights: 16 hexadecimal digits."""
+        """Identifies these weights: 16 hexadecimal digits."""
         return _digest(self.state_dict())
 
 
 def train_classifier(images: Tensor, labels: Tensor, seed: int = 0, device: torch.device | str = "cpu") -> Classifier:
     """Train on (N, C, H, W) uint8 images and their (N,) int64 labels, or take the result from the cache.
 
-    Seconds on a CPU for 8x8 images, a minute or two for 60,000 of 32x32. The same data and seed give the same weights
-    on the same device, and the global random state is left as it was. Raises a DiffitError where all labels are equal.
+    Takes seconds on a CPU for 8x8 images, a minute or two for 60,000 of 32x32. The same data and seed give the same
+    weights on the same device. Leaves the global random state alone. Raises a DiffitError if all labels are equal.
     """
     num_classes = int(labels.max()) + 1
     if num_classes < 2:
@@ -143,40 +151,58 @@ def _shifted(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 class Inception(nn.Module):
-    """The Inception-v3 of 2015 by which the field compares: torch-fidelity's port, bit-exact in its resizing.
+    """The Inception-v3 of 2015 that published FIDs are measured with, as torch-fidelity ported it.
 
-    `network` maps uint8 (B, 3, H, W) to 2048 features and 1008 logits without bias; `checksum` names its weights.
+    `network` maps uint8 (B, 3, H, W) to 2048 features and 1008 logits without bias; `checksum` identifies its weights.
+
+    sFID (Nash et al. 2021) also needs spatial features. ADM takes the tensor "mixed_6/conv:0" of the TensorFlow graph
+    and keeps its first 7 channels, 17 x 17 each, channels last: 2023 numbers. The graph numbers its mixed blocks in
+    order, "mixed" to "mixed_2" being Mixed_5b, 5c, 5d, so "mixed_6" is Mixed_6d; "conv" is the branch of a single 1x1
+    convolution, after batch norm and ReLU. So the layer is the output of `Mixed_6d.branch1x1`. Our sFID has not been
+    compared with published ones.
     """
 
     name = "inception"
     num_features = 2048
+    CHANNELS = 7
+    num_spatial = CHANNELS * 17 * 17
 
     def __init__(self, network: nn.Module, checksum: str):
         super().__init__()
         self.network, self.checksum = network, checksum
+        self._maps: list[Tensor] = []
+        layer: Any = network.Mixed_6d
+        layer.branch1x1.register_forward_hook(self._keep)
         self.eval()
 
+    def _keep(self, layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        self._maps.append(output[:, : self.CHANNELS].permute(0, 2, 3, 1).flatten(1).cpu())
+
     @torch.no_grad()
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 (N, C, H, W), grey or RGB -> features (N, 2048) and logits (N, 1008), float32 on the CPU."""
+    def forward(self, images: Tensor) -> Seen:
+        """uint8 (N, C, H, W), grey or RGB -> features, logits and spatial features, float32 on the CPU."""
+        self._maps.clear()
         device = next(self.network.parameters()).device
         found = []
         for chunk in images.split(64):
             outputs = self.network(chunk.expand(-1, 3, -1, -1).to(device))
             found.append([output.cpu() for output in outputs])
         features, logits = (torch.cat(part) for part in zip(*found, strict=True))
-        return features, logits
+        return Seen(features, logits, torch.cat(self._maps))
 
     def features(self, images: Tensor) -> Tensor:
         """uint8 (N, C, H, W), grey or RGB -> features (N, 2048), float32 on the CPU."""
-        return self(images)[0]
+        return self(images).features
+
+
+Extractor = Classifier | Inception
 
 
 def load_inception(path: str | Path | None = None) -> Inception:
-    """Inception from its published file: at `path`, else in the cache, else downloaded there (96 MB).
+    """Inception from its published file: at `path`, else in the cache, else downloaded into the cache (96 MB).
 
-    Raises a DiffitError where the file cannot be had, or is not the published one: it holds a pickle, so nothing else
-    is ever opened.
+    The file holds a pickle, so any other file is refused by its SHA-256. Raises a DiffitError if there is no file, no
+    network, or no torch-fidelity.
     """
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -202,47 +228,5 @@ def load_inception(path: str | Path | None = None) -> Inception:
 
 
 def inception_path() -> Path:
-    """Where the cache keeps the published file, if it has been downloaded."""
+    """Where the cache keeps the published file once it is downloaded."""
     return cache_folder() / INCEPTION_URL.rpartition("/")[2]
-
-
-class SpatialInception(nn.Module):
-    """Inception, and of each image also the spatial features of sFID (Nash et al. 2021), in ADM's choice of layer.
-
-    ADM takes the tensor "mixed_6/conv:0" of the TensorFlow graph of 2015 and keeps its first 7 channels, 17 x 17 each,
-    channels last: 2023 numbers. The graph numbers its mixed blocks from "mixed" on in the order in which they come:
-    "mixed", "mixed_1", "mixed_2" are Mixed_5b, 5c, 5d here, "mixed_3" is Mixed_6a, and so "mixed_6" is Mixed_6d. In a
-    block, "conv" is the branch of a single 1x1 convolution (the others are called "tower"), and a scope's bare name is
-    its last operation, the ReLU after batch norm. So the layer is what `Mixed_6d.branch1x1` returns. torch-fidelity
-    converts that graph's weights by the same names. The numbers have not been compared with published ones.
-    """
-
-    name = Inception.name
-    num_features = Inception.num_features
-    CHANNELS = 7
-    num_spatial = CHANNELS * 17 * 17
-
-    def __init__(self, inception: Inception):
-        super().__init__()
-        self.inception, self.checksum = inception, inception.checksum
-        self._maps: list[Tensor] = []
-        layer: Any = inception.network.Mixed_6d
-        layer.branch1x1.register_forward_hook(self._keep)
-
-    def _keep(self, layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-        self._maps.append(output[:, : self.CHANNELS].permute(0, 2, 3, 1).flatten(1).cpu())
-
-    def forward(self, images: Tensor) -> Seen:
-        """uint8 (N, C, H, W), grey or RGB -> features, logits and spatial features, float32 on the CPU."""
-        self._maps.clear()
-        features, logits = self.inception(images)
-        return Seen(features, logits, torch.cat(self._maps))
-
-    def features(self, images: Tensor) -> Tensor:
-        """uint8 (N, C, H, W), grey or RGB -> features (N, 2048), float32 on the CPU."""
-        return self(images).features
-
-
-def load_spatial_inception(path: str | Path | None = None) -> SpatialInception:
-    """Inception from its published file, as `load_inception` finds it."""
-    return SpatialInception(load_inception(path))

@@ -1,29 +1,28 @@
-"""How good generated images are: numbers over the features of an injected extractor, and the stamp they travel with.
+"""Distances between sets of images, and the statistics of real images that they are measured against.
 
-A Frechet distance over any features but Inception's 2048 is a Frechet distance, never an FID.
+A Frechet distance over any features but Inception's 2048 is a Frechet distance, never an FID. Inception Score, KID,
+precision and recall are torch-fidelity's own functions: torchmetrics draws random subsets and splits from the global
+generator, so its numbers vary. The Frechet distance is ours: one side may be published statistics, and few images make
+covariances singular.
+
+Statistics of Inception's features are exchanged as `.npz` files: `mu`, `sigma` as EDM and pytorch-fid publish them, and
+beside them `mu_s`, `sigma_s` for sFID in those of ADM, which hold images too.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
-from statistics import fmean
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.linalg
 import torch
 from torch import Tensor
 
-from diffit_lib.evaluation.provenance import Provenance
-from diffit_lib.evaluation.reference import Extractor, InceptionLike, Moments, Reference, evenly
-from diffit_lib.utils.errors import DiffitError
+from diffit_lib.evaluation.features import Extractor, Inception
+from diffit_lib.utils.errors import DiffitError, check
+from diffit_lib.utils.files import replacing
+from diffit_lib.utils.npz import array, names
 
-
-class ClassifierLike(Extractor, Protocol):
-    """An extractor trained on the classes of the data itself."""
-
-    def predict(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) uint8 -> (N,) int64."""
-        ...
+Array = np.ndarray | Tensor
 
 
 def moments(features: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -34,15 +33,22 @@ def moments(features: Tensor) -> tuple[np.ndarray, np.ndarray]:
     return values.mean(0), np.atleast_2d(np.cov(values, rowvar=False))
 
 
-def frechet_from_moments(mu1: np.ndarray, sigma1: np.ndarray, mu2: np.ndarray, sigma2: np.ndarray) -> float:
-    """|mu1 - mu2|^2 + tr(sigma1 + sigma2 - 2 (sigma1 sigma2)^(1/2)), squared distance of two Gaussians.
+def frechet_from_moments(mu1: Array, sigma1: Array, mu2: Array, sigma2: Array) -> float:
+    """|mu1 - mu2|^2 + tr(sigma1 + sigma2 - 2 (sigma1 sigma2)^(1/2)), squared distance of two Gaussians, float64.
 
     Dowson and Landau 1982. The trace of the root is the sum of the singular values of sigma1^(1/2) sigma2^(1/2), which
     is real and finite for singular covariances too.
     """
+    mu1, sigma1, mu2, sigma2 = (np.asarray(values) for values in (mu1, sigma1, mu2, sigma2))
     overlap = scipy.linalg.svdvals(_root(sigma1) @ _root(sigma2)).sum()
     distance = np.square(mu1 - mu2).sum() + np.trace(sigma1) + np.trace(sigma2) - 2 * overlap
     return max(0.0, float(distance))
+
+
+def _root(sigma: np.ndarray) -> np.ndarray:
+    """The symmetric square root of a covariance; eigenvalues that rounding made negative count as 0."""
+    values, vectors = scipy.linalg.eigh(sigma)
+    return (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
 
 
 def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
@@ -78,124 +84,23 @@ def copy_ratio(samples: Tensor, train: Tensor, test: Tensor) -> float:
 
 
 def real_distance(train: Tensor, test: Tensor) -> float:
-    """Median distance of test images to their nearest training image; none at all is refused."""
+    """Median distance of test images to their nearest training image; raises a DiffitError if it is 0."""
     real = nearest(test, train)[0].median().item()
     if real == 0:
         raise DiffitError("more than half of the test part are copies of training images; split the data anew")
     return real
 
 
-def real_side(
-    train: Tensor, test: Tensor, test_labels: Tensor, classifiers: Sequence[ClassifierLike]
-) -> dict[str, Tensor]:
-    """What `measure_small` needs of real images alone, whatever is measured: float64, in the classifiers' order."""
-    pairs = [moments(classifier.features(train)) for classifier in classifiers]
-    return {
-        "means": torch.from_numpy(np.stack([mean for mean, _ in pairs])),
-        "covariances": torch.from_numpy(np.stack([covariance for _, covariance in pairs])),
-        "accuracies": torch.tensor(
-            [class_accuracy(c.predict(test), test_labels) for c in classifiers], dtype=torch.float64
-        ),
-        "distance": torch.tensor(real_distance(train, test), dtype=torch.float64),
-    }
-
-
-def measure_small(
-    samples: Tensor,
-    labels: Tensor | None,
-    *,
-    train: Tensor,
-    test: Tensor,
-    test_labels: Tensor,
-    classifiers: Sequence[ClassifierLike],
-    stamp: Provenance,
-    real: dict[str, Tensor] | None = None,
-) -> dict[str, Any]:
-    """All numbers for small or grey data, ready for JSON; images are uint8 (N, C, H, W), labels (N,) int64.
-
-    `labels` are the classes asked for; without any there is no class accuracy.
-    The Frechet distances to the train part are taken at equal n, over generated images and over real ones of the test
-    part (the floor); their ratio is 1 for images as good as new real ones. Every number but the copy ratio is the mean
-    over the classifiers, the ratio the mean of their ratios. `real` is what `real_side` found, if it is known.
-    """
-    real = real or real_side(train, test, test_labels, classifiers)
-    n = min(len(samples), len(test))
-    drawn = samples[evenly(torch.zeros(len(samples)) if labels is None else labels, n)]
-    held_out = test[evenly(test_labels, n)]
-    generated, floor = [], []
-    for classifier, mean, covariance in zip(classifiers, real["means"], real["covariances"], strict=True):
-        reference = mean.numpy(), covariance.numpy()
-        generated.append(frechet_from_moments(*moments(classifier.features(drawn)), *reference))
-        floor.append(frechet_from_moments(*moments(classifier.features(held_out)), *reference))
-    stamp = replace(
-        stamp,
-        n=n,
-        drawn=len(samples),
-        extractor=f"{len(classifiers)} x {classifiers[0].name}",
-        extractor_checksum="+".join(c.checksum for c in classifiers),
-    )
-    accuracy = {}
-    if labels is not None:
-        accuracy = {"class_accuracy": fmean(class_accuracy(c.predict(samples), labels) for c in classifiers)}
-    return accuracy | {
-        "classifier_test_accuracy": fmean(real["accuracies"].tolist()),
-        "frechet": fmean(generated),
-        "frechet_floor": fmean(floor),
-        "frechet_ratio": fmean(g / f for g, f in zip(generated, floor, strict=True)),
-        "copy_ratio": nearest(samples, train)[0].median().item() / real["distance"].item(),
-        "stamp": stamp.to_dict(),
-        "warnings": stamp.warnings(),
-    }
-
-
-def measure_inception(
-    batches: Iterable[Tensor], reference: Reference, inception: InceptionLike, stamp: Provenance
-) -> dict[str, Any]:
-    """FID, sFID, Inception Score, KID, precision and recall of images that come in batches, ready for JSON.
-
-    Batches are uint8, (B, C, H, W), and are not kept. What the reference does not tell is left out, and the warnings
-    say so: statistics alone have no features for KID, precision and recall. Settings are torch-fidelity's: 10 splits,
-    100 subsets of 1000 images (of all where there are fewer), 3 neighbours, random seed 2020.
-    """
+def inception_score(logits: Tensor) -> dict[str, float]:
+    """Inception Score of logits (N, 1008) and its standard deviation over 10 splits, shuffled with seed 2020."""
     from torch_fidelity.metric_isc import isc_features_to_metric
 
-    found, spatial = [], Moments()
-    for images in batches:
-        seen = inception(images)
-        found.append(seen[:2])
-        spatial.add(seen.spatial)
-    if not found:
-        raise DiffitError("there are no images to measure")
-    features, logits = (torch.cat(part) for part in zip(*found, strict=True))
-    n = len(features) if reference.features is None else min(len(features), len(reference.features))
-    if n < 10:
-        raise DiffitError(f"Inception metrics need at least 10 images on each side and got {n}; give more")
-    numbers = {"fid": frechet_from_moments(*moments(features), reference.mean.numpy(), reference.covariance.numpy())}
-    left_out = []
-    if reference.spatial_mean is not None and reference.spatial_covariance is not None:
-        real = reference.spatial_mean.numpy(), reference.spatial_covariance.numpy()
-        numbers["sfid"] = frechet_from_moments(spatial.mean.numpy(), spatial.covariance.numpy(), *real)
-    else:
-        left_out.append("sFID is left out: the reference has no mu_s and sigma_s")
     score = isc_features_to_metric(logits)
-    numbers["inception_score"] = score["inception_score_mean"]
-    numbers["inception_score_std"] = score["inception_score_std"]
-    if reference.features is not None:
-        numbers |= neighbourhoods(features, reference.features)
-    else:
-        left_out.append("KID, precision and recall are left out: the reference is statistics alone, without images")
-    stamp = replace(
-        stamp,
-        n=len(features),
-        drawn=len(features),
-        extractor=inception.name,
-        extractor_checksum=inception.checksum,
-    )
-    return numbers | {"stamp": stamp.to_dict(), "warnings": stamp.warnings() + left_out}
+    return {"inception_score": score["inception_score_mean"], "inception_score_std": score["inception_score_std"]}
 
 
 def neighbourhoods(features: Tensor, real: Tensor) -> dict[str, float]:
-    """KID, precision and recall, which need features (N, D) and (M, D) of single images on both sides."""
+    """KID, precision and recall of features (N, D), against those of real images, (M, D)."""
     from torch_fidelity.metric_kid import kid_features_to_metric
     from torch_fidelity.metric_prc import prc_features_to_metric
 
@@ -210,7 +115,107 @@ def neighbourhoods(features: Tensor, real: Tensor) -> dict[str, float]:
     }
 
 
-def _root(sigma: np.ndarray) -> np.ndarray:
-    """The symmetric square root of a covariance; eigenvalues that rounding made negative count as 0."""
-    values, vectors = scipy.linalg.eigh(sigma)
-    return (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+def evenly(labels: Tensor, n: int) -> Tensor:
+    """Indices (n,) of a subset that keeps the shares of the classes (N,) and is spread evenly within each."""
+    positions = torch.arange(n) * len(labels) // n
+    return labels.argsort(stable=True)[positions]
+
+
+class Moments:
+    """Mean and unbiased covariance, float64, of features that arrive in batches and are not kept."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def add(self, features: Tensor) -> None:
+        """Count in features (N, D)."""
+        values = features.double().cpu()
+        if not self.count:  # squares around a point near the mean cancel least
+            self.origin = values.mean(0)
+            self.total, self.square = torch.zeros_like(self.origin), torch.zeros_like(self.origin.outer(self.origin))
+        values = values - self.origin
+        self.count += len(values)
+        self.total += values.sum(0)
+        self.square += values.T @ values
+
+    @property
+    def mean(self) -> Tensor:
+        """(D,)."""
+        return self.origin + self.total / self.count
+
+    @property
+    def covariance(self) -> Tensor:
+        """(D, D)."""
+        mean = self.total / self.count
+        return (self.square - self.count * mean.outer(mean)) / (self.count - 1)
+
+
+class Reference(NamedTuple):
+    """Statistics of real images; published ones lack some."""
+
+    mean: Tensor  # (D,) float64
+    covariance: Tensor  # (D, D) float64
+    features: Tensor | None = None  # (M, D) float32, of 10,000 images at most: for KID, precision, recall
+    spatial_mean: Tensor | None = None  # (S,) float64, for sFID
+    spatial_covariance: Tensor | None = None  # (S, S) float64
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Those that are not None, by name."""
+        return {name: tensor for name, tensor in self._asdict().items() if tensor is not None}
+
+
+def reference_statistics(images: Any, extractor: Extractor) -> Reference:
+    """Statistics of real images, uint8 (N, C, H, W) or anything with that `shape` that gives them by index.
+
+    Takes one pass, 512 images at a time. Inception's include those for sFID.
+    """
+    count = images.shape[0]
+    if count < 2:
+        raise DiffitError(f"a Frechet distance needs at least 2 images on each side and got {count}; give more")
+    kept, found = evenly(torch.zeros(count), min(count, 10_000)), []
+    moments, spatial_moments = Moments(), Moments()
+    for indices in torch.arange(count).split(512):
+        if extractor.num_spatial:
+            features, _, spatial = extractor(images[indices])
+            spatial_moments.add(spatial)
+        else:
+            features = extractor.features(images[indices])
+        moments.add(features)
+        found.append(features.cpu()[kept[(kept >= indices[0]) & (kept <= indices[-1])] - indices[0]])
+    reference = Reference(moments.mean, moments.covariance, torch.cat(found))
+    if not spatial_moments.count:
+        return reference
+    return reference._replace(spatial_mean=spatial_moments.mean, spatial_covariance=spatial_moments.covariance)
+
+
+NAMES = {"mean": "mu", "covariance": "sigma", "spatial_mean": "mu_s", "spatial_covariance": "sigma_s"}  # in the files
+
+
+def write_statistics(path: str | Path, reference: Reference) -> None:
+    """Write an `.npz` of `mu`, `sigma`, and for sFID `mu_s`, `sigma_s`, float64, as public evaluators read it."""
+    arrays = {NAMES[name]: tensor.numpy() for name, tensor in reference.tensors().items() if name in NAMES}
+    with replacing(path) as beside:
+        np.savez(beside, allow_pickle=False, **arrays)
+
+
+def read_statistics(path: str | Path, inception: Inception) -> Reference:
+    """The statistics in an `.npz`; raises a DiffitError if they are of other features than this network's."""
+    found, tensors = names(path), {}
+    for (mean, covariance), size in (
+        (("mean", "covariance"), inception.num_features),
+        (("spatial_mean", "spatial_covariance"), inception.num_spatial),
+    ):
+        if mean == "spatial_mean" and not {NAMES[mean], NAMES[covariance]} & found:
+            continue  # most publish none
+        for name, shape in ((mean, (size,)), (covariance, (size, size))):
+            key = NAMES[name]
+            check(key in found, f"{path} holds {', '.join(sorted(found))}, but no {key}; give complete statistics")
+            values = array(path, key)
+            check(
+                values.shape == shape and np.issubdtype(values.dtype, np.floating),
+                f"{path}: {key} is {values.dtype} {values.shape}, and {inception.name} has float {shape}; "
+                "give statistics of the same features",
+            )
+            check(bool(np.isfinite(values).all()), f"{path}: {key} is not finite; give statistics of sound features")
+            tensors[name] = torch.from_numpy(values.astype(np.float64))
+    return Reference(**tensors)

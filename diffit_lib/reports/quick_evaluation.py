@@ -1,7 +1,7 @@
 """A quick look at a finished run: some samples, and numbers that take a minute or two on a CPU."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -10,10 +10,9 @@ from torch import Tensor
 
 from diffit_lib.data.datasets import Split
 from diffit_lib.evaluation.evaluate import FIRST_SEED, make_provenance
-from diffit_lib.evaluation.evaluator import HELD
+from diffit_lib.evaluation.evaluator import HELD, ClassifierEvaluator
 from diffit_lib.evaluation.features import inception_path, load_inception, train_classifier
-from diffit_lib.evaluation.metrics import copy_ratio, frechet_distance, measure_small, nearest
-from diffit_lib.evaluation.reference import evenly
+from diffit_lib.evaluation.metrics import copy_ratio, evenly, frechet_distance, nearest
 from diffit_lib.sampling.pipeline import Pipeline, in_turn
 from diffit_lib.utils.errors import DiffitError
 from diffit_lib.utils.logging import say
@@ -33,7 +32,7 @@ class QuickEvaluation:
     samples: Tensor  # the first ones drawn, classes in turn
     reals: Tensor  # as many real ones, held out where there is a test part
     pairs: tuple[Tensor, Tensor]  # the samples most like a training image, and those training images
-    numbers: dict[str, Any] = field(default_factory=dict)  # as `measure_small` calls them; stamped
+    numbers: dict[str, Any] = field(default_factory=dict)  # as `ClassifierEvaluator` calls them; stamped
     missing: list[str] = field(default_factory=list)  # what could not be measured, and why
 
 
@@ -62,17 +61,11 @@ def evaluate_quickly(pipe: Pipeline, data: Split) -> QuickEvaluation:
         found.missing.append(f"No copy ratio: {error}.")
     if len(train.class_names) > 1 and found.numbers:
         say("report: a small classifier looks at them; about a minute on a CPU, where it is not trained yet")
-        found.numbers |= measure_small(
-            small,
-            None if labels is None else torch.tensor(labels),
-            train=small_train,
-            test=small_test,
-            test_labels=test.labels,
-            classifiers=[train_classifier(small_train, train.labels, device=pipe.device)],
-            stamp=make_provenance(pipe, "classifier", len(samples), {}).against(
-                data.train.name, data.train.fingerprint()
-            ),
-        )
+        classifier = train_classifier(small_train, train.labels, device=pipe.device)
+        parts = replace(train, images=small_train), replace(test, images=small_test)
+        evaluator = ClassifierEvaluator(*parts, [classifier], reference=data.train)
+        asked_for = None if labels is None else torch.tensor(labels)
+        found.numbers |= evaluator([small], asked_for, make_provenance(pipe, "classifier", len(samples), {}))
     elif not train.class_names:
         found.missing.append("The images have no classes, so no classifier can be trained to look at them.")
     if len(samples) < ROUGH:

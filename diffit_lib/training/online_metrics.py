@@ -10,9 +10,8 @@ import torch
 from diffit_lib.data.datasets import Images
 from diffit_lib.data.latent_cache import CachedLatents
 from diffit_lib.evaluation.evaluator import HELD, cached_reference
-from diffit_lib.evaluation.features import inception_path, load_spatial_inception, train_classifier
-from diffit_lib.evaluation.metrics import frechet_from_moments, moments
-from diffit_lib.evaluation.reference import Extractor, Reference
+from diffit_lib.evaluation.features import Extractor, inception_path, load_inception, train_classifier
+from diffit_lib.evaluation.metrics import Reference, frechet_from_moments, moments
 from diffit_lib.sampling.pipeline import Pipeline, in_turn
 from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.logging import say
@@ -53,7 +52,7 @@ class OnlineMetric:
         path = inception_path()
         check(path.is_file(), f"there are no Inception weights at {path}")
         check(len(self.train) > 1, "there is one image only")
-        return load_spatial_inception(path).to(self.device)
+        return load_inception(path).to(self.device)
 
     @cached_property
     def extractor(self) -> Extractor:
@@ -81,7 +80,7 @@ class OnlineMetric:
         start = time.monotonic()
         images = to_uint8(torch.cat(list(pipe.batches(range(ONLINE_SAMPLES), in_turn(pipe.card, ONLINE_SAMPLES)))))
         found = moments(self.extractor.features(images))
-        row[self.column] = frechet_from_moments(*found, mean.numpy(), covariance.numpy())
+        row[self.column] = frechet_from_moments(*found, mean, covariance)
         return row | {"metric_seconds": round(time.monotonic() - start, 2)}
 
     def is_best(self, row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> bool:
