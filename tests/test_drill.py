@@ -144,7 +144,7 @@ def test_drill(folder, start, diffit):
     ("words", "says"),
     [
         (f"train {SMALL} --run odd --batch-size 15", "batch_size 15 in 1 parts does not split over 2 processes; "),
-        ("sample nothing", "no weights file 'nothing'; "),
+        ("sample nothing", "no weights file 'nothing': "),
     ],
 )
 def test_a_mistake_is_told_once(start, folder, diffit, words, says):

@@ -14,7 +14,7 @@ from diffit_lib.config.models import AutoencoderConfig
 from diffit_lib.data.datasets import load_data
 from diffit_lib.evaluation.evaluate import evaluate
 from diffit_lib.evaluation.reconstruction import legibility
-from diffit_lib.models.latent_space import DeferredLatentSpace
+from diffit_lib.models.latent_space import LazyLatentSpace
 from diffit_lib.models.vae import KLAutoencoder
 from diffit_lib.sampling.pipeline import Pipeline
 from diffit_lib.training.encode import encode
@@ -149,7 +149,7 @@ def test_an_autoencoder_that_cannot_be_had_is_told_before_anything_is_drawn(trai
         raise DiffitError("no autoencoder here")
 
     pipe = load(trained)
-    pipe = Pipeline(pipe.denoiser, pipe.card, DeferredLatentSpace(absent))
+    pipe = Pipeline(pipe.denoiser, pipe.card, LazyLatentSpace(absent))
     pipe.denoiser.forward = lambda *_: pytest.fail("drawn")
     with pytest.raises(DiffitError, match="no autoencoder here"):
         pipe([0])

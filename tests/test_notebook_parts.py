@@ -57,7 +57,7 @@ def test_a_users_mistake_is_one_red_line_and_no_traceback(capsys):
     shell.user_ns["wrong"] = lambda: choose_weights(preset("digits"), Path("nowhere"), "gone")
     shell.run_cell("wrong()")
     (line,) = told(capsys)
-    assert line.startswith("PATH_WEIGHTS: no weights file 'gone'; give a path")
+    assert line.startswith("PATH_WEIGHTS: no weights file 'gone': ")
 
 
 class TestMeasure:

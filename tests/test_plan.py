@@ -1,6 +1,5 @@
 """From a form's settings to a recipe that suits the machine, and its data."""
 
-import hashlib
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,6 @@ import torch
 from PIL import Image
 
 from diffit_lib.checkpoints.autoencoders import load_vae, save_vae
-from diffit_lib.checkpoints.hub import PUBLISHED
 from diffit_lib.config.presets import LATENT_SPACE, STABLE_DIFFUSION, preset, vae_preset
 from diffit_lib.data import sources
 from diffit_lib.data.datasets import Images, digits
@@ -263,16 +261,6 @@ class TestDrive:
         ) as error:
             choose_weights(preset("digits"), tmp_path, ID)
         assert "\n" not in str(error.value)
-
-    def test_published_weights_come_before_ready_made_ones_if_they_can_be_had(
-        self, asked, monkeypatch, tmp_path, capsys
-    ):
-        checksum = hashlib.sha256(WEIGHTS).hexdigest()
-        monkeypatch.setitem(PUBLISHED, "digits", (ID, checksum))
-        assert choose_weights(preset("digits"), tmp_path).read_bytes() == WEIGHTS
-        monkeypatch.setitem(PUBLISHED, "digits", (ID, "0" * 64))
-        assert choose_weights(preset("digits"), tmp_path) == PRETRAINED / "digits.safetensors"
-        assert capsys.readouterr().out.startswith("\033[31mhttps://drive.google.com")
 
 
 class TestRun:

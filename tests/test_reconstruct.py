@@ -71,6 +71,6 @@ def test_of_cached_latents_there_is_no_input(data, held, tmp_path):
 def test_what_has_no_autoencoder_or_no_data_is_refused(weights, tmp_path):
     with pytest.raises(DiffitError, match="draws pixels, without an autoencoder; give an autoencoder's weights"):
         reconstruct(weights, out=tmp_path / "out")
-    with pytest.raises(DiffitError, match="no autoencoder 'nothing'"):
+    with pytest.raises(DiffitError, match="no weights file 'nothing'"):
         reconstruct("nothing", out=tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -192,8 +192,8 @@ class TestFiles:
         VAEExperimentConfig("small", "nothing", network=SMALL),
         (0.5, -1.0, 0.0, 2.0),
         (1.0, 2.0, 0.5, 4.0),
-        "x/train 1f",
-        32,
+        trained_on="x/train 1f",
+        images_seen=32,
     )
 
     @pytest.fixture
@@ -227,7 +227,7 @@ class TestFiles:
             load_vae(weights)
 
     def test_a_name_no_file_has_is_refused(self):
-        with pytest.raises(DiffitError, match=r"no autoencoder 'nowhere'; give the path of one, or .*sd-vae-ft-ema"):
+        with pytest.raises(DiffitError, match=r"no weights file 'nowhere': .*; give a path or one of .*sd-vae-ft-ema"):
             load_vae("nowhere")
 
     @pytest.mark.parametrize("values", [{"mean": (0.0,)}, {"std": (1.0, 1.0, 1.0, 0.0)}])

@@ -2,7 +2,9 @@
 
 import json
 import pickle
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +13,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from diffit_lib.checkpoints.autoencoders import load_vae
-from diffit_lib.checkpoints.weights import ModelCard, build_denoiser, find_weights, load_weights, save_weights
+from diffit_lib.checkpoints.hub import find_weights
+from diffit_lib.checkpoints.weights import ModelCard, build_denoiser, load_weights, save_weights
 from diffit_lib.config.diffusion import VPConfig
+from diffit_lib.evaluation.image_files import is_image_files
+from diffit_lib.sampling.pipeline import load
 from diffit_lib.utils.errors import DiffitError
 from diffit_lib.utils.files import PRETRAINED
 
@@ -57,7 +62,14 @@ class TestRoundTrip:
         experiment = TINY.override(sigma_data=0.6, dropout=0.1, guidance=2.0)
         denoiser = build_denoiser(experiment)
         card = ModelCard(
-            experiment, ("a", "b"), "some/train 1f", 48, 1.5, "cpu", "CC0", {"frechet": 1.25, "stamp": {"n": 3}}
+            experiment,
+            class_names=("a", "b"),
+            trained_on="some/train 1f",
+            images_seen=48,
+            minutes=1.5,
+            device="cpu",
+            licence="CC0",
+            numbers={"frechet": 1.25, "stamp": {"n": 3}},
         )
         save_weights(tmp_path / "file", card, denoiser)
         again, read_card = load_weights(tmp_path / "file")
@@ -192,7 +204,7 @@ class TestRefused:
 
 class TestFindWeights:
     def test_takes_a_path_and_else_a_name(self, weights, tmp_path, monkeypatch):
-        monkeypatch.setattr("diffit_lib.checkpoints.weights.PRETRAINED", weights.parent)
+        monkeypatch.setattr("diffit_lib.checkpoints.hub.PRETRAINED", weights.parent)
         assert find_weights(weights) == weights
         assert find_weights("tiny") == weights
         monkeypatch.chdir(tmp_path)
@@ -200,16 +212,55 @@ class TestFindWeights:
         assert find_weights("tiny").resolve() == tmp_path / "tiny"
 
     def test_says_which_names_there_are(self, weights, monkeypatch):
-        monkeypatch.setattr("diffit_lib.checkpoints.weights.PRETRAINED", weights.parent)
-        with pytest.raises(DiffitError, match=r"no weights file 'huge'; .* ready-made ones: tiny"):
+        monkeypatch.setattr("diffit_lib.checkpoints.hub.PRETRAINED", weights.parent)
+        with pytest.raises(DiffitError, match=r"no weights file 'huge': .*/huge is no .*; give a path or one of tiny"):
             find_weights("huge")
 
-    def test_takes_no_folder_for_a_file(self, tmp_path):
-        with pytest.raises(DiffitError, match="no weights file"):
+    @pytest.mark.parametrize(
+        ("name", "near"), [("digit", "digits"), ("nvidia/difit-256", "nvidia/diffit-256"), ("vae-digit", "vae-digits")]
+    )
+    def test_asks_whether_a_similar_name_was_meant(self, name, near):
+        with pytest.raises(DiffitError, match=rf"did you mean ([\w/-]+ or )?{near}\b"):
+            find_weights(name)
+
+    def test_takes_a_run_folder_for_its_weights(self, weights, tmp_path):
+        with pytest.raises(DiffitError, match=rf"no weights file in folder {tmp_path}: it has no weights\.safetensors"):
             find_weights(tmp_path)
+        own = Path(shutil.copy(weights, tmp_path / "weights.safetensors"))
+        assert find_weights(tmp_path) == find_weights(str(tmp_path)) == own
+        assert not is_image_files(tmp_path)
+
+    def test_a_name_goes_before_a_run_folder(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "digits").mkdir()
+        assert find_weights("digits") == PRETRAINED / "digits.safetensors"
+
+
+class TestLoading:
+    @pytest.mark.parametrize("name", ["digits", "latent-digits"])
+    def test_leaves_the_global_random_state_alone(self, name):
+        before = torch.get_rng_state()
+        load(name, device="cpu")
+        assert torch.equal(torch.get_rng_state(), before)
+
+    def test_checks_shapes_before_it_allocates(self, weights, tmp_path):
+        def enlarge(tensors, metadata):
+            card = json.loads(metadata["card"])
+            card["recipe"]["network"]["width"] = 1 << 20  # terabytes
+            metadata["card"] = json.dumps(card)
+
+        with pytest.raises(DiffitError, match="it fits another model"):
+            load_weights(rewrite(weights, tmp_path / "huge.safetensors", enlarge))
+
+    def test_file_may_go_once_it_is_loaded(self, weights, tmp_path):
+        copy = Path(shutil.copy(weights, tmp_path / "copy.safetensors"))
+        denoiser, _ = load_weights(copy)
+        copy.write_bytes(bytes(copy.stat().st_size))
+        kept, _ = load_weights(weights)
+        assert all(map(torch.equal, denoiser.state_dict().values(), kept.state_dict().values()))
 
     @pytest.mark.parametrize("path", sorted(PRETRAINED.glob("*.safetensors")), ids=lambda path: path.stem)
-    def test_ready_made_weights_load_by_name_and_are_float16(self, path):
+    def test_pretrained_weights_load_by_name_and_are_float16(self, path):
         card = load_vae(path.stem)[1] if path.stem.startswith("vae-") else load_weights(path.stem)[1]
         assert card.numbers
         assert {tensor.dtype for tensor in load_file(path).values()} == {torch.float16}

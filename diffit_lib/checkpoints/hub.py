@@ -1,12 +1,13 @@
-"""Weights that others published, by name: NVIDIA's latent DiffiT and Meta's DiT, with what is needed to use them.
+"""Find weights by path or name: local files, our pretrained ones, a Google Drive id, and those that others published.
 
-Their files hold tensors and nothing else: network, sampling settings, class names and licence are kept here.
+NVIDIA's latent DiffiT and Meta's DiT were published as tensors alone: their network, sampling settings and licence are
+here.
 """
 
 from argparse import Namespace
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from textwrap import shorten
 from zipfile import is_zipfile
@@ -16,37 +17,46 @@ from torch import Tensor
 
 from diffit_lib.checkpoints.safetensors_io import read_tensors
 from diffit_lib.config.experiment import ExperimentConfig
-from diffit_lib.config.presets import preset
+from diffit_lib.config.presets import STABLE_DIFFUSION, preset
 from diffit_lib.utils.errors import DiffitError, check
-from diffit_lib.utils.files import cache_folder, replacing, sha256
+from diffit_lib.utils.files import PRETRAINED, cache_folder, replacing
 from diffit_lib.utils.logging import say
 
-# Name: Google Drive id and SHA-256 of the safetensors file; an empty id says that it is not uploaded yet.
-PUBLISHED: dict[str, tuple[str, str]] = {
-    "cifar10": ("", ""),
-    "cifar10-t4": ("", ""),
-    "ffhq64": ("", ""),
-}
+WEIGHTS = "weights.safetensors"  # in a run folder
 
 
-def published_weights(name: str) -> Path:
-    """The local file of the weights `name` of `PUBLISHED`, downloaded where the cache folder does not hold it whole."""
-    drive_id, checksum = PUBLISHED[name]
-    path = cache_folder() / "weights" / f"{name}.safetensors"
-    if path.is_file() and sha256(path) == checksum:
+def find_weights(path_or_name: str | Path) -> Path:
+    """The weights file that a path, a run folder, or a name means: one of our own, or one of `HUB_MODELS`.
+
+    Raises a DiffitError that says what was looked for, and where.
+    """
+    name, path = str(path_or_name), Path(path_or_name).expanduser()
+    own = PRETRAINED / f"{name}.safetensors"
+    if path.is_file():
         return path
-    if not drive_id:
-        raise DiffitError(
-            f"the weights {name!r} are not uploaded yet; train them with `diffit train {name}`, or give a path"
+    if own.is_file():
+        return own
+    if name in HUB_MODELS:
+        return find_hub_file(HUB_MODELS[name])
+    if path.is_dir():
+        check(
+            (path / WEIGHTS).is_file(),
+            f"no weights file in folder {path}: it has no {WEIGHTS}; give a run folder that has one",
         )
-    return from_drive(drive_id, path, checksum)
+        return path / WEIGHTS
+    names = [*sorted(file.stem for file in PRETRAINED.glob("*.safetensors")), *HUB_MODELS, *STABLE_DIFFUSION]
+    near = get_close_matches(name, names, n=2)
+    hint = f"did you mean {' or '.join(near)}? give" if near else "give"
+    raise DiffitError(
+        f"no weights file {name!r}: {path.absolute()} is no file or run folder, nor a name of pretrained weights; "
+        f"{hint} a path or one of {', '.join(names)}"
+    )
 
 
-def from_drive(drive_id: str, target: str | Path, checksum: str | None = None) -> Path:
-    """Download the file of this id from Google Drive to `target`, which is there whole or not at all, and return it.
+def from_drive(drive_id: str, target: str | Path) -> Path:
+    """Download the file with this Google Drive id to `target`, and return that path; no half of a file is left.
 
-    A file whose SHA-256 is not `checksum`, if that is given, is refused. Without the network, or where Google refuses
-    the file (its daily quota, a file not shared with everyone, a wrong id), there is one line with the remedy.
+    Raises a DiffitError without a network, or if Google refuses the file (daily quota, not shared, wrong id).
     """
     import gdown
     from requests import RequestException
@@ -55,13 +65,8 @@ def from_drive(drive_id: str, target: str | Path, checksum: str | None = None) -
     messages = {"start": "", "output": f"To: {target}\n"}
     broken_off = getattr(gdown.exceptions, "DownloadError", RequestException)  # gdown 5 has none of its own
     try:
-        with replacing(target) as beside:
-            with open(beside, "wb") as file:  # to a path, gdown would leave a file of its own beside it when killed
-                gdown.download(id=drive_id, output=file, use_cookies=False, log_messages=messages)
-            if checksum is not None and (found := sha256(beside)) != checksum:
-                raise DiffitError(
-                    f"{page} has the SHA-256 {found}, not {checksum}; try again, or give the path of a good file"
-                )
+        with replacing(target) as beside, open(beside, "wb") as file:  # given a path, gdown leaves its own part file
+            gdown.download(id=drive_id, output=file, use_cookies=False, log_messages=messages)
     except gdown.exceptions.FileURLRetrievalError as error:
         reason = shorten(str(error).removeprefix("Failed to retrieve file url:"), 200)
         remedy = "make a copy in your Drive and give its path, in a notebook as PATH_WEIGHTS"
@@ -75,7 +80,7 @@ def from_drive(drive_id: str, target: str | Path, checksum: str | None = None) -
 
 
 def from_hub(repository: str, file: str, remedy: str) -> Path:
-    """A file of a repository on the Hugging Face hub: from its cache here, else downloaded, which is said first."""
+    """A file of a repository on the Hugging Face hub: from the hub's cache here, else downloaded, which is said."""
     try:
         from huggingface_hub import hf_hub_download
     except ImportError:
@@ -93,7 +98,7 @@ def from_hub(repository: str, file: str, remedy: str) -> Path:
 
 
 def in_hub_cache(repository: str, file: str) -> bool:
-    """Whether a file of a repository lies in the hub's cache here."""
+    """Whether a file of a repository is in the hub's cache on this machine."""
     try:
         from huggingface_hub import try_to_load_from_cache
     except ImportError:
@@ -107,12 +112,12 @@ NAMES = {  # ours: theirs
     "time_token.classes.": "y_embedder.embedding_table.",
     ".modulation.": ".adaLN_modulation.1.",
 }
-INDEX = ".attn.relative_position_index"  # follows from the size of the grid: in the files, not in our networks
+INDEX = ".attn.relative_position_index"  # in the files, not in our networks: it follows from the grid
 
 
 @dataclass(frozen=True)
 class HubModel:
-    """Published weights: what they are, where they lie, what they may be used for."""
+    """Weights that others published: network and settings, where the file is, its licence."""
 
     experiment: ExperimentConfig
     file: str  # its name where it was published
@@ -122,9 +127,9 @@ class HubModel:
 
 
 def xl_2(block: str, side: int, file: str, *, by: str, source: str, licence: str, **guidance: float | str) -> HubModel:
-    """The largest network for ImageNet at this many pixels; `guidance` is what its published pictures were drawn with.
+    """The largest network for ImageNet at `side` pixels, with the guidance of its published pictures.
 
-    DiT's FID was measured at 1.5 on both sizes, DiffiT's at the scales below.
+    DiT's FID was measured at guidance 1.5 on both sizes, DiffiT's at the scales below.
     """
     experiment = preset(f"{block}-xl-2").override(
         name=f"{by.lower()}/{'diffit' if block == 'diffit' else 'dit-xl-2'}-{side}",
@@ -142,8 +147,8 @@ _META = {
     "licence": "CC-BY-NC-4.0 (no commercial use)",
 }
 HUB_MODELS = {
-    weights.experiment.name: weights
-    for weights in (
+    model.experiment.name: model
+    for model in (
         xl_2("diffit", 256, "diffit_256.safetensors", **_NVIDIA, guidance=4.4),
         xl_2("diffit", 512, "diffit_512.safetensors", **_NVIDIA, guidance=1.49, guidance_schedule="constant"),
         xl_2("dit", 256, "DiT-XL-2-256x256.pt", **_META, guidance=4.0, guidance_schedule="constant"),
@@ -153,52 +158,47 @@ HUB_MODELS = {
 
 
 def published_name(name: str) -> str:
-    """What the published files call a tensor of ours."""
+    """The name of a tensor of ours in the published files."""
     for ours, theirs in NAMES.items():
         name = name.replace(ours, theirs)
     return name
 
 
 def hub_tensors(name: str, file: str | Path | None = None) -> tuple[dict[str, Tensor], Path]:
-    """The tensors of the weights `name` of `HUB_MODELS` by their published names, float32 on the CPU, and their file.
+    """The tensors of one of `HUB_MODELS` by their published names, float32 on the CPU, and the file they are from.
 
-    From `file`; else from the cache folder or the hub's, else downloaded. Says the licence, once.
+    The file is `file` if given, else from the cache folder or the hub's cache, else downloaded. Says the licence, once.
     """
-    weights = HUB_MODELS[name]
-    path = find_hub_file(weights) if file is None else Path(file)
-    check(path.is_file(), f"there is no file {str(path)!r}; give that of {name}, {weights.file}")
-    tell_licence(name)
-    tensors = unpickle(path) if weights.file.endswith(".pt") and is_pickle(path) else read_tensors(path, None, "")[1]
+    model = HUB_MODELS[name]
+    path = find_hub_file(model) if file is None else Path(file)
+    check(path.is_file(), f"there is no file {str(path)!r}; give that of {name}, {model.file}")
+    tell_licence(f"{name}: weights by {model.by}, licence {model.licence}")
+    tensors = unpickle(path) if model.file.endswith(".pt") and is_pickle(path) else read_tensors(path)
     return {name: tensor for name, tensor in tensors.items() if not name.endswith(INDEX)}, path
 
 
-def find_hub_file(weights: HubModel) -> Path:
-    """The local file of published weights; from the hub where it is not here yet."""
-    name, path = weights.experiment.name, cache_folder() / "weights" / weights.file
-    address = weights.source if "://" in weights.source else f"https://huggingface.co/{weights.source}"
-    remedy = f"get {weights.file} from {address} and give it as file=, or put it at {path}"
+def find_hub_file(model: HubModel) -> Path:
+    """The local file of published weights; downloaded from the hub if it is not here."""
+    name, path = model.experiment.name, cache_folder() / "weights" / model.file
+    address = model.source if "://" in model.source else f"https://huggingface.co/{model.source}"
+    remedy = f"get {model.file} from {address} and give it as file=, or put it at {path}"
     if path.is_file():
         return path
-    check("://" not in weights.source, f"{name} is not here, nor on a hub in its published form; {remedy}")
-    return from_hub(weights.source, weights.file, remedy)
+    check("://" not in model.source, f"{name} is not here, nor on a hub in its published form; {remedy}")
+    return from_hub(model.source, model.file, remedy)
 
 
 def is_here(name: str) -> bool:
-    """Whether the weights `name` of `HUB_MODELS` lie on this machine, so that nothing need be downloaded."""
-    weights = HUB_MODELS[name]
-    if (cache_folder() / "weights" / weights.file).is_file():
-        return True
-    if "://" in weights.source or find_spec("huggingface_hub") is None:
-        return False
-    from huggingface_hub import try_to_load_from_cache
-
-    return isinstance(try_to_load_from_cache(weights.source, weights.file), str)
+    """Whether the file of one of `HUB_MODELS` is on this machine, so that nothing is downloaded."""
+    model = HUB_MODELS[name]
+    here = (cache_folder() / "weights" / model.file).is_file()
+    return here or ("://" not in model.source and in_hub_cache(model.source, model.file))
 
 
 @cache
-def tell_licence(name: str) -> None:
-    """Say under which licence these weights were published; a second time nothing is said."""
-    say(f"{name}: weights by {HUB_MODELS[name].by}, licence {HUB_MODELS[name].licence}")
+def tell_licence(text: str) -> None:
+    """Say who published weights and under which licence; a second time nothing is said."""
+    say(text)
 
 
 def is_pickle(path: Path) -> bool:
@@ -208,12 +208,9 @@ def is_pickle(path: Path) -> bool:
 
 
 def unpickle(path: Path) -> dict[str, Tensor]:
-    """The tensors of a torch file, flat or under "ema", float32; whatever is no tensor is refused, and not run.
-
-    A training checkpoint also holds its options, which are left alone: argparse's plain container of values.
-    """
+    """The tensors of a torch file, at the top or under "ema", float32. Anything but tensors is refused, and not run."""
     try:
-        with torch.serialization.safe_globals([Namespace]):
+        with torch.serialization.safe_globals([Namespace]):  # a training checkpoint holds its options as one
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
         tensors = content.get("ema", content)
         return {name: tensor.to(torch.float32) for name, tensor in tensors.items()}

@@ -1,78 +1,112 @@
-"""Safetensors files: named tensors, and in the metadata a format and a card that says what they are."""
+"""Safetensors files that describe themselves: tensors by name, and a card as JSON in the metadata.
 
-from collections.abc import Callable, Mapping
+No pickle is ever opened here.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from diffit_lib.utils.errors import DiffitError
+from diffit_lib.config.experiment import BaseExperimentConfig
+from diffit_lib.utils.errors import DiffitError, check_types
 from diffit_lib.utils.files import replacing
 
-ModelCard = TypeVar("ModelCard")
+
+@dataclass(frozen=True)
+class Card:
+    """What a file says about its tensors. In the file, `experiment` is called "recipe"."""
+
+    experiment: BaseExperimentConfig
+    _: KW_ONLY
+    trained_on: str = ""  # name and fingerprint of the training images
+    images_seen: int = 0
+    minutes: float = 0.0  # of training
+    device: str = ""
+    licence: str = "MIT"
+    numbers: dict[str, Any] = field(default_factory=dict)  # metrics on held-out images, if they were measured
+
+    FORMAT: ClassVar[str]  # of the file
+    WRITER: ClassVar[str]  # which command writes such files
+    EXPERIMENT: ClassVar[type[BaseExperimentConfig]]
+
+    def __post_init__(self) -> None:
+        check_types(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        values = dict(vars(self))
+        return {"recipe": values.pop("experiment").to_dict()} | values
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """The inverse of `to_dict`."""
+        others = {key: value for key, value in values.items() if key != "recipe"}
+        return cls(experiment=cls.EXPERIMENT.from_dict(values["recipe"]), **others)
 
 
-def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], form: str, card: str) -> None:
-    """Write tensors, wherever they lie, with the name of their format and their card's JSON."""
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+AnyCard = TypeVar("AnyCard", bound=Card)
+
+
+def write_checkpoint(path: str | Path, card: Card, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    """Write tensors, from any device, as `dtype`, with their card."""
+    plain = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
     with replacing(path) as beside:
-        save_file(plain, beside, metadata={"format": form, "card": card})
+        save_file(plain, beside, metadata={"format": card.FORMAT, "card": json.dumps(card.to_dict())})
 
 
-def read_tensors(path: Path, form: str | None, remedy: str, prefix: str = "") -> tuple[str, dict[str, Tensor]]:
-    """A file's card as JSON, and its tensors whose names start with `prefix`, without it, in float32 on the CPU.
-
-    A file of another format than `form` is refused, and `remedy` told; None takes any.
-    """
+@contextmanager
+def opened(path: str | Path) -> Iterator[Any]:
+    """A safetensors file, open; a DiffitError says what is wrong with any other file."""
     try:
         with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            if form is not None and metadata.get("format") != form:
-                raise DiffitError(
-                    f"{path} holds no diffit model (format {metadata.get('format')!r}, not {form!r}); {remedy}"
-                )
-            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118, not a dict
-            tensors = {name.removeprefix(prefix): file.get_tensor(name).to(torch.float32) for name in names}
+            yield file
     except SafetensorError as error:
         raise DiffitError(f"{path} is no whole safetensors file ({error}); {_remedy(path)}") from error
-    return metadata.get("card", ""), tensors
 
 
-def format_of(path: Path) -> str:
-    """The format a file names, "" where it names none or is no whole safetensors file."""
+def is_checkpoint(path: str | Path, kind: type[Card]) -> bool:
+    """Whether a safetensors file says that it has this kind of card."""
+    with opened(path) as file:
+        return (file.metadata() or {}).get("format") == kind.FORMAT
+
+
+def read_card(path: str | Path, kind: type[AnyCard]) -> AnyCard:
+    """The card of a file, which must be of this kind."""
+    with opened(path) as file:
+        metadata = file.metadata() or {}
+    if (found := metadata.get("format")) != kind.FORMAT:
+        raise DiffitError(f"{path} holds no diffit model (format {found!r}, not {kind.FORMAT!r}); give {kind.WRITER}")
     try:
-        with safe_open(path, "pt") as file:
-            return (file.metadata() or {}).get("format", "")
-    except SafetensorError:
-        return ""
-
-
-def read_card(from_json: Callable[[str], ModelCard], text: str, path: Path) -> ModelCard:
-    """A file's card; one that makes no sense is the file's fault, and is told so."""
-    try:
-        return from_json(text)
+        return kind.from_dict(json.loads(metadata["card"]))
     except (AttributeError, KeyError, TypeError, ValueError, DiffitError) as error:
         raise DiffitError(f"{path} has a card this version cannot read ({error}); update diffit") from error
 
 
-def load_tensors(
-    module: nn.Module,
-    tensors: dict[str, Tensor],
-    source: str,
-    *,
-    known_as: Callable[[str], str] = str,
-    assign: bool = False,
-) -> None:
-    """Load tensors by name; the first missing, spare or misshapen one is named.
+def read_tensors(path: str | Path, prefix: str = "") -> dict[str, Tensor]:
+    """The tensors whose names start with `prefix`, by the rest of their names, in float32 on the CPU."""
+    with opened(path) as file:
+        names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118, not a dict
+        return {name.removeprefix(prefix): file.get_tensor(name).to(torch.float32, copy=True) for name in names}
 
-    `known_as` turns a name in the module into the one in the file. `assign` makes the tensors the module's own instead
-    of copying them: it may then have been built on the meta device.
+
+def load_tensors(
+    module: nn.Module, tensors: dict[str, Tensor], source: str | Path, renamed: Callable[[str], str] = str
+) -> None:
+    """Make these tensors the module's own, by name. The module may have been built on the meta device.
+
+    `renamed` turns a name in the module into the one in the file. Raises a DiffitError that names the first tensor
+    that is missing, unknown or of another shape, before anything is loaded.
     """
-    names = {known_as(name): name for name in module.state_dict()}
-    expected = {known_as(name): tensor.shape for name, tensor in module.state_dict().items()}
+    names = {renamed(name): name for name in module.state_dict()}
+    expected = {renamed(name): tensor.shape for name, tensor in module.state_dict().items()}
     for problem, wrong in (
         ("lacks", expected.keys() - tensors.keys()),
         ("has a spare", tensors.keys() - expected.keys()),
@@ -83,13 +117,13 @@ def load_tensors(
         if tensor.shape != expected[name]:
             shapes = f"{tuple(tensor.shape)}, not {tuple(expected[name])}"
             raise DiffitError(f"{source} has tensor {name!r} of shape {shapes}; it fits another model")
-    module.load_state_dict({names[theirs]: tensor for theirs, tensor in tensors.items()}, assign=assign)
+    module.load_state_dict({names[name]: tensor for name, tensor in tensors.items()}, assign=True)
 
 
-def _remedy(path: Path) -> str:
+def _remedy(path: str | Path) -> str:
     """What to do about a file that does not open."""
     with open(path, "rb") as file:
         start = file.read(9)
-    if start[:2] == b"PK" or (start[:1] == b"\x80" and start[8:] != b"{"):  # eight bytes of length, then text, are ours
+    if start[:2] == b"PK" or (start[:1] == b"\x80" and start[8:] != b"{"):  # ours: eight bytes of length, then text
         return "it is a pickle, which could run code and is never opened: give the run's weights.safetensors"
     return "copy or download it again"

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from diffit_lib.checkpoints.autoencoders import load_vae
-from diffit_lib.checkpoints.weights import few, find_weights, load_weights
+from diffit_lib.checkpoints.hub import find_weights
+from diffit_lib.checkpoints.weights import few, load_weights
 from diffit_lib.checkpoints.weights import image_shape as shape_of
 from diffit_lib.config.experiment import BaseExperimentConfig, ExperimentConfig, VAEExperimentConfig
 from diffit_lib.config.models import ImageNetworkConfig, TransformerConfig

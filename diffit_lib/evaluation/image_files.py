@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from diffit_lib.checkpoints.hub import WEIGHTS
 from diffit_lib.data.datasets import Images, LazyImages, first_shape
 from diffit_lib.data.folders import find_images
 from diffit_lib.data.preprocess import to_pixels
@@ -17,12 +18,13 @@ from diffit_lib.utils.npz import array, names
 
 
 def is_image_files(what: str | Path) -> bool:
-    """Whether this is a folder, a zip or an `.npz`, rather than weights; the name of ready-made ones is theirs.
+    """Whether this is a folder, a zip or an `.npz` of images; else it is weights: a file, a run folder, or a name.
 
-    A folder of that name is given as `./NAME`.
+    A folder of images that has the name of pretrained weights is given as `./NAME`.
     """
-    pretrained = str(what) in {file.stem for file in PRETRAINED.glob("*.safetensors")}
-    return Path(what).suffix.lower() in (".zip", ".npz") or (Path(what).is_dir() and not pretrained)
+    path = Path(what)
+    weights = (PRETRAINED / f"{what}.safetensors").is_file() or (path / WEIGHTS).is_file()
+    return path.suffix.lower() in (".zip", ".npz") or (path.is_dir() and not weights)
 
 
 def is_npz(what: object) -> bool:

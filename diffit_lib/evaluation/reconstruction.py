@@ -12,8 +12,9 @@ from torch.utils.data import Dataset
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from diffit_lib.checkpoints.autoencoders import load_vae
-from diffit_lib.checkpoints.safetensors_io import format_of, read_card, read_tensors
-from diffit_lib.checkpoints.weights import FORMAT, ModelCard, load_own_space
+from diffit_lib.checkpoints.hub import find_weights
+from diffit_lib.checkpoints.safetensors_io import is_checkpoint, read_card
+from diffit_lib.checkpoints.weights import ModelCard, load_own_space
 from diffit_lib.config.experiment import BaseExperimentConfig
 from diffit_lib.config.presets import STABLE_DIFFUSION
 from diffit_lib.data.datasets import Split, experiment_data
@@ -25,7 +26,6 @@ from diffit_lib.models.latent_space import LatentSpace, Space
 from diffit_lib.models.lpips import SMALLEST, load_perceptual, vgg_path
 from diffit_lib.utils.distributed import local_device
 from diffit_lib.utils.errors import DiffitError, check
-from diffit_lib.utils.files import PRETRAINED
 from diffit_lib.utils.logging import say
 from diffit_lib.utils.plots import enlargement, tile, write_png
 from diffit_lib.utils.tensors import best_device, to_float, to_uint8
@@ -130,12 +130,10 @@ def reconstruct(
 
 def load_any(vae: str | Path) -> tuple[LatentSpace, BaseExperimentConfig, tuple[int, int, int]]:
     """The autoencoder of a weights file of either kind, the recipe that names its data, and its pictures' (C, H, W)."""
-    path = Path(vae) if Path(vae).is_file() else PRETRAINED / f"{vae}.safetensors"
-    if str(vae) in STABLE_DIFFUSION or not path.is_file() or format_of(path) != FORMAT:
+    if str(vae) in STABLE_DIFFUSION or not is_checkpoint(path := find_weights(vae), ModelCard):
         space, own = load_vae(vae)
         return space, own.experiment, own.experiment.network.shape
-    text, _ = read_tensors(path, FORMAT, "", prefix="none of the tensors")
-    card = read_card(ModelCard.from_json, text, path)
+    card = read_card(path, ModelCard)
     model_codec = load_own_space(path, card)
     if not isinstance(model_codec, LatentSpace):
         raise DiffitError(

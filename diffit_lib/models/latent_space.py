@@ -6,7 +6,6 @@ Latents are drawn from it and normalised by the mean and standard deviation of e
 """
 
 from collections.abc import Callable
-from functools import cached_property
 from typing import Any, Protocol, Self
 
 import torch
@@ -119,35 +118,19 @@ class LatentSpace:
         return self
 
 
-class DeferredLatentSpace:
-    """Latents whose autoencoder is fetched once it is needed: what is not decoded can be had without it."""
-
-    latent = True
+class LazyLatentSpace(LatentSpace):
+    """A latent space whose autoencoder is fetched when it is first used."""
 
     def __init__(self, fetch: Callable[[], LatentSpace]):
         self.fetch, self.device = fetch, torch.device("cpu")
 
-    @cached_property
-    def space(self) -> LatentSpace:
-        """The autoencoder's own codec."""
-        return self.fetch().to(self.device)
-
-    @property
-    def checksum(self) -> str:
-        """The autoencoder's."""
-        return self.space.checksum
-
-    def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        """As the autoencoder's own codec."""
-        return self.space.encode(images, noise)
-
-    def decode(self, x: Tensor) -> Tensor:
-        """As the autoencoder's own codec."""
-        return self.space.decode(x)
+    def __getattr__(self, name: str) -> Any:
+        if name not in ("network", "mean", "std", "fits", "checksum"):
+            raise AttributeError(name)
+        vars(self).update(vars(self.fetch().to(self.device)))
+        return vars(self)[name]
 
     def to(self, device: torch.device) -> Self:
         """The same, on this device."""
         self.device = device
-        if "space" in vars(self):
-            self.space.to(device)
-        return self
+        return super().to(device) if "network" in vars(self) else self

@@ -17,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from diffit_lib.checkpoints.autoencoders import load_space
-from diffit_lib.checkpoints.hub import HUB_MODELS, PUBLISHED, from_drive, is_here, published_weights
-from diffit_lib.checkpoints.weights import build_denoiser, find_weights
+from diffit_lib.checkpoints.hub import HUB_MODELS, find_weights, from_drive, is_here
+from diffit_lib.checkpoints.weights import build_denoiser
 from diffit_lib.config.experiment import BaseExperimentConfig, ExperimentConfig, VAEExperimentConfig
 from diffit_lib.config.presets import IMAGE_SPACE, LATENT_SPACE, STABLE_DIFFUSION
 from diffit_lib.data.datasets import Images, Split
@@ -153,7 +153,7 @@ def choose_weights(experiment: ExperimentConfig, run: Path, given: str = "") -> 
     """The weights to go on with where nothing was trained.
 
     Those given, by path, name, or the id or link of a file in Google Drive; else the run's own, from another day; else
-    those published for the preset; else ready-made ones of the same data.
+    pretrained ones of the same data.
     """
     if given:
         try:
@@ -166,11 +166,6 @@ def choose_weights(experiment: ExperimentConfig, run: Path, given: str = "") -> 
     )
     if own.is_file():
         return own
-    if PUBLISHED.get(experiment.name, ("", ""))[0]:
-        try:
-            return published_weights(experiment.name)
-        except DiffitError as error:
-            warn(str(error))
     if ours is None:
         raise DiffitError(
             f"there are no weights for {experiment.data}; set IS_TRAIN, or PATH_WEIGHTS to a file of weights"

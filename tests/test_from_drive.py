@@ -1,4 +1,4 @@
-"""Weights by name from Google Drive: whole, checked and downloaded once, or one line that says what to do."""
+"""Downloads from Google Drive: a whole file, or one line that says what to do."""
 
 import hashlib
 import io
@@ -13,11 +13,7 @@ import requests
 from requests.adapters import HTTPAdapter
 from urllib3 import HTTPResponse
 
-from diffit_lib.checkpoints import hub as published
-from diffit_lib.checkpoints.hub import PUBLISHED, from_drive, published_weights
-from diffit_lib.checkpoints.weights import find_weights
-from diffit_lib.cli.main import main
-from diffit_lib.sampling.pipeline import load
+from diffit_lib.checkpoints.hub import from_drive
 from diffit_lib.utils.errors import DiffitError
 from diffit_lib.utils.files import sha256
 
@@ -64,72 +60,12 @@ def drive(monkeypatch, tmp_path):
     return drive
 
 
-@pytest.fixture
-def uploaded(monkeypatch):
-    """The name of weights that are on Google Drive under the id "an-id"."""
-    monkeypatch.setitem(PUBLISHED, "large", ("an-id", hashlib.sha256(CONTENT).hexdigest()))
-    return "large"
-
-
 def refused(call, pattern):
     with pytest.raises(DiffitError) as caught:
         call()
     message = str(caught.value)
     assert "\n" not in message
     assert re.fullmatch(pattern, message), message
-
-
-class TestByName:
-    def test_they_are_downloaded_once_into_the_cache_folder(self, drive, uploaded, tmp_path):
-        asked = drive(CONTENT)
-        path = published_weights(uploaded)
-        assert path == tmp_path / "cache" / "weights" / "large.safetensors"
-        assert path.read_bytes() == CONTENT
-        assert asked == ["https://drive.google.com/uc?id=an-id"]
-        assert published_weights(uploaded) == find_weights(uploaded) == path
-        assert len(asked) == 1
-        assert list(path.parent.iterdir()) == [path]
-
-    def test_a_damaged_file_in_the_cache_is_downloaded_anew(self, drive, uploaded, tmp_path):
-        drive(CONTENT)
-        path = published_weights(uploaded)
-        path.write_bytes(CONTENT[:-1])
-        assert published_weights(uploaded).read_bytes() == CONTENT
-
-    def test_a_file_of_another_checksum_is_refused_and_not_kept(self, drive, uploaded, snapshot):
-        drive(CONTENT[:-1] + b"!")
-        refused(
-            lambda: published_weights(uploaded), r".*/an-id has the SHA-256 \w{64}, not \w{64}; try again, .* path .*"
-        )
-        assert not any(snapshot().values())
-
-    def test_no_id_says_not_uploaded_yet(self, drive, monkeypatch):
-        monkeypatch.setitem(PUBLISHED, "cifar10", ("", ""))
-        asked = drive(CONTENT)
-        remedy = "train them with `diffit train cifar10`, or give a path"
-        refused(lambda: load("cifar10"), f"the weights 'cifar10' are not uploaded yet; {remedy}")
-        assert asked == []
-
-    def test_the_command_line_says_so_in_one_line(self, drive, monkeypatch, capsys):
-        monkeypatch.setitem(PUBLISHED, "ffhq64", ("", ""))
-        assert main(["sample", "ffhq64"]) == 2
-        assert re.fullmatch(r"diffit: [^\n]*not uploaded yet[^\n]*\n", capsys.readouterr().err)
-
-    def test_a_path_goes_before_a_name(self, drive, uploaded, tmp_path, monkeypatch):
-        drive(CONTENT)
-        monkeypatch.chdir(tmp_path)
-        (tmp_path / uploaded).write_text("mine")
-        assert find_weights(uploaded).read_text() == "mine"
-
-    def test_an_unknown_name_is_told_those_that_are_there(self, uploaded, monkeypatch):
-        monkeypatch.setitem(PUBLISHED, "not-yet", ("", ""))
-        with pytest.raises(DiffitError, match=r"no weights file 'hug'; .*digits.*, large") as caught:
-            find_weights("hug")
-        assert "not-yet" not in str(caught.value)
-
-    @pytest.mark.parametrize(("drive_id", "checksum"), PUBLISHED.values(), ids=PUBLISHED)
-    def test_whatever_has_an_id_has_a_checksum(self, drive_id, checksum):
-        assert re.fullmatch("[0-9a-f]{64}" if drive_id else "", checksum)
 
 
 class TestDownload:
@@ -210,4 +146,3 @@ class TestDownload:
 def test_the_module_is_there_without_gdown():
     code = "import sys; sys.modules['gdown'] = sys.modules['requests'] = None; import diffit_lib.checkpoints.hub"
     subprocess.run([sys.executable, "-c", code], check=True)
-    assert published.PUBLISHED.keys() >= {"cifar10", "ffhq64"}
