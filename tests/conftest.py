@@ -10,7 +10,7 @@ from image_files import fill, noise
 
 from diffit_lib.checkpoints.weights import ModelCard, build_denoiser, save_weights
 from diffit_lib.config.presets import PRESETS
-from diffit_lib.data.datasets import Split, digits
+from diffit_lib.data.datasets import Split, load_data
 from diffit_lib.training.train import train
 
 TINY = PRESETS["digits"].override(
@@ -41,7 +41,7 @@ def tiny():
 @pytest.fixture(scope="session")
 def data():
     """The digits, train and test part."""
-    return digits()
+    return load_data("digits")
 
 
 @pytest.fixture

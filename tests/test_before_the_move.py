@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from diffit_lib.checkpoints.autoencoders import load_vae
 from diffit_lib.checkpoints.weights import load_weights
 from diffit_lib.config.experiment import ExperimentConfig
-from diffit_lib.data.datasets import Split, digits
+from diffit_lib.data.datasets import Split, load_data
 from diffit_lib.data.latent_cache import open_split
 from diffit_lib.sampling.pipeline import load
 from diffit_lib.training.run_dir import read_options
@@ -45,7 +45,7 @@ def expected():
 @pytest.fixture(scope="module")
 def some():
     """The images of the old run and of the old latent cache."""
-    counted = zip(digits(), (24, 8), strict=True)
+    counted = zip(load_data("digits"), (24, 8), strict=True)
     return Split(*(part.take(torch.arange(count), f"some/{count}") for part, count in counted))
 
 

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from diffit_lib.config.training import TrainingConfig
-from diffit_lib.data.datasets import Images, digits
+from diffit_lib.data.datasets import Images, load_data
 from diffit_lib.data.stream import TrainingStream, _permutation
 from diffit_lib.utils.errors import DiffitError
 
@@ -39,7 +39,7 @@ def assert_same(actual, expected):
 
 @pytest.fixture(scope="module")
 def split():
-    return digits()
+    return load_data("digits")
 
 
 class TestDigits:

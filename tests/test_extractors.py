@@ -5,7 +5,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from diffit_lib.data.datasets import digits
+from diffit_lib.data.datasets import load_data
 from diffit_lib.evaluation import features as extractors
 from diffit_lib.evaluation.features import Classifier, cached, train_classifier
 from diffit_lib.utils.errors import DiffitError
@@ -13,7 +13,7 @@ from diffit_lib.utils.errors import DiffitError
 
 @pytest.fixture(scope="module")
 def parts():
-    return digits()
+    return load_data("digits")
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.data import Subset
 
-from diffit_lib.data.datasets import digits
+from diffit_lib.data.datasets import load_data
 from diffit_lib.evaluation import features as extractors
 from diffit_lib.evaluation.evaluator import InceptionEvaluator
 from diffit_lib.evaluation.features import (
@@ -44,7 +44,7 @@ def tinted_digits(first, count, *, noise, seed):
     """Digits 8x8 in random colours, with noise of that deviation: uint8 (count, 3, 8, 8)."""
     generator = torch.Generator().manual_seed(seed)
     tint = 0.3 + 0.7 * torch.rand(count, 3, 1, 1, generator=generator)
-    images = digits().train.images[first : first + count] * tint
+    images = load_data("digits").train.images[first : first + count] * tint
     return (images + noise * torch.randn(count, 3, 8, 8, generator=generator)).clamp(0, 255).to(torch.uint8)
 
 

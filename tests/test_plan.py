@@ -12,7 +12,7 @@ from PIL import Image
 from diffit_lib.checkpoints.autoencoders import load_vae, save_vae
 from diffit_lib.config.presets import LATENT_SPACE, STABLE_DIFFUSION, preset, vae_preset
 from diffit_lib.data import sources
-from diffit_lib.data.datasets import Images, digits
+from diffit_lib.data.datasets import Images, load_data
 from diffit_lib.notebook.cells import choose_vae, choose_weights, examples, open_run
 from diffit_lib.notebook.drive import copies_folder
 from diffit_lib.notebook.form import parse, plan, plan_latent, pretrained
@@ -51,7 +51,8 @@ class TestPlan:
     def test_auto_means_the_data_of_the_preset_that_is_named(self, monkeypatch):
         asked = []
         monkeypatch.setattr(
-            "diffit_lib.notebook.form.experiment_data", lambda experiment: (asked.append(experiment.data), digits())[1]
+            "diffit_lib.notebook.form.experiment_data",
+            lambda experiment: (asked.append(experiment.data), load_data("digits"))[1],
         )
         plan("auto", "mnist")
         assert asked == ["mnist"]

@@ -138,8 +138,6 @@ def load_data(
     A part of more than `memory_gb` is not held in memory: its images are decoded when they are used, as by training's
     workers. The default is half of the machine's memory, divided by the number of processes.
     """
-    if source == "":
-        raise DiffitError("no data are named; give a data set by name, or the path of a folder or zip")
     check_crop(crop)
     if in_channels not in (None, 1, 3):
         raise DiffitError(f"in_channels is {in_channels!r}; give 1 (grey) or 3 (RGB)")
@@ -222,8 +220,3 @@ def half_of_memory() -> float:
     if not hasattr(os, "sysconf"):  # Windows
         return math.inf
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
-
-
-def digits() -> Split[Images]:
-    """scikit-learn's digits, 8x8, grey; they need no download."""
-    return load_data("digits")

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, TensorDataset
 
 from diffit_lib.data.folders import find_images, read, replace_wordnet_ids
 from diffit_lib.utils.errors import DiffitError
@@ -80,6 +80,8 @@ def list_images(
     if str(source) in NAMED:
         return from_name(str(source), image_size)
     path = Path(source).expanduser()
+    if not str(source):
+        raise DiffitError("no data are named; give a data set by name, or the path of a folder or zip")
     if path.exists():
         return from_folder(path)
     if str(source).lower() in NAMED:  # as torchvision writes it
@@ -169,25 +171,39 @@ def from_pixels(name: str, pixels: Tensor, labels: Any, class_names: Sequence[st
     """List images in memory, uint8 (N, C, H, W)."""
     labels = torch.as_tensor(labels, dtype=torch.int64)
     keys = list(map(str, range(len(pixels))))
-    return ImageList(name, keys, partial(_item, pixels), labels, tuple(class_names), pixels)
+    return ImageList(name, keys, partial(_image, TensorDataset(pixels)), labels, tuple(class_names), pixels)
 
 
 def from_dataset(dataset: Any, *, skip_bad: bool = False) -> ImageList:
     """List a Dataset's images, in any form that `preprocess.to_picture` takes.
 
-    torchvision's data sets tell their labels. Of others every item is read once for its label; one that raises is an
+    torchvision's data sets know their labels. Of others every item is read once for its label; one that raises is an
     error, or with `skip_bad` left out and counted.
     """
     name = type(dataset).__name__
     if not hasattr(dataset, "__len__") or not len(dataset):
         raise DiffitError(f"{name} has no items that can be counted; give a map-style Dataset of (image, label)")
     names = getattr(dataset, "classes", ())
-    names = names if all(isinstance(n, str) for n in names) else ()
-    known = torchvision_labels(dataset)
-    if known is not None:
-        keys = list(map(str, range(len(known))))
-        return ImageList(name, keys, partial(_image, dataset), *name_classes(name, known, names))
-    labels, readable = [], []
+    labels = torchvision_labels(dataset) or read_labels(dataset, skip_bad=skip_bad)
+    classes = name_classes(name, list(labels.values()), names if all(isinstance(n, str) for n in names) else ())
+    return ImageList(name, list(map(str, labels)), partial(_image, dataset), *classes)
+
+
+def torchvision_labels(dataset: Any) -> dict[int, int]:
+    """Item -> label in torchvision's data sets, without decoding an image; empty for any other Dataset."""
+    kind = type(dataset)
+    ours = kind.__module__.startswith("torchvision.") and kind.__name__ in ("ImageFolder", *BY_TRAIN, *BY_SPLIT)
+    if not ours or getattr(dataset, "target_transform", None):
+        return {}
+    if kind.__name__ == "GTSRB":
+        return {item: label for item, (_, label) in enumerate(dataset._samples)}
+    attribute = next(name for name in ("targets", "labels", "_labels") if hasattr(dataset, name))
+    return dict(enumerate(np.asarray(getattr(dataset, attribute)).tolist()))
+
+
+def read_labels(dataset: Any, *, skip_bad: bool) -> dict[int, Any]:
+    """Item -> label, of every item that can be read."""
+    name, labels = type(dataset).__name__, {}
     for index in range(len(dataset)):
         try:
             item = dataset[index]
@@ -198,32 +214,14 @@ def from_dataset(dataset: Any, *, skip_bad: bool = False) -> ImageList:
             raise DiffitError(
                 f"item {index} of {name} cannot be read ({reason}); mend it, or leave out such items by skip_bad=True"
             ) from error
-        readable.append(index)
         if not isinstance(item, tuple | list) or len(item) != 2:
             raise DiffitError(f"item {index} of {name} is no (image, label); give a map-style Dataset of such pairs")
-        labels.append(item[1])
-    if not readable:
+        labels[index] = item[1]
+    if not labels:
         raise DiffitError(f"{name}: none of {len(dataset)} items can be read; give others")
-    if bad := len(dataset) - len(readable):
+    if bad := len(dataset) - len(labels):
         say(f"{name}: skipped {bad} of {len(dataset)} items that cannot be read")
-    return ImageList(name, list(map(str, readable)), partial(_image, dataset), *name_classes(name, labels, names))
-
-
-def torchvision_labels(dataset: Any) -> list[int] | None:
-    """The labels of torchvision's data sets, without decoding an image; None for any other Dataset."""
-    kind = type(dataset)
-    if not kind.__module__.startswith("torchvision.") or kind.__name__ not in ("ImageFolder", *BY_TRAIN, *BY_SPLIT):
-        return None
-    if getattr(dataset, "target_transform", None):
-        return None
-    if kind.__name__ == "GTSRB":
-        return [label for _, label in dataset._samples]
-    attribute = next(name for name in ("targets", "labels", "_labels") if hasattr(dataset, name))
-    return np.asarray(getattr(dataset, attribute)).tolist()
-
-
-def _item(items: Any, number: str) -> Any:
-    return items[int(number)]
+    return labels
 
 
 def _image(dataset: Any, number: str) -> Any:
