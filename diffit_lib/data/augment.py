@@ -1,7 +1,7 @@
-"""EDM's augmentation: geometric changes of the training images, told to the network by a label of nine numbers.
+"""EDM's augmentation: geometric changes of training images, which the network receives as a label of nine numbers.
 
-Karras et al. 2022, appendix F.2 and table 6. Knowing what was done to its images, the network learns to make unchanged
-ones from a label of zeros. Everything follows from eight numbers for each image, of which zeros change nothing:
+Karras et al. 2022, appendix F.2 and table 6. A label of zeros means no change; sampling uses it. Eight numbers for each
+image define its change, where 0 is no change:
 
 a0, a1  mirror in x, in y
 a2      scale by 2^(a2 / 5)
@@ -22,8 +22,8 @@ from diffit_lib.utils.tensors import expand_like
 def draw_augmentation(generator: torch.Generator, probability: float) -> Tensor:
     """The numbers a0 to a7 of one image, float32 (8,).
 
-    Each kind of change happens with this probability, but for the mirroring in x: where augmentation is on at all, half
-    of all images undergo it.
+    Each kind of change happens with this probability, except mirroring in x: if augmentation is on, half of the images
+    are mirrored.
     """
     happens = torch.rand(6, generator=generator) < probability
     happens[0] = probability > 0
@@ -37,8 +37,8 @@ def draw_augmentation(generator: torch.Generator, probability: float) -> Tensor:
 def augment(images: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
     """Images in [-1, 1], (B, C, H, W), and their a0 to a7, (B, 8) -> changed images in [-1, 1], labels (B, 9).
 
-    First mirrored, then scaled, rotated, stretched and shifted in one bicubic resampling, beyond whose edges the image
-    goes on as its mirror image. An image whose numbers are zeros is returned bit for bit.
+    Images are mirrored, then scaled, rotated, stretched and shifted in one bicubic resampling, with reflection beyond
+    the edges. An image whose numbers are all zero is returned unchanged, bit for bit.
     """
     mirror_x, mirror_y, scale, rotation, direction, stretch, *_ = numbers.unbind(1)
     images = torch.where(expand_like(mirror_x > 0, images), images.flip(3), images)
@@ -52,12 +52,12 @@ def augment(images: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _output_to_input(numbers: Tensor, size: torch.Size) -> Tensor:
-    """Where each pixel comes from: (B, 2, 3) over (x, y, 1), both ends in units of half the image, from its centre."""
+    """Affine maps (B, 2, 3) from output to input positions (x, y, 1), in units of half the image, from its centre."""
     scale, angle, direction, stretch, *shift = numbers[:, 2:].unbind(1)
     unscaled = torch.exp2(-scale / 5)[:, None, None] * _rotation(-angle)
     unstretched = _rotation(direction) @ torch.exp2(torch.stack([-stretch, stretch], 1) / 5).diag_embed()
     matrix = unscaled @ unstretched @ _rotation(-direction)  # (B, 2, 2)
-    half = numbers.new_tensor([size[1] / 2, size[0] / 2])  # rotations are such in pixels only, where H is not W
+    half = numbers.new_tensor([size[1] / 2, size[0] / 2])  # a rotation in pixels, also where H is not W
     matrix = matrix * half / half[:, None]
     return torch.cat([matrix, matrix @ (torch.stack(shift, 1)[:, :, None] / -4)], dim=2)
 

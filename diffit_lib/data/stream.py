@@ -1,4 +1,8 @@
-"""An endless stream of training batches: a function of the seed and the image number."""
+"""An endless stream of training batches.
+
+Everything about an image is a function of the seed and its number in the run: which image, mirrored or not, its noise
+level, its noise, whether its label is dropped. So resuming, or other numbers of workers and processes, change nothing.
+"""
 
 from collections.abc import Iterator
 from functools import lru_cache
@@ -15,24 +19,24 @@ from diffit_lib.data.datasets import Images
 from diffit_lib.utils.errors import DiffitError
 from diffit_lib.utils.tensors import seeded_generator
 
-WINDOW = 65_536  # images shuffled at once, where neighbours are read together: the most that memory need hold
+WINDOW = 65_536  # images shuffled at once where neighbours are read together: as many as memory has to hold
 
 
 class Batch(NamedTuple):
-    """One micro-batch of one process, drawn on the CPU."""
+    """One micro-batch of one process, on the CPU."""
 
     images: Tensor  # (B, C, H, W) uint8, or cached moments of latents
-    labels: Tensor  # (B,) int64; dropped ones are "no class"
+    labels: Tensor  # (B,) int64; a dropped one is the number of classes
     uniform: Tensor  # (B,) float32 in [0, 1): becomes the noise level
-    noise: Tensor  # (B, C, H, W) float32, of the shape diffusion works in
-    augmentation: Tensor  # (B, 8) float32: numbers of EDM's augmentation; zeros change nothing
-    posterior: Tensor  # of noise's shape: draws a latent from its distribution; (B, 0) for pixels
+    noise: Tensor  # (B, C, H, W) float32, in the shape of the diffusion state
+    augmentation: Tensor  # (B, 8) float32 for `augment`; zeros change nothing
+    posterior: Tensor  # like noise: draws a latent from its distribution; (B, 0) for pixels
 
 
 class TrainingStream(IterableDataset[Batch]):
     """Endless micro-batches from optimizer step `start` on, for process `rank` of `world`.
 
-    `state_shape` is that of one image's noise, (C, H, W), the image's own unless given.
+    `state_shape` is (C, H, W) of one image's noise, by default the image's own.
     """
 
     def __init__(
@@ -90,7 +94,7 @@ class TrainingStream(IterableDataset[Batch]):
 
 @lru_cache(maxsize=4)
 def _permutation(seed: int, epoch: int, length: int, run: int = 1) -> list[int]:
-    """The order of one pass over the data; of many data in runs, those are shuffled, then so many images at a time."""
+    """The order of one pass over the data; large data are shuffled by runs of neighbours, then within windows."""
     generator = seeded_generator(seed, "order", epoch)
     if run == 1 or length <= WINDOW:
         return torch.randperm(length, generator=generator).tolist()
