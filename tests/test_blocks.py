@@ -100,9 +100,6 @@ class TestTMSA:
         layer = awake(TMSA(CHANNELS, num_heads, WINDOW, TIME))
         assert_same(layer(x, time), tmsa_by_loops(layer, x, time))
 
-    def test_table_computed_ahead_changes_nothing(self, layer, x, time):
-        assert torch.equal(layer(x, time, layer.table(time)), layer(x, time))
-
     def test_memory_layout_of_the_map_changes_nothing(self, layer, x, time):
         channels_first = x.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
         assert_same(layer(channels_first, time), layer(x, time))  # not to the bit: kernels sum each layout in its order

@@ -209,17 +209,6 @@ class TestEvaluation:
         torch.testing.assert_close(out, torch.cat([network(*row) for row in rows]))
 
     @torch.no_grad()
-    def test_tables_computed_ahead_change_nothing(self, network, out):
-        x, *labels = inputs(SMALL)
-        assert torch.equal(network(x, *labels, tables=network.tables(*labels)), out)
-
-    @torch.no_grad()
-    def test_tables_stand_for_the_labels_they_were_computed_from(self, network):
-        x, noise, *labels = inputs(SMALL)
-        elsewhere = network(x, noise, *labels, tables=network.tables(noise + 1, *labels))
-        assert torch.equal(elsewhere, network(x, noise + 1, *labels))
-
-    @torch.no_grad()
     def test_memory_layout_of_the_images_changes_nothing(self, network, out):
         x, *labels = inputs(SMALL)
         assert torch.equal(network(x.contiguous(memory_format=torch.channels_last), *labels), out)

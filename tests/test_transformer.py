@@ -202,12 +202,6 @@ class TestLabels:
         x, t, _ = inputs(config)
         assert torch.equal(network(x, t), network(x, t, torch.full((3,), 3)))
 
-    @torch.no_grad()
-    def test_tables_computed_ahead_stand_for_their_labels(self, config, network):
-        x, t, label = inputs(config)
-        assert torch.equal(network(x, t, label, tables=network.tables(t, label)), network(x, t, label))
-        assert torch.equal(network(x, t, label, tables=network.tables(t + 1, label)), network(x, t + 1, label))
-
 
 class TestTokens:
     @torch.no_grad()

@@ -6,19 +6,11 @@ channels-last memory, so that passing from one to the other moves nothing.
 """
 
 import math
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-
-
-class Table(NamedTuple):
-    """What one TMSA layer may compute ahead of its forward pass."""
-
-    time_qkv: Tensor  # (B, 3C): the time token's share of q, k and v
-    bias: Tensor  # (h, N, N): the gathered relative position bias
 
 
 def sinusoid(values: Tensor, dim: int, *, endpoint: bool, cos_first: bool) -> Tensor:
@@ -120,33 +112,29 @@ class TMSA(nn.Module):
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
         self.register_buffer("relative_position_index", relative_position_index(window), persistent=False)
 
-    def table(self, time: Tensor) -> Table:
-        """What depends on the time token (B, T) and the window alone."""
-        bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)
-        return Table(self.qkv_temb(time), bias)
-
-    def forward(self, x: Tensor, time: Tensor, table: Table | None = None) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """(B, H, W, C), (B, T) -> (B, H, W, C)."""
-        time_qkv, bias = table or self.table(time)
         (batch, height, width, channels), (wh, ww) = x.shape, self.window
-        q, k, v = self.heads(x, time_qkv)
-        out = attention(q, k, v, bias)  # (B * windows, h, N, d)
+        out = attention(*self.heads(x, time), self.bias())  # (B * windows, h, N, d)
         out = out.view(batch, height // wh, width // ww, self.num_heads, wh, ww, -1).permute(0, 1, 4, 2, 5, 3, 6)
         return self.proj(out.reshape(batch, height, width, channels))
 
-    def heads(self, x: Tensor, time_qkv: Tensor) -> Tensor:
-        """Equations 3 to 5: (B, H, W, C), (B, 3C) -> q, k and v by window and head, (3, B * windows, h, N, d)."""
+    def bias(self) -> Tensor:
+        """The relative position bias of each pair of tokens, (h, N, N)."""
+        return self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)
+
+    def heads(self, x: Tensor, time: Tensor) -> Tensor:
+        """Equations 3 to 5: (B, H, W, C), (B, T) -> q, k and v by window and head, (3, B * windows, h, N, d)."""
         (batch, height, width, channels), (wh, ww) = x.shape, self.window
         rows, columns, heads = height // wh, width // ww, self.num_heads
-        qkv = self.qkv(x) + time_qkv[:, None, None]  # (B, H, W, 3C)
+        qkv = self.qkv(x) + self.qkv_temb(time)[:, None, None]  # (B, H, W, 3C)
         qkv = qkv.view(batch, rows, wh, columns, ww, 3, heads, channels // heads)
         return qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).reshape(3, batch * rows * columns, heads, wh * ww, -1)
 
     def attention_map(self, x: Tensor, time: Tensor) -> Tensor:
-        """What equation 6 weighs the values by, to look at: (B, H, W, C), (B, T) -> (B * windows, h, N, N)."""
-        time_qkv, bias = self.table(time)
-        q, k, _ = self.heads(x, time_qkv)
-        return (q @ k.mT / q.shape[-1] ** 0.5 + bias).softmax(-1)
+        """The softmax of equation 6, for figures: (B, H, W, C), (B, T) -> (B * windows, h, N, N)."""
+        q, k, _ = self.heads(x, time)
+        return (q @ k.mT / q.shape[-1] ** 0.5 + self.bias()).softmax(-1)
 
 
 class MLP(nn.Module):
@@ -184,13 +172,9 @@ class DiffiTBlock(nn.Module):
         self.norm2 = nn.LayerNorm(channels, eps=1e-6, elementwise_affine=affine)
         self.mlp = MLP(channels, mlp_ratio, dropout)
 
-    def table(self, time: Tensor) -> Table:
-        """What depends on the time token (B, T) alone."""
-        return self.attn.table(time)
-
-    def forward(self, x: Tensor, time: Tensor, table: Table | None = None) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """(B, H, W, C), (B, T) -> (B, H, W, C)."""
-        x = x + self.attn(self.norm1(x), time, table)
+        x = x + self.attn(self.norm1(x), time)
         return x + self.mlp(self.norm2(x))
 
 
@@ -226,14 +210,10 @@ class AdaLNBlock(nn.Module):
         self.mlp = MLP(channels, mlp_ratio, dropout)
         self.modulation = nn.Linear(time_dim, 6 * channels)
 
-    def table(self, time: Tensor) -> Tensor:
-        """What depends on the time token alone: (B, T) -> shift, scale and gate of attention, then of MLP, (B, 6C)."""
-        return self.modulation(F.silu(time))
-
-    def forward(self, x: Tensor, time: Tensor, table: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """(B, H, W, C), (B, T) -> (B, H, W, C)."""
-        table = self.table(time) if table is None else table
-        shift1, scale1, gate1, shift2, scale2, gate2 = table[:, None, None].chunk(6, dim=-1)
+        modulation = self.modulation(F.silu(time))[:, None, None]  # (B, 1, 1, 6C)
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)
         x = x + gate1 * self.attn(modulate(self.norm1(x), shift1, scale1))
         return x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))
 
@@ -280,7 +260,7 @@ class DiffiTResBlock(nn.Module):
         )
         self.skip = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
-    def forward(self, x: Tensor, time: Tensor, table: Table | None = None) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """(B, C_in, H, W), (B, T) -> (B, C_out, H, W)."""
         tokens = self.conv(F.silu(self.norm(x))).permute(0, 2, 3, 1)  # (B, H, W, C_out)
-        return self.block(tokens, time, table).permute(0, 3, 1, 2) + self.skip(x)
+        return self.block(tokens, time).permute(0, 3, 1, 2) + self.skip(x)

@@ -5,16 +5,13 @@ connections concatenated once per level, strided 3x3 convolutions down, nearest 
 EDM's time embedding and its head (GN, Swish, convolution near zero).
 """
 
-from collections.abc import Iterable, Iterator
-from itertools import repeat
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from diffit_lib.config.models import ImageNetworkConfig
-from diffit_lib.models.blocks import TMSA, DiffiTResBlock, Table, TimeToken, Upsample, group_norm
+from diffit_lib.models.blocks import DiffiTResBlock, TimeToken, Upsample, group_norm
 
 
 class ImageDiffiT(nn.Module):
@@ -66,41 +63,27 @@ class ImageDiffiT(nn.Module):
         noise_label: Tensor,
         class_label: Tensor | None = None,
         augment_label: Tensor | None = None,
-        tables: Iterable[Table] | None = None,
     ) -> Tensor:
-        """(B, C, H, W), (B,), class (B,) int64, augment (B, 9) -> (B, C, H, W); `tables` from `self.tables`."""
+        """(B, C, H, W), (B,), class (B,) int64, augment (B, 9) -> (B, C, H, W)."""
         time = self.time_token(noise_label, class_label, augment_label)  # (B, T)
-        table = iter(tables) if tables is not None else repeat(None)
         x = self.tokenizer(x.contiguous(memory_format=torch.channels_last))  # (B, width, H, W)
         skips = []
         for level, blocks in enumerate(self.encoder):
-            x = self._run(blocks, x, time, table)  # (B, C_level, H / 2^level, W / 2^level)
+            x = self._run(blocks, x, time)  # (B, C_level, H / 2^level, W / 2^level)
             if level < len(self.down):
                 skips.append(x)
                 x = self.down[level](x)
         for level in reversed(range(len(self.decoder))):
             x = torch.cat([self.up[level](x), skips[level]], dim=1)
-            x = self._run(self.decoder[level], x, time, table)
+            x = self._run(self.decoder[level], x, time)
         return self.head(F.silu(self.head_norm(x)))
 
-    def tables(
-        self, noise_label: Tensor, class_label: Tensor | None = None, augment_label: Tensor | None = None
-    ) -> list[Table]:
-        """What depends on the labels alone, in the order the forward pass asks for it."""
-        time = self.time_token(noise_label, class_label, augment_label)
-        return [layer.table(time) for layer in self._attention_layers()]
-
-    def _attention_layers(self) -> Iterator[TMSA]:
-        for blocks in (*self.encoder, *reversed(self.decoder)):
-            for resblock in blocks:
-                yield resblock.block.attn
-
-    def _run(self, blocks: nn.Module, x: Tensor, time: Tensor, table: Iterator[Table | None]) -> Tensor:
+    def _run(self, blocks: nn.Module, x: Tensor, time: Tensor) -> Tensor:
         for block in blocks.children():
             if self.checkpointing and self.training:
-                x = checkpoint(block, x, time, next(table), use_reentrant=False)
+                x = checkpoint(block, x, time, use_reentrant=False)
             else:
-                x = block(x, time, next(table))
+                x = block(x, time)
         return x
 
 

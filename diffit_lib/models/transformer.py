@@ -4,10 +4,6 @@ Both are alike but for their blocks and their last layer: patches, fixed positio
 DiffiT attends in one window, the whole grid.
 """
 
-from collections.abc import Iterable
-from itertools import repeat
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,16 +25,12 @@ class FinalLayer(nn.Module):
         self.modulation = nn.Linear(width, 2 * width) if conditioned else None
         self.linear = nn.Linear(width, out_features)
 
-    def table(self, time: Tensor) -> Tensor | None:
-        """What depends on the time token alone: (B, T) -> shift and scale, (B, 2C), if anything."""
-        return None if self.modulation is None else self.modulation(F.silu(time))
-
-    def forward(self, x: Tensor, time: Tensor, table: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """(B, H, W, C), (B, T) -> (B, H, W, out_features)."""
-        table = self.table(time) if table is None else table
-        if table is None:
+        if self.modulation is None:
             return self.linear(F.silu(self.norm(x)))
-        return self.linear(modulate(self.norm(x), *table[:, None, None].chunk(2, dim=-1)))
+        shift, scale = self.modulation(F.silu(time))[:, None, None].chunk(2, dim=-1)
+        return self.linear(modulate(self.norm(x), shift, scale))
 
 
 class DiffusionTransformer(nn.Module):
@@ -73,29 +65,20 @@ class DiffusionTransformer(nn.Module):
         noise_label: Tensor,
         class_label: Tensor | None = None,
         augment_label: Tensor | None = None,
-        tables: Iterable[Any] | None = None,
     ) -> Tensor:
-        """(B, C, H, W), (B,), class (B,) int64, augment (B, 9) -> (B, C, H, W); `tables` from `self.tables`.
+        """(B, C, H, W), (B,), class (B,) int64, augment (B, 9) -> (B, C, H, W).
 
-        With a learned variance the answer is (B, 2C, H, W), the variance being the second half of the channels.
+        With a learned variance the output is (B, 2C, H, W): the second half of the channels is the variance.
         """
         time = self.time_token(noise_label, class_label, augment_label)  # (B, width)
-        table = iter(tables) if tables is not None else repeat(None)
         tokens = self.patch_embed(x).permute(0, 2, 3, 1)  # (B, h, w, width)
         tokens = tokens + self.pos_embed.view(1, *self.config.grid, -1)
         for layer in self.blocks:
             if self.checkpointing and self.training:
-                tokens = checkpoint(layer, tokens, time, next(table), use_reentrant=False)
+                tokens = checkpoint(layer, tokens, time, use_reentrant=False)
             else:
-                tokens = layer(tokens, time, next(table))
-        return unpatchify(self.final_layer(tokens, time, next(table)), self.config.patch_size)
-
-    def tables(
-        self, noise_label: Tensor, class_label: Tensor | None = None, augment_label: Tensor | None = None
-    ) -> list[Any]:
-        """What depends on the labels alone, in the order the forward pass asks for it."""
-        time = self.time_token(noise_label, class_label, augment_label)
-        return [layer.table(time) for layer in (*self.blocks, self.final_layer)]
+                tokens = layer(tokens, time)
+        return unpatchify(self.final_layer(tokens, time), self.config.patch_size)
 
 
 def block(config: TransformerConfig) -> DiffiTBlock | AdaLNBlock:
