@@ -115,7 +115,8 @@ class TMSA(nn.Module):
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """(B, H, W, C), (B, T) -> (B, H, W, C)."""
         (batch, height, width, channels), (wh, ww) = x.shape, self.window
-        out = attention(*self.heads(x, time), self.bias())  # (B * windows, h, N, d)
+        q, k, v = self.heads(x, time)
+        out = attention(q, k, v, self.bias())  # (B * windows, h, N, d)
         out = out.view(batch, height // wh, width // ww, self.num_heads, wh, ww, -1).permute(0, 1, 4, 2, 5, 3, 6)
         return self.proj(out.reshape(batch, height, width, channels))
 
