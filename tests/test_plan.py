@@ -173,7 +173,7 @@ class TestParse:
 
     @pytest.mark.parametrize("text", ["batch_size", "batch_size=", "=64", "batch_size = 64"])
     def test_anything_else_is_told(self, text):
-        with pytest.raises(DiffitError, match=r"OVERRIDES has .*; give fields of a recipe"):
+        with pytest.raises(DiffitError, match=r"OVERRIDES has .*; give fields of a preset"):
             parse(text)
 
     def test_field_that_is_none_or_of_another_type_is_told(self):

@@ -1,27 +1,27 @@
-"""`plan`: a few settings, as a notebook's form has them, -> recipes that suit the machine, and their data."""
+"""A notebook's form: a few settings -> experiments and their data."""
 
 import ast
-from pathlib import Path
 from typing import Any, TypeVar
 
 from diffit_lib.config.experiment import BaseExperimentConfig, ExperimentConfig, VAEExperimentConfig
-from diffit_lib.config.presets import (
-    IMAGE_SPACE,
-    LATENT_SPACE,
-    LONGEST,
-    Choice,
-    beside,
-    preset,
-)
+from diffit_lib.config.presets import preset
 from diffit_lib.data.datasets import Split, experiment_data
 from diffit_lib.data.sources import NAMED
 from diffit_lib.notebook.drive import in_colab, warn
+from diffit_lib.reports.auto import (
+    IMAGE_SPACE,
+    LATENT_SPACE,
+    LONGEST,
+    Defaults,
+    autoencoder_for,
+    on_latents,
+    with_classes,
+)
 from diffit_lib.utils.errors import DiffitError, check
-from diffit_lib.utils.files import PRETRAINED
 from diffit_lib.utils.tensors import best_device
 
 BETWEEN = 4.0  # minutes between two checkpoints, at most
-VAE = "vae."  # begins the name of a field of the autoencoder's recipe
+VAE = "vae."  # begins the name of a field of the autoencoder
 
 R = TypeVar("R", bound=BaseExperimentConfig)
 
@@ -29,19 +29,21 @@ R = TypeVar("R", bound=BaseExperimentConfig)
 def plan(
     dataset: str = "auto", preset_name: str = "auto", *, minutes: float = 0, seed: int = 0, overrides: str = ""
 ) -> tuple[ExperimentConfig, Split]:
-    """A recipe on pixels and its data. "auto" and 0 leave the choice to the machine.
+    """An experiment on pixels and its data. "auto" and 0 leave the choice to the machine.
 
-    The data set is the named preset's own, else CIFAR-10 on a GPU and the digits on a CPU. One that cannot be
-    downloaded is told, and the digits and their own preset take its place. Raises a DiffitError for a path, preset or
-    field that does not exist.
+    The data set is that of the named preset, else CIFAR-10 on a GPU and the digits on a CPU. If it cannot be
+    downloaded, one red line says so, and the digits with their preset take its place.
+
+    Raises:
+        DiffitError: if a path, preset or field does not exist
     """
     changes = {"seed": seed, **parse(overrides)}
     experiment = choose(dataset, preset_name, IMAGE_SPACE).override(**changes)
-    data = within_reach(experiment, preset_name, overrides)
+    data = load_or_warn(experiment, preset_name, overrides)
     if data is None:
         experiment = preset("digits").override(seed=seed)
         data = experiment_data(experiment)
-    return settle(experiment, data, minutes, changes), data
+    return complete(experiment, data, minutes, changes), data
 
 
 def plan_latent(
@@ -55,10 +57,10 @@ def plan_latent(
     seed: int = 0,
     overrides: str = "",
 ) -> tuple[ExperimentConfig, VAEExperimentConfig, Split]:
-    """A recipe on latents, that of the autoencoder which makes them, and the data of both; else as `plan`.
+    """An experiment on latents, that of the autoencoder which makes them, and the images of both; else as `plan`.
 
-    `vae` is "sd", Stable Diffusion's, or anything else, the preset's own. Fields of the autoencoder's recipe are
-    written with "vae." before them in `overrides`: "lr=1e-4 vae.lr=1e-3". What the network sees follows from it.
+    `vae` is "sd" for Stable Diffusion's autoencoder, else it is the preset's own. In `overrides`, "vae." stands before
+    the fields of the autoencoder: "lr=1e-4 vae.lr=1e-3".
     """
     changes = {"seed": seed, "block": block, **parse(overrides)}
     of_vae = {"seed": seed, **{name[len(VAE) :]: changes.pop(name) for name in list(changes) if name.startswith(VAE)}}
@@ -67,20 +69,30 @@ def plan_latent(
         experiment.vae != "",
         f"PRESET is {experiment.name}, which draws pixels; give one whose name begins with latent-",
     )
-    autoencoder = beside(experiment, vae).override(**of_vae)
-    experiment = experiment.override(**changes)
-    data = within_reach(autoencoder, preset_name, overrides)
+    autoencoder = autoencoder_for(experiment, vae).override(**of_vae)
+    data = load_or_warn(autoencoder, preset_name, overrides)
     if data is None:
-        experiment = preset("latent-digits").override(seed=seed, block=block)
-        autoencoder = beside(experiment, "train").override(seed=seed)
+        changes, of_vae = {"seed": seed, "block": block}, {"seed": seed}
+        experiment = preset("latent-digits")
+        autoencoder = autoencoder_for(experiment).override(**of_vae)
         data = experiment_data(autoencoder)
-    channels, *size = autoencoder.network.latent_shape
-    experiment = experiment.override(in_channels=channels, image_size=tuple(size))
-    return settle(experiment, data, minutes, changes), settle(autoencoder, data, vae_minutes, of_vae), data
+    experiment = on_latents(experiment, autoencoder.name, autoencoder.network, autoencoder.network.image_size)
+    experiment = complete(experiment.override(**changes), data, minutes, changes)
+    return experiment, complete(autoencoder, data, vae_minutes, of_vae), data
 
 
-def within_reach(experiment: BaseExperimentConfig, preset_name: str, overrides: str) -> Split | None:
-    """The data of a recipe; None, in one red line, where the digits must take their place."""
+def choose(dataset: str, preset_name: str, space: Defaults) -> ExperimentConfig:
+    """The named preset, else the small one for these data."""
+    if in_colab() and best_device().type == "cpu":
+        warn("no GPU: Runtime > Change runtime type > T4 GPU switches one on; until then this goes on with the CPU")
+    if preset_name == "auto":
+        return space.experiment(space.data(dataset))
+    experiment = preset(preset_name)
+    return experiment if dataset == "auto" else experiment.override(data=dataset)
+
+
+def load_or_warn(experiment: BaseExperimentConfig, preset_name: str, overrides: str) -> Split | None:
+    """The data of an experiment. None if they cannot be downloaded: one red line says that the digits replace them."""
     try:
         return experiment_data(experiment)
     except DiffitError as error:
@@ -92,50 +104,25 @@ def within_reach(experiment: BaseExperimentConfig, preset_name: str, overrides: 
         return None
 
 
-def settle(experiment: R, data: Split, minutes: float, changes: dict[str, Any]) -> R:
-    """What the data and the machine decide: classes, time between two checkpoints, an end."""
+def complete(experiment: R, data: Split, minutes: float, changes: dict[str, Any]) -> R:
+    """The experiment with what the data and the machine decide: classes, time between two checkpoints, an end."""
+    if isinstance(experiment, ExperimentConfig) and experiment.network.num_classes and "num_classes" not in changes:
+        experiment = with_classes(experiment, data.train.class_names)
     settled: dict[str, Any] = {"report_minutes": min(experiment.training.report_minutes, BETWEEN)}
-    if getattr(experiment.network, "num_classes", 0) and "num_classes" not in changes:
-        settled["num_classes"] = len(data.train.class_names)
     if minutes or (experiment.training.minutes is None and experiment.training.max_steps is None):
         settled["minutes"] = float(minutes or LONGEST)
     return experiment.override(**settled)
 
 
-def choose(dataset: str, preset_name: str, choice: Choice) -> ExperimentConfig:
-    """The preset that is named, else the small one for these data: of a path, the one for photographs."""
-    if in_colab() and best_device().type == "cpu":
-        warn("no GPU: Runtime > Change runtime type > T4 GPU switches one on; until then this goes on with the CPU")
-    if preset_name != "auto":
-        experiment = preset(preset_name)
-        return experiment if dataset == "auto" else experiment.override(data=dataset)
-    dataset = suitable(dataset, choice)
-    return preset(choice.presets.get(dataset, choice.otherwise)).override(data=dataset)
-
-
 def parse(overrides: str) -> dict[str, Any]:
-    """Fields of a recipe from "batch_size=64 lr=1e-4 channel_mult=1,2,2 flip=True"."""
+    """Fields of an experiment from "batch_size=64 lr=1e-4 channel_mult=1,2,2 flip=True"."""
     changes = {}
     for word in overrides.split():
         name, equals, text = word.partition("=")
         if not (name and equals and text):
-            raise DiffitError(f"OVERRIDES has {word!r}; give fields of a recipe, e.g. batch_size=64 lr=1e-4 width=96")
+            raise DiffitError(f"OVERRIDES has {word!r}; give fields of a preset, e.g. batch_size=64 lr=1e-4 width=96")
         try:
             changes[name] = ast.literal_eval(text)
         except (SyntaxError, ValueError):
             changes[name] = text  # a word, e.g. a path
     return changes
-
-
-def pretrained(dataset: str, choice: Choice = IMAGE_SPACE) -> Path | None:
-    """Our own weights for a data set, the machine's choice under "auto", if there are any: that draw in this space."""
-    wanted = preset(choice.presets.get(suitable(dataset, choice), choice.otherwise))
-    path = PRETRAINED / f"{wanted.name}.safetensors"
-    return path if path.is_file() and wanted.data == suitable(dataset, choice) else None
-
-
-def suitable(dataset: str, choice: Choice) -> str:
-    """What "auto" means on this machine."""
-    if dataset != "auto":
-        return dataset
-    return "digits" if best_device().type == "cpu" else choice.on_gpu

@@ -1,8 +1,9 @@
-"""`train` without a preset: a recipe for one's own pictures, its stages one after the other, each resumed."""
+"""Automatic configuration: which experiment suits these data and this machine; `train --data` without a preset."""
 
 import math
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -10,10 +11,10 @@ from diffit_lib.checkpoints.autoencoders import SD_FILE, load_vae
 from diffit_lib.checkpoints.hub import in_hub_cache
 from diffit_lib.config.experiment import BaseExperimentConfig, ExperimentConfig, VAEExperimentConfig
 from diffit_lib.config.models import AutoencoderConfig
-from diffit_lib.config.presets import IMAGE_SPACE, LATENT_SPACE, LONGEST, STABLE_DIFFUSION, beside, preset
+from diffit_lib.config.presets import STABLE_DIFFUSION, preset, vae_preset
 from diffit_lib.data.datasets import experiment_data
-from diffit_lib.data.inspect import Inspection, look
-from diffit_lib.data.sources import ImageList, Split, list_images
+from diffit_lib.data.inspect import look
+from diffit_lib.data.sources import list_images
 from diffit_lib.reports.cost import time_steps, training_cost
 from diffit_lib.training.run_dir import OPTIONS, new_folder, read_options
 from diffit_lib.training.train import train
@@ -25,16 +26,16 @@ from diffit_lib.utils.tensors import best_device
 
 R = TypeVar("R", bound=BaseExperimentConfig)
 
-FEWEST = 10  # pictures, below which there is nothing to learn
-LOOKED_AT = 64  # pictures that decide, evenly spread
-SIDES = (8, 16, 32, 64, 128, 256)  # that images are made; the nearest in ratio to the median shorter side is taken
-PIXEL_SPACE = 64  # the largest of them that is learned as pixels
+LONGEST = 30.0  # minutes of training, where neither the user nor the preset names a number
+FEWEST = 10  # images to learn from
+LOOKED_AT = 64  # images that are opened to choose a size, evenly spread
+SIDES = (8, 16, 32, 64, 128, 256)  # pixels; images are resized to the one nearest in ratio to their median shorter side
+PIXEL_SPACE = 64  # pixels; larger images are learned as latents
 LEVELS = (1, 2, 2, 2)  # channel_mult: the U-shape goes down to 8x8
-SHARED = ("data", "crop", "skip_bad", "seed", "precision", "workers", "threads", "memory_gb", "max_steps")  # by both
-REPORTS, OF_VAE = 6, 2  # in a run, at least: a diagnosis needs a curve; an autoencoder's take longer
-TRAINED = 0.7  # share of the minutes that goes into steps; the rest draws samples and measures
-
-IN_A_RUN = 56  # bytes for each parameter: checkpoint and weights, in float32, each also beside its old version
+SHARED = ("data", "crop", "skip_bad", "seed", "precision", "workers", "threads", "memory_gb", "max_steps")  # by stages
+REPORTS, REPORTS_VAE = 6, 2  # at least, in a run: a diagnosis needs a curve; an autoencoder's reports take longer
+TRAINED = 0.7  # share of the minutes that is left for steps; samples and metrics take the rest
+RUN_BYTES = 56  # on disk for each parameter: checkpoint and weights in float32, each also beside its old version
 
 # What a CPU learns in an hour or a night: smaller networks, and a learning rate that falls at the end of the plan.
 ON_CPU: dict[str, dict[str, Any]] = {
@@ -47,74 +48,48 @@ ON_CPU: dict[str, dict[str, Any]] = {
 }
 
 
-class Choice(NamedTuple):
-    """What to train on some pictures."""
+class Defaults(NamedTuple):
+    """The defaults of one space, pixels or latents."""
 
-    experiment: ExperimentConfig
-    vae: (
-        VAEExperimentConfig | None
-    )  # to be trained first; None: pixels are learned, or the latents of one that is there
-    why: str  # in a few words
+    on_gpu: str  # the data set on a GPU; on a CPU it is the digits
+    presets: dict[str, str]  # data set -> its small preset
+    otherwise: str  # the preset for all other data, such as a folder of photographs
+
+    def data(self, name: str = "auto") -> str:
+        """The data set of this name; "auto" is the one that suits this machine."""
+        if name != "auto":
+            return name
+        return "digits" if best_device().type == "cpu" else self.on_gpu
+
+    def experiment(self, data: str) -> ExperimentConfig:
+        """The small preset for these data."""
+        return preset(self.presets.get(data, self.otherwise)).override(data=data)
 
 
-def choose_recipe(source: str | Path, vae: str = "", *, download: bool = True) -> Choice:
-    """The recipe for the pictures of a folder, a zip or a data set by name, and that of its autoencoder.
+IMAGE_SPACE = Defaults("cifar10", {name: name for name in ("digits", "mnist", "ffhq64")}, "cifar10-t4")
+LATENT_SPACE = Defaults("imagenette", {"digits": "latent-digits", "cifar10": "latent-cifar10"}, "latent-imagenette128")
 
-    A data set that has a small preset of its own takes that. Else the images are made squares of 8, 16, 32, 64, 128 or
-    256 pixels, whichever is nearest in ratio to the median shorter side of 64 pictures; up to 64 they are learned as
-    pixels. Above, as latents: on a GPU of the published autoencoder, if it is here or, with `download`, can be had;
-    else, at 128, of one that is trained first. `vae` names another, by path or name, whatever the size.
+
+def autoencoder_for(experiment: ExperimentConfig, vae: str = "train") -> VAEExperimentConfig:
+    """The experiment of the autoencoder whose latents this one learns, on the same images.
+
+    It is the one that the preset names; Stable Diffusion's if `vae` is "sd".
     """
-    if str(source) in IMAGE_SPACE.presets and not vae:
-        experiment = preset(IMAGE_SPACE.presets[str(source)])
-        return Choice(experiment, None, "a preset of its own")
-    parts = list_images(source)
+    images: dict[str, Any] = {"data": experiment.data, "crop": experiment.crop, "skip_bad": experiment.skip_bad}
+    published = VAEExperimentConfig(name=STABLE_DIFFUSION[0], **images)
+    if experiment.vae in STABLE_DIFFUSION:
+        return published
+    own = vae_preset(experiment.vae).override(**images)
+    if vae != "sd":
+        return own
     check(
-        len(parts.train) >= FEWEST,
-        f"{source} has {len(parts.train)} image{'s' * (len(parts.train) != 1)} to learn from; "
-        f"give {FEWEST} at least, some hundred to see anything",
+        own.network.in_channels == 3, f"VAE is sd, which knows photographs, not {experiment.data}; give train or ready"
     )
-    return choose_for(str(source), look(parts.train, most=LOOKED_AT), parts, vae, download=download)
-
-
-def choose_for(
-    source: str, survey: Inspection, parts: Split[ImageList], vae: str = "", *, download: bool = True
-) -> Choice:
-    """`choose_recipe` for pictures that have been looked at."""
-    side, classes = nearest_side(survey.side), parts.train.class_names
-    on_cpu, channels = best_device().type == "cpu", 1 if survey.grey else 3
-    if not vae and side <= PIXEL_SPACE:
-        levels = max(2, int(math.log2(side)) - 2)
-        experiment = preset(IMAGE_SPACE.otherwise).override(
-            data=source, image_size=(side, side), in_channels=channels, channel_mult=LEVELS[:levels]
-        )
-        experiment = experiment.override(**ON_CPU["pixels"]) if on_cpu else experiment
-        return Choice(with_classes(experiment, classes), None, f"pixels, {side}x{side}")
-    if not vae and not on_cpu and channels == 3:
-        vae = published_vae(download=download)
-    base = preset(LATENT_SPACE.otherwise).override(data=source)
-    base = with_classes(base.override(**ON_CPU["latents"]) if on_cpu else base, classes)
-    if vae:
-        network = load_vae(vae)[1].experiment.network
-        size = (side, side) if vae in STABLE_DIFFUSION else network.image_size
-        return Choice(on_latents(base, vae, network, size), None, f"latents of {vae}, {size[0]}x{size[1]}")
-    own = beside(base, "train").override(in_channels=channels)
-    own = own.override(**ON_CPU["vae"]) if on_cpu else own
-    height, width = own.network.image_size
-    return Choice(
-        on_latents(base, own.name, own.network, own.network.image_size),
-        own,
-        f"latents of an autoencoder of its own, {height}x{width}",
-    )
-
-
-def nearest_side(side: float) -> int:
-    """The side of `SIDES` nearest in ratio."""
-    return min(SIDES, key=lambda candidate: abs(math.log(candidate / side)))
+    return replace(published, network=AutoencoderConfig(image_size=own.network.image_size))
 
 
 def with_classes(experiment: ExperimentConfig, class_names: tuple[str, ...]) -> ExperimentConfig:
-    """As many classes as there are, and no guidance without any."""
+    """The experiment with this many classes; without any, there is no guidance."""
     guidance = {} if class_names else {"guidance": 1.0}
     return experiment.override(num_classes=len(class_names), **guidance)
 
@@ -122,14 +97,69 @@ def with_classes(experiment: ExperimentConfig, class_names: tuple[str, ...]) -> 
 def on_latents(
     experiment: ExperimentConfig, vae: str, network: AutoencoderConfig, image_size: tuple[int, int]
 ) -> ExperimentConfig:
-    """A recipe on the latents that an autoencoder makes of images of this size."""
+    """The experiment on the latents that the autoencoder `vae` makes of images of this (height, width)."""
     height, width = (side // network.factor for side in image_size)
     patch = 2 if height >= 16 and height % 2 == width % 2 == 0 else 1
     return experiment.override(vae=vae, in_channels=network.z_channels, image_size=(height, width), patch_size=patch)
 
 
+class Choice(NamedTuple):
+    """What to train on some images."""
+
+    experiment: ExperimentConfig
+    vae: VAEExperimentConfig | None  # trained first; None: pixels are learned, or the latents of one that exists
+    why: str  # in a few words
+
+
+def choose_experiment(source: str | Path, vae: str = "", *, download: bool = True) -> Choice:
+    """Choose what to train on a folder, a zip or a data set by name.
+
+    A data set with a small preset of its own gets that preset. All other images are resized to squares of 8, 16, 32,
+    64, 128 or 256 pixels, the nearest in ratio to the median shorter side of 64 of them. Up to 64 pixels are learned
+    directly. Larger images are learned as latents: on a GPU those of the published autoencoder, if it is on this
+    machine or, with `download`, can be fetched; else, at 128 pixels, those of an autoencoder that is trained first.
+    `vae` is the path or name of another autoencoder, for images of any size.
+    """
+    source = str(source)
+    if source in IMAGE_SPACE.presets and not vae:
+        return Choice(IMAGE_SPACE.experiment(source), None, "a preset of its own")
+    images = list_images(source).train
+    check(
+        len(images) >= FEWEST,
+        f"{source} has {len(images)} image{'s' * (len(images) != 1)} to learn from; "
+        f"give {FEWEST} at least, some hundred to see anything",
+    )
+    survey, on_cpu = look(images, most=LOOKED_AT), best_device().type == "cpu"
+    side, channels = nearest_side(survey.side), 1 if survey.grey else 3
+    if not vae and side <= PIXEL_SPACE:
+        levels = max(2, int(math.log2(side)) - 2)
+        experiment = preset(IMAGE_SPACE.otherwise).override(
+            data=source, image_size=(side, side), in_channels=channels, channel_mult=LEVELS[:levels]
+        )
+        experiment = experiment.override(**ON_CPU["pixels"]) if on_cpu else experiment
+        return Choice(with_classes(experiment, images.class_names), None, f"pixels, {side}x{side}")
+    if not vae and not on_cpu and channels == 3:
+        vae = published_vae(download=download)
+    base = preset(LATENT_SPACE.otherwise).override(data=source)
+    base = with_classes(base.override(**ON_CPU["latents"]) if on_cpu else base, images.class_names)
+    if vae:
+        network = load_vae(vae)[1].experiment.network
+        size = (side, side) if vae in STABLE_DIFFUSION else network.image_size
+        return Choice(on_latents(base, vae, network, size), None, f"latents of {vae}, {size[0]}x{size[1]}")
+    own = autoencoder_for(base).override(in_channels=channels)
+    own = own.override(**ON_CPU["vae"]) if on_cpu else own
+    height, width = own.network.image_size
+    experiment = on_latents(base, own.name, own.network, own.network.image_size)
+    return Choice(experiment, own, f"latents of an autoencoder of its own, {height}x{width}")
+
+
+def nearest_side(side: float) -> int:
+    """The side of `SIDES` nearest in ratio."""
+    return min(SIDES, key=lambda candidate: abs(math.log(candidate / side)))
+
+
 def published_vae(*, download: bool) -> str:
-    """The name of the published autoencoder, if it can be had; "" if not, and why is said."""
+    """The name of the published autoencoder; "" if it cannot be loaded, and a line says why."""
     name = STABLE_DIFFUSION[0]
     try:
         check(download or in_hub_cache(name, SD_FILE), f"{name} is not here; training tries to download it")
@@ -149,19 +179,18 @@ def train_photos(
     minutes: float | None = None,
     **overrides: Any,
 ) -> Path:
-    """Train what `choose_recipe` says in the folder `run`, a new one unless given, and return the path of the weights.
+    """Train what `choose_experiment` says, in the folder `run` or a new one, and return the path of the weights.
 
-    An autoencoder to be trained first gets `run`/vae, and half of the `minutes`. The plan of each stage is the number
-    of images that its minutes suffice for. `overrides` are fields of the recipe. Started again on its folder, an
-    unfinished autoencoder goes on where it stopped; once its latents are being learned, `train` with that folder's
-    recipe goes on.
+    An autoencoder that is trained first gets the folder `run`/vae and half of the `minutes`. The plan of each stage is
+    the number of images that its minutes suffice for. `overrides` are fields of the experiment. Started again on its
+    folder, an unfinished autoencoder goes on where it stopped; after that, `train --run` goes on with the latents.
     """
     check(
         rank_info().world == 1,
         f"several processes train a preset; `diffit info {data}` names the one for these pictures",
     )
     changes = {"data": str(data), **overrides}
-    experiment, own, why = choose_recipe(data, vae)
+    experiment, own, why = choose_experiment(data, vae)
     name = name or re.sub(r"[^\w.+-]+", "-", Path(data).stem)
     say(f"{data}: {why}; {experiment.name}" + (f", after {own.name}" if own else ""))
     if str(data) in IMAGE_SPACE.presets and not vae:
@@ -186,27 +215,28 @@ def plan_of(experiment: BaseExperimentConfig) -> str:
 
 
 def paced(experiment: R, run: str | Path | None, minutes: float | None, changes: dict[str, Any]) -> R:
-    """The recipe with these changes and a plan that its minutes suffice for on this device, as steps were timed.
+    """The experiment with these changes and as many images as its minutes suffice for; some steps are timed for that.
 
-    Where minutes are given the plan fills them, else it is the recipe's own at most. A run that goes on with as many
-    minutes keeps its plan. Refuses a disk too small for the run's files.
+    If minutes are given the images fill them; else there are at most as many as the preset says. A run that goes on
+    with the same minutes keeps its plan. Refuses a disk that is too small for the run's files.
     """
     training = experiment.override(**changes).training
     allowed = float(minutes or training.minutes or LONGEST)
-    often = allowed / (OF_VAE if isinstance(experiment, VAEExperimentConfig) else REPORTS)
+    often = allowed / (REPORTS_VAE if isinstance(experiment, VAEExperimentConfig) else REPORTS)
     plan = {"minutes": allowed, "report_minutes": min(training.report_minutes, often)}
     before = read_options(type(experiment), Path(run)).training if run and (Path(run) / OPTIONS).is_file() else None
     if before and before.minutes == allowed:
         plan["images"] = before.images
     else:
-        check_room(Path(run or "."), IN_A_RUN * training_cost(experiment.override(**changes)).parameters)
-        fit = max(training.batch_size, int(60 * allowed * TRAINED / time_steps(experiment.override(**changes))))
+        changed = experiment.override(**changes)
+        check_disk(Path(run or "."), RUN_BYTES * training_cost(changed).parameters)
+        fit = max(training.batch_size, int(60 * allowed * TRAINED / time_steps(changed)))
         plan["images"] = fit if minutes else min(fit, training.images)
     return experiment.override(**plan | changes)
 
 
-def check_room(folder: Path, size: int) -> None:
-    """Refuse a disk with less room than these bytes."""
-    rank_info = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(rank_info).free
-    check(size < free, f"a run takes {size / 1e9:.2g} GB, but {rank_info} has {free / 1e9:.2g} GB; give another --run")
+def check_disk(folder: Path, size: int) -> None:
+    """Refuse a disk with fewer free bytes than `size`."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    check(size < free, f"a run takes {size / 1e9:.2g} GB, but {there} has {free / 1e9:.2g} GB; give another --run")
