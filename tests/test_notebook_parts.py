@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +10,9 @@ from IPython.core.interactiveshell import InteractiveShell
 from diffit_lib.config.presets import preset
 from diffit_lib.data.datasets import Images, Split
 from diffit_lib.evaluation import evaluator as task
-from diffit_lib.notebook.cells import choose_weights, closing_card, how_to_draw, measure
+from diffit_lib.notebook.cells import closing_card, measure_samples, sampling_settings
 from diffit_lib.notebook.drive import Backup
+from diffit_lib.notebook.form import choose_weights
 from diffit_lib.sampling.pipeline import load
 from diffit_lib.utils.errors import DiffitError
 
@@ -54,7 +54,7 @@ def told(capsys):
 
 def test_a_users_mistake_is_one_red_line_and_no_traceback(capsys):
     shell = InteractiveShell()
-    shell.user_ns["wrong"] = lambda: choose_weights(preset("digits"), Path("nowhere"), "gone")
+    shell.user_ns["wrong"] = lambda: choose_weights(preset("digits"), Backup("nowhere", None), "gone")
     shell.run_cell("wrong()")
     (line,) = told(capsys)
     assert line.startswith("PATH_WEIGHTS: no weights file 'gone': ")
@@ -64,44 +64,44 @@ class TestMeasure:
     def test_photographs_with_classes_are_left_to_the_classifier_where_inception_cannot_be_had(
         self, unconditional, run, loaded, capsys
     ):
-        numbers = measure(unconditional, coloured(("cat", "dog")), run, 20)
+        numbers = measure_samples(unconditional, coloured(("cat", "dog")), run, 20)
         assert numbers["stamp"]["extractor"] == "3 x classifier"
         assert told(capsys) == ["no numbers by the inception network: no network"]
         assert len(loaded) == 1
 
     def test_without_classes_too_there_are_no_numbers_and_one_red_line(self, unconditional, run, loaded, capsys):
-        assert measure(unconditional, coloured(()), run, 20) is None
+        assert measure_samples(unconditional, coloured(()), run, 20) is None
         assert told(capsys) == ["no numbers by the inception network: no network"]
 
     def test_without_a_test_part_there_are_no_numbers_and_one_red_line(self, weights, data, run, loaded, capsys):
         few = data.train.take(torch.arange(40), "few")
-        assert measure(weights, Split(few, few), run, 20) is None
+        assert measure_samples(weights, Split(few, few), run, 20) is None
         assert told(capsys) == ["no numbers by the inception network: no network"]
 
     def test_small_images_with_classes_ask_for_no_inception(self, weights, data, run, loaded, capsys):
-        assert measure(weights, data, run, 40, steps=2)["stamp"]["steps"] == 2
+        assert measure_samples(weights, data, run, 40, steps=2)["stamp"]["steps"] == 2
         assert (told(capsys), loaded) == ([], [])
 
     @pytest.mark.parametrize("images", [1, -5])
     def test_a_number_that_makes_no_sense_is_told_by_the_forms_name(self, weights, data, run, capsys, images):
-        assert measure(weights, data, run, images) is None
+        assert measure_samples(weights, data, run, images) is None
         (line,) = told(capsys)
         assert line.startswith(f"not measured: METRIC_SAMPLES is {images}; give 2 or more")
 
 
-class TestHowToDraw:
+class TestSamplingSettings:
     def test_auto_and_0_follow_the_weights(self, weights):
         pipe = load(weights)
-        assert pipe.sampling(**how_to_draw(pipe, "auto", 0, 0.0)) == pipe.card.experiment.sampling
-        given = pipe.sampling(**how_to_draw(pipe, "euler", 5, 2.0))
+        assert pipe.sampling(**sampling_settings(pipe, "auto", 0, 0.0)) == pipe.card.experiment.sampling
+        given = pipe.sampling(**sampling_settings(pipe, "euler", 5, 2.0))
         assert (given.sampler, given.steps, given.guidance) == ("euler", 5, 2.0)
 
     def test_guidance_of_weights_without_classes_is_told_and_left_out(self, weights, unconditional, capsys):
-        assert how_to_draw(load(weights), "auto", 0, 2.0)["guidance"] == 2.0
-        assert how_to_draw(load(unconditional), "auto", 0, 1.0)["guidance"] == 1.0
+        assert sampling_settings(load(weights), "auto", 0, 2.0)["guidance"] == 2.0
+        assert sampling_settings(load(unconditional), "auto", 0, 1.0)["guidance"] == 1.0
         assert told(capsys) == []
         pipe = load(unconditional)
-        assert pipe.sampling(**how_to_draw(pipe, "auto", 0, 2.0)) == pipe.card.experiment.sampling
+        assert pipe.sampling(**sampling_settings(pipe, "auto", 0, 2.0)) == pipe.card.experiment.sampling
         assert told(capsys) == ["GUIDANCE is 2, but these weights know no classes to guide to: this goes on without"]
 
 

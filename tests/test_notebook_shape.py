@@ -171,6 +171,13 @@ def test_only_public_names_of_the_library_are_used_and_they_are_there(code):
                 assert [name for name in names if not hasattr(import_module(node.module), name)] == []
 
 
+def test_at_most_three_packages_of_the_library_are_used(code):
+    modules = [node.module for source in code for node in ast.walk(python(source)) if isinstance(node, ast.ImportFrom)]
+    packages = {module.split(".")[1] for module in modules if module.startswith("diffit_lib.")}
+    assert "notebook" in packages
+    assert len(packages) <= 3
+
+
 def test_form_settings_are_all_used(notebook, form, settings):
     elsewhere = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code" and cell != form)
     assert [name for name in settings if not re.search(rf"\b{name}\b", elsewhere)] == []

@@ -10,12 +10,21 @@ import torch
 from PIL import Image
 
 from diffit_lib.checkpoints.autoencoders import load_vae, save_vae
-from diffit_lib.config.presets import LATENT_SPACE, STABLE_DIFFUSION, preset, vae_preset
+from diffit_lib.config.presets import STABLE_DIFFUSION, preset, vae_preset
 from diffit_lib.data import sources
 from diffit_lib.data.datasets import Images, load_data
-from diffit_lib.notebook.cells import choose_vae, choose_weights, examples, open_run
-from diffit_lib.notebook.drive import copies_folder
-from diffit_lib.notebook.form import parse, plan, plan_latent, pretrained
+from diffit_lib.notebook.cells import class_examples
+from diffit_lib.notebook.drive import Backup, copies_folder
+from diffit_lib.notebook.form import (
+    choose_vae,
+    choose_weights,
+    open_run,
+    parse,
+    plan,
+    plan_latent,
+    pretrained,
+    pretrained_latent,
+)
 from diffit_lib.utils.errors import DiffitError
 from diffit_lib.utils.files import PRETRAINED
 
@@ -34,7 +43,7 @@ def offline(monkeypatch):
 @pytest.fixture
 def gpu(monkeypatch):
     """The plan is made for a GPU."""
-    monkeypatch.setattr("diffit_lib.notebook.form.best_device", lambda: type("Device", (), {"type": "cuda"}))
+    monkeypatch.setattr("diffit_lib.reports.auto.best_device", lambda: type("Device", (), {"type": "cuda"}))
 
 
 @pytest.fixture
@@ -149,13 +158,13 @@ class TestPlanLatent:
 class TestChooseVAE:
     def test_own_one_then_ready_made_one_unless_that_is_asked_for(self, tmp_path):
         experiment, own = vae_preset("vae-digits"), tmp_path / "weights.safetensors"
-        assert choose_vae(experiment, tmp_path) == "vae-digits"
+        assert choose_vae(experiment, Backup(tmp_path, None)) == "vae-digits"
         own.touch()
-        assert choose_vae(experiment, tmp_path) == str(own)
-        assert choose_vae(experiment, tmp_path, "ready") == "vae-digits"
-        assert choose_vae(replace(experiment, name=STABLE_DIFFUSION[0]), tmp_path) == STABLE_DIFFUSION[0]
-        with pytest.raises(DiffitError, match="no ready-made autoencoder for imagenette; set VAE to train"):
-            choose_vae(vae_preset("vae-imagenette128"), tmp_path / "run")
+        assert choose_vae(experiment, Backup(tmp_path, None)) == str(own)
+        assert choose_vae(experiment, Backup(tmp_path, None), "ready") == "vae-digits"
+        assert choose_vae(replace(experiment, name=STABLE_DIFFUSION[0]), Backup(tmp_path, None)) == STABLE_DIFFUSION[0]
+        with pytest.raises(DiffitError, match="no pretrained autoencoder for imagenette; set VAE to train"):
+            choose_vae(vae_preset("vae-imagenette128"), Backup(tmp_path / "run", None))
 
 
 class TestParse:
@@ -187,20 +196,20 @@ class TestWeights:
     def test_given_ones_come_first_then_the_runs_own_then_ready_made_ones(self, tmp_path, monkeypatch):
         experiment, own = preset("digits"), tmp_path / "weights.safetensors"
         ours = PRETRAINED / "digits.safetensors"
-        assert pretrained("auto") == pretrained("digits") == choose_weights(experiment, tmp_path) == ours
+        assert pretrained("auto") == pretrained("digits") == choose_weights(experiment, Backup(tmp_path, None)) == ours
         latent = PRETRAINED / "latent-digits.safetensors"
-        assert pretrained("auto", LATENT_SPACE) == choose_weights(preset("latent-digits"), tmp_path) == latent
+        assert pretrained_latent("auto") == choose_weights(preset("latent-digits"), Backup(tmp_path, None)) == latent
         own.touch()
-        assert choose_weights(experiment, tmp_path) == own
-        assert choose_weights(experiment, tmp_path, "digits") == ours
+        assert choose_weights(experiment, Backup(tmp_path, None)) == own
+        assert choose_weights(experiment, Backup(tmp_path, None), "digits") == ours
         monkeypatch.setenv("HOME", str(tmp_path))
-        assert choose_weights(experiment, tmp_path / "run", "~/weights.safetensors") == own
+        assert choose_weights(experiment, Backup(tmp_path / "run", None), "~/weights.safetensors") == own
         with pytest.raises(DiffitError, match=r"^PATH_WEIGHTS: no weights file 'gone'"):
-            choose_weights(experiment, tmp_path, "gone")
+            choose_weights(experiment, Backup(tmp_path, None), "gone")
 
     def test_where_there_are_none_two_remedies_are_named(self, tmp_path):
         with pytest.raises(DiffitError, match="set IS_TRAIN, or PATH_WEIGHTS"):
-            choose_weights(preset("ffhq64"), tmp_path)
+            choose_weights(preset("ffhq64"), Backup(tmp_path, None))
 
 
 WEIGHTS = (PRETRAINED / "digits.safetensors").read_bytes()
@@ -236,20 +245,20 @@ class TestDrive:
     )
     def test_id_or_link_is_downloaded_once(self, given, asked, tmp_path):
         for _ in range(2):
-            assert choose_weights(preset("digits"), tmp_path, given).read_bytes() == WEIGHTS
+            assert choose_weights(preset("digits"), Backup(tmp_path, None), given).read_bytes() == WEIGHTS
         assert asked == [ID]
 
     @pytest.mark.parametrize("name", ["weights_of_last_tuesday_evening", "digits-long-2026-11-20-evening-run"])
     def test_long_name_that_is_not_there_is_no_id(self, name, asked, tmp_path):
         with pytest.raises(DiffitError, match=f"no weights file '{name}'"):
-            choose_weights(preset("digits"), tmp_path, name)
+            choose_weights(preset("digits"), Backup(tmp_path, None), name)
         assert asked == []
 
     def test_file_that_is_none_of_weights_is_told_and_not_kept(self, asked, monkeypatch, tmp_path):
         monkeypatch.setattr("gdown.download", lambda id, output, **options: output.write(b"<html>another file</html>"))
         for _ in range(2):
             with pytest.raises(DiffitError, match=rf"^PATH_WEIGHTS: .*/{ID} is no .*; give the link of .*$"):
-                choose_weights(preset("digits"), tmp_path, ID)
+                choose_weights(preset("digits"), Backup(tmp_path, None), ID)
             assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
 
     def test_refusal_is_one_line_with_the_remedy(self, asked, monkeypatch, tmp_path):
@@ -260,7 +269,7 @@ class TestDrive:
         with pytest.raises(
             DiffitError, match=r"^PATH_WEIGHTS: .*; make a copy in your Drive .* as PATH_WEIGHTS$"
         ) as error:
-            choose_weights(preset("digits"), tmp_path, ID)
+            choose_weights(preset("digits"), Backup(tmp_path, None), ID)
         assert "\n" not in str(error.value)
 
 
@@ -315,6 +324,6 @@ def test_examples_of_classes_of_unequal_size_are_rows_of_one_length():
     images = Images(
         "pets", torch.zeros(15, 3, 4, 4, dtype=torch.uint8), torch.tensor([0] * 9 + [1] * 6), ("cat", "dog")
     )
-    wide, narrow = examples(images), examples(images.take(torch.arange(5, 12), "few"))
+    wide, narrow = class_examples(images), class_examples(images.take(torch.arange(5, 12), "few"))
     assert wide.shape[1] > narrow.shape[1]
     assert wide.shape[0] == narrow.shape[0]

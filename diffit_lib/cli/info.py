@@ -12,12 +12,12 @@ from diffit_lib.checkpoints.weights import few, load_weights
 from diffit_lib.checkpoints.weights import image_shape as shape_of
 from diffit_lib.config.experiment import BaseExperimentConfig, ExperimentConfig, VAEExperimentConfig
 from diffit_lib.config.models import ImageNetworkConfig, TransformerConfig
-from diffit_lib.config.presets import LONGEST, PRESETS, VAE_PRESETS
+from diffit_lib.config.presets import PRESETS, VAE_PRESETS
 from diffit_lib.data.inspect import Inspection, look
 from diffit_lib.data.sources import NAMED, ImageList, Split, list_images
 from diffit_lib.models.cost import denoiser_cost, parameters
 from diffit_lib.models.vae import KLAutoencoder
-from diffit_lib.reports.auto import Choice, choose_recipe
+from diffit_lib.reports.auto import LONGEST, Choice, choose_experiment
 from diffit_lib.reports.cost import size, time_steps, training_cost
 from diffit_lib.utils.errors import DiffitError
 from diffit_lib.utils.files import PRETRAINED
@@ -128,7 +128,7 @@ def describe_data(source: str | Path) -> str:
     survey, labels = look(*parts.distinct, seconds=SECONDS), labels_of_all(parts)
     lines = [f"{source}: {len(labels):,} images", *describe_pictures(survey, parts, labels)]
     try:
-        choice = choose_recipe(source, download=False)
+        choice = choose_experiment(source, download=False)
     except DiffitError as error:
         return "\n".join([*lines, f"  nothing to train: {error}"])
     return "\n".join([*lines, *describe_choice(source, choice, parts)])

@@ -1,29 +1,85 @@
-"""A notebook's form: a few settings -> experiments and their data."""
+"""A notebook's form: a few settings -> experiments, their data, their run folders, and weights to go on with."""
 
 import ast
+import re
+from os.path import expanduser
+from pathlib import Path
 from typing import Any, TypeVar
 
+from safetensors import SafetensorError, safe_open
+
+from diffit_lib.checkpoints.autoencoders import load_space
+from diffit_lib.checkpoints.hub import find_weights, from_drive
 from diffit_lib.config.experiment import BaseExperimentConfig, ExperimentConfig, VAEExperimentConfig
-from diffit_lib.config.presets import preset
+from diffit_lib.config.presets import STABLE_DIFFUSION, preset
 from diffit_lib.data.datasets import Split, experiment_data
 from diffit_lib.data.sources import NAMED
-from diffit_lib.notebook.drive import in_colab, warn
+from diffit_lib.notebook.drive import Backup, in_colab, warn
 from diffit_lib.reports.auto import (
     IMAGE_SPACE,
     LATENT_SPACE,
     LONGEST,
     Defaults,
     autoencoder_for,
+    class_options,
     on_latents,
-    with_classes,
 )
+from diffit_lib.training.fit import shaping
+from diffit_lib.training.run_dir import WEIGHTS
 from diffit_lib.utils.errors import DiffitError, check
-from diffit_lib.utils.tensors import best_device
+from diffit_lib.utils.files import PRETRAINED, cache_folder
+from diffit_lib.utils.tensors import best_device, derive_seed
 
 BETWEEN = 4.0  # minutes between two checkpoints, at most
 VAE = "vae."  # begins the name of a field of the autoencoder
+ID = r"(?:1|0B)[\w-]{24,}"  # of a file in Google Drive; other long words are names
+LINK = r"https://(?:drive|docs|drive\.usercontent)\.google\.com/\S*?(?:/d/|[?&]id=)"
 
 R = TypeVar("R", bound=BaseExperimentConfig)
+
+
+def start(
+    dataset: str, preset_name: str, copies: Path | None, *, train: bool, weights: str = "", **settings: Any
+) -> tuple[ExperimentConfig, Split, Backup]:
+    """An experiment on pixels, its data and its run; see `plan` and `open_run`.
+
+    If nothing is to be trained and there are no weights for these data, the digits take their place.
+    """
+    experiment, data = plan(dataset, preset_name, **settings)
+    run = open_run(experiment, data, copies)
+    if not (train or weights or has_weights(experiment, run)):
+        experiment, data = plan("digits")
+        run = open_run(experiment, data, copies)
+    return experiment, data, run
+
+
+def start_latent(
+    dataset: str, preset_name: str, copies: Path | None, *, train: bool, weights: str = "", block: str, **settings: Any
+) -> tuple[ExperimentConfig, VAEExperimentConfig, Split, Backup]:
+    """An experiment on latents, that of its autoencoder, the images, and the autoencoder's run; else as `start`."""
+    experiment, vae_experiment, data = plan_latent(dataset, preset_name, block=block, **settings)
+    run = open_run(vae_experiment, data, copies)
+    if not (train or weights or has_weights(experiment, run)):
+        experiment, vae_experiment, data = plan_latent("digits", block=block)
+        run = open_run(vae_experiment, data, copies)
+    return experiment, vae_experiment, data, run
+
+
+def open_run(
+    experiment: BaseExperimentConfig, data: Split, copies: Path | None, *, runs: str | Path = "runs"
+) -> Backup:
+    """The run folder of an experiment and its data, brought back from its copies if these are newer.
+
+    Its name depends on what shapes the run: other settings, images or latents give another run, the same ones the same
+    run again.
+    """
+    shape = [data.train.fingerprint(), str(shaping(experiment))]
+    if vae := getattr(experiment, "vae", ""):
+        shape.append(load_space(vae)[0].checksum)
+    run = Backup(Path(runs) / f"{experiment.name.rpartition('/')[2]}-{derive_seed(*shape) % 16**6:06x}", copies)
+    restored = f", brought back from {copies}" if run.restore() else ""
+    print(f"run: {run.run}{restored}; copies: {run.folder or 'none'}")
+    return run
 
 
 def plan(
@@ -106,9 +162,9 @@ def load_or_warn(experiment: BaseExperimentConfig, preset_name: str, overrides: 
 
 def complete(experiment: R, data: Split, minutes: float, changes: dict[str, Any]) -> R:
     """The experiment with what the data and the machine decide: classes, time between two checkpoints, an end."""
-    if isinstance(experiment, ExperimentConfig) and experiment.network.num_classes and "num_classes" not in changes:
-        experiment = with_classes(experiment, data.train.class_names)
     settled: dict[str, Any] = {"report_minutes": min(experiment.training.report_minutes, BETWEEN)}
+    if getattr(experiment.network, "num_classes", 0) and "num_classes" not in changes:
+        settled |= class_options(data.train.class_names)
     if minutes or (experiment.training.minutes is None and experiment.training.max_steps is None):
         settled["minutes"] = float(minutes or LONGEST)
     return experiment.override(**settled)
@@ -126,3 +182,76 @@ def parse(overrides: str) -> dict[str, Any]:
         except (SyntaxError, ValueError):
             changes[name] = text  # a word, e.g. a path
     return changes
+
+
+def pretrained(dataset: str, space: Defaults = IMAGE_SPACE) -> Path | None:
+    """The weights that come with the library for a data set, in this space; None if there are none."""
+    wanted = space.experiment(space.data(dataset))
+    path = PRETRAINED / f"{wanted.name}.safetensors"
+    return path if path.is_file() and preset(wanted.name).data == wanted.data else None
+
+
+def pretrained_latent(dataset: str) -> Path | None:
+    """As `pretrained`, for weights that draw latents."""
+    return pretrained(dataset, LATENT_SPACE)
+
+
+def choose_vae(experiment: VAEExperimentConfig, run: Backup, vae: str = "train") -> str:
+    """The path or name of the autoencoder to go on with where none is trained.
+
+    Stable Diffusion's, if the experiment is of it; else the run's own from another day, unless `vae` is "ready"; else
+    the pretrained one of this name.
+    """
+    own, ours = run.run / WEIGHTS, PRETRAINED / f"{experiment.name}.safetensors"
+    if experiment.name in STABLE_DIFFUSION:
+        return experiment.name
+    if own.is_file() and vae != "ready":
+        return str(own)
+    check(ours.is_file(), f"there is no pretrained autoencoder for {experiment.data}; set VAE to train, and IS_TRAIN")
+    return experiment.name
+
+
+def choose_weights(experiment: ExperimentConfig, run: Backup, given: str = "") -> Path:
+    """The weights to go on with where nothing is trained.
+
+    The given ones, by path, name, or the id or link of a file in Google Drive; else the run's own from another day;
+    else pretrained ones for the same data.
+    """
+    if given:
+        try:
+            return from_drive_link(given) or find_weights(expanduser(given))
+        except DiffitError as error:
+            raise DiffitError(f"PATH_WEIGHTS: {error}") from error
+    if (own := run.run / WEIGHTS).is_file():
+        return own
+    if ours := pretrained(experiment.data, LATENT_SPACE if experiment.vae else IMAGE_SPACE):
+        return ours
+    raise DiffitError(f"there are no weights for {experiment.data}; set IS_TRAIN, or PATH_WEIGHTS to a file of weights")
+
+
+def has_weights(experiment: ExperimentConfig, run: Backup) -> bool:
+    """Whether `choose_weights` finds any; if not, one red line says that the digits take the data's place."""
+    try:
+        choose_weights(experiment, run)
+    except DiffitError as error:
+        warn(f"{error}: this goes on with the digits")
+        return False
+    return True
+
+
+def from_drive_link(given: str) -> Path | None:
+    """The file of a Google Drive id or link, downloaded once; None where this is neither, but a path or a name."""
+    match = re.fullmatch(rf"(?:{LINK})([\w-]{{25,}})(?:[/?&#]\S*)?|({ID})", given)
+    if Path(given).exists() or not match:
+        return None
+    drive_id = match[1] or match[2]
+    path = cache_folder() / "weights" / f"{drive_id}.safetensors"
+    try:
+        with safe_open(path if path.is_file() else from_drive(drive_id, path), "pt"):
+            return path
+    except SafetensorError as error:
+        path.unlink()
+        raise DiffitError(
+            f"https://drive.google.com/file/d/{drive_id} is no whole safetensors file ({error}); "
+            "give the link of a weights file that diffit wrote"
+        ) from error

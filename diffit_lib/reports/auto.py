@@ -88,10 +88,9 @@ def autoencoder_for(experiment: ExperimentConfig, vae: str = "train") -> VAEExpe
     return replace(published, network=AutoencoderConfig(image_size=own.network.image_size))
 
 
-def with_classes(experiment: ExperimentConfig, class_names: tuple[str, ...]) -> ExperimentConfig:
-    """The experiment with this many classes; without any, there is no guidance."""
-    guidance = {} if class_names else {"guidance": 1.0}
-    return experiment.override(num_classes=len(class_names), **guidance)
+def class_options(class_names: tuple[str, ...]) -> dict[str, Any]:
+    """The fields that depend on the classes: how many there are; without any, there is no guidance."""
+    return {"num_classes": len(class_names)} | ({} if class_names else {"guidance": 1.0})
 
 
 def on_latents(
@@ -136,12 +135,12 @@ def choose_experiment(source: str | Path, vae: str = "", *, download: bool = Tru
         experiment = preset(IMAGE_SPACE.otherwise).override(
             data=source, image_size=(side, side), in_channels=channels, channel_mult=LEVELS[:levels]
         )
-        experiment = experiment.override(**ON_CPU["pixels"]) if on_cpu else experiment
-        return Choice(with_classes(experiment, images.class_names), None, f"pixels, {side}x{side}")
+        experiment = experiment.override(**(ON_CPU["pixels"] if on_cpu else {}) | class_options(images.class_names))
+        return Choice(experiment, None, f"pixels, {side}x{side}")
     if not vae and not on_cpu and channels == 3:
         vae = published_vae(download=download)
-    base = preset(LATENT_SPACE.otherwise).override(data=source)
-    base = with_classes(base.override(**ON_CPU["latents"]) if on_cpu else base, images.class_names)
+    options = (ON_CPU["latents"] if on_cpu else {}) | class_options(images.class_names)
+    base = preset(LATENT_SPACE.otherwise).override(data=source, **options)
     if vae:
         network = load_vae(vae)[1].experiment.network
         size = (side, side) if vae in STABLE_DIFFUSION else network.image_size

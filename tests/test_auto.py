@@ -18,7 +18,7 @@ from diffit_lib.data.sources import list_images
 from diffit_lib.reports import auto as photos
 from diffit_lib.reports import cost as time_steps
 from diffit_lib.reports import quick_evaluation
-from diffit_lib.reports.auto import choose_recipe
+from diffit_lib.reports.auto import choose_experiment
 from diffit_lib.training.train import train as train_recipe
 from diffit_lib.utils.errors import DiffitError
 
@@ -53,7 +53,7 @@ class TestChoice:
         ("side", "made"), [(7, 8), (11, 8), (12, 16), (28, 32), (45, 32), (46, 64), (64, 64), (90, 64)]
     )
     def test_small_pictures_are_learned_as_pixels_of_the_nearest_size(self, tmp_path, side, made):
-        experiment, vae, _ = choose_recipe(pictures(tmp_path, side, 12))
+        experiment, vae, _ = choose_experiment(pictures(tmp_path, side, 12))
         assert vae is None
         assert experiment.vae == ""
         assert experiment.network.shape == (3, made, made)
@@ -61,7 +61,7 @@ class TestChoice:
         assert experiment.network.map_sizes[-1] == (min(made // 2, 8),) * 2
 
     def test_larger_ones_as_latents_of_an_autoencoder_that_is_trained_first(self, tmp_path):
-        experiment, vae, _ = choose_recipe(pictures(tmp_path, 91, 12))
+        experiment, vae, _ = choose_experiment(pictures(tmp_path, 91, 12))
         assert vae.network.image_size == (128, 128)
         assert experiment.network.shape == vae.network.latent_shape == (4, 16, 16)
         assert experiment.data == vae.data == str(tmp_path / "photos91")
@@ -71,30 +71,30 @@ class TestChoice:
         monkeypatch.setattr(photos, "published_vae", lambda *, download: "stabilityai/sd-vae-ft-ema")
         monkeypatch.setattr(photos, "load_vae", lambda name: (None, stable_diffusion_card(name)))
         for side, latent in ((128, 16), (200, 32)):
-            experiment, vae, _ = choose_recipe(pictures(tmp_path, side, 12))
+            experiment, vae, _ = choose_experiment(pictures(tmp_path, side, 12))
             assert vae is None
             assert experiment.vae == "stabilityai/sd-vae-ft-ema"
             assert experiment.network.shape == (4, latent, latent)
 
     def test_else_of_its_own_there_too(self, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(photos, "best_device", lambda: torch.device("cuda"))
-        experiment, vae, _ = choose_recipe(pictures(tmp_path, 128, 12), download=False)
+        experiment, vae, _ = choose_experiment(pictures(tmp_path, 128, 12), download=False)
         assert vae.name == experiment.vae == "vae-imagenette128"
         assert vae.network == vae_preset("vae-imagenette128").network
         assert "sd-vae-ft-ema is not here" in capsys.readouterr().err
 
     def test_an_autoencoder_that_is_named_is_taken_whatever_the_size(self, tmp_path):
-        experiment, vae, _ = choose_recipe("digits", "vae-digits")
+        experiment, vae, _ = choose_experiment("digits", "vae-digits")
         assert vae is None
         assert experiment.vae == "vae-digits"
         assert experiment.network.shape == (2, 4, 4)
 
     def test_data_with_a_preset_of_their_own_take_that(self):
-        assert choose_recipe("digits").experiment is preset("digits")
+        assert choose_experiment("digits").experiment == preset("digits")
 
     def test_grey_pictures_have_one_channel_and_one_class_counts_as_none(self, tmp_path):
         folder = fill(tmp_path / "grey", {f"{k}.png": noise(k, 32, 32).convert("L") for k in range(12)})
-        experiment = choose_recipe(folder).experiment
+        experiment = choose_experiment(folder).experiment
         assert experiment.network.shape == (1, 32, 32)
         assert experiment.network.num_classes == 0
         assert experiment.sampling.guidance == 1
