@@ -2,22 +2,23 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install demo test test-all lint figures colab
+.PHONY: help install demo announce test test-all lint figures colab
 
 help:
 	@echo "make demo      train DiffiT on real digits, in minutes on a CPU, into runs/demo/"
-	@echo "make test      lint, types and all quick tests"
+	@echo "make test      lint, types and all quick tests, about 6 minutes on two cores"
 	@echo "make test-all  the slow tests too"
 	@echo "make figures   draw the figures of README and notebooks"
 	@echo "make colab     pack what Colab needs into dist/diffit_colab.zip"
 
 install: .venv/installed
 
-.venv/installed: requirements.txt pyproject.toml
+.venv/installed: requirements.txt constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "diffit needs Python 3.11 or newer, and $(PYTHON) is older: make PYTHON=/path/to/python3.11 ..."; exit 2; }
 	@start=$$(date +%s); \
-	$(PYTHON) -m venv .venv && $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' && \
+	$(PYTHON) -m venv .venv && $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		--editable '.[dev]' && \
 	echo $$(( $$(date +%s) - start )) > $@
 
 demo: install
@@ -26,8 +27,11 @@ demo: install
 lint: install
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-test: lint
+test: announce lint
 	@$(BIN)/python -m pytest -n auto --dist worksteal -m 'not slow'
+
+announce:
+	@echo "make test: about 6 minutes on two cores, and the time to install before the first one"
 
 test-all: lint
 	@$(BIN)/python -m pytest -n auto --dist worksteal

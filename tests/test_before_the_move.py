@@ -50,10 +50,10 @@ def some():
 
 
 def assert_same_pictures(pairs):
-    """Processors round differently: 1 of 255 is allowed in 0.1 % of all values."""
+    """Processors and versions of torch round differently: 1 of 255 is allowed in 0.1 % of all values, or in one."""
     differences = np.concatenate([np.abs(a.astype(int) - b.astype(int)).ravel() for a, b in pairs])
     assert differences.max() <= 1
-    assert np.mean(differences > 0) <= 0.001
+    assert np.count_nonzero(differences) <= max(1, 0.001 * differences.size)
 
 
 def test_pretrained_weights_draw_what_they_drew(expected):

@@ -21,7 +21,7 @@ import torch
 from image_files import noise
 from safetensors.torch import save_file
 from test_evaluate import PixelInception
-from test_foreign import published_shapes, published_tensors
+from test_hub import published_shapes, published_tensors
 
 from diffit_lib.checkpoints import autoencoders
 from diffit_lib.checkpoints.autoencoders import VAECard
