@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from diffit_lib.utils.errors import DiffitError
-from diffit_lib.utils.files import cache_folder, fetched, replacing, sha256
+from diffit_lib.utils.files import cache_folder, download, replacing, sha256
 from diffit_lib.utils.tensors import seeded_generator, to_float
 
 INCEPTION_URL = (
@@ -212,7 +212,7 @@ def load_inception(path: str | Path | None = None) -> Inception:
         ) from None
     if path is None:
         otherwise = "for data with classes, use the classifier extractor"
-        path = fetched(INCEPTION_URL, INCEPTION_SHA256, "the Inception weights", f"or, {otherwise}")
+        path = download(INCEPTION_URL, INCEPTION_SHA256, "the Inception weights", f"or, {otherwise}")
     path = Path(path)
     if not path.is_file():
         raise DiffitError(f"there are no Inception weights at {path}; download them from {INCEPTION_URL}")

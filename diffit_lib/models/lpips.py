@@ -8,7 +8,7 @@ from torch import Tensor
 from torchmetrics.functional.image.lpips import _LPIPS
 
 from diffit_lib.utils.errors import DiffitError, check
-from diffit_lib.utils.files import cache_folder, fetched, sha256
+from diffit_lib.utils.files import cache_folder, download, sha256
 
 VGG_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
 VGG_SHA256 = "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0"
@@ -42,7 +42,7 @@ def load_perceptual(path: str | Path | None = None) -> Perceptual:
     The linear heads come with torchmetrics. Raises a DiffitError where the file cannot be had, or is another one.
     """
     if path is None:
-        path = fetched(VGG_URL, VGG_SHA256, "the weights of VGG-16, which LPIPS needs,", "or set perceptual_weight=0")
+        path = download(VGG_URL, VGG_SHA256, "the weights of VGG-16, which LPIPS needs,", "or set perceptual_weight=0")
     path = Path(path)
     check(path.is_file(), f"there are no VGG-16 weights at {path}; download them from {VGG_URL}")
     if (found := sha256(path)) != VGG_SHA256:

@@ -1,4 +1,4 @@
-"""Which of several processes this one is, started by torchrun, by srun, or alone, and what they do together."""
+"""Several processes, started by torchrun or srun: which one this is, and what they do together."""
 
 import atexit
 import os
@@ -27,10 +27,10 @@ class RankInfo(NamedTuple):
 
 
 def rank_info() -> RankInfo:
-    """This process's place, from what torchrun sets, else srun."""
+    """This process's rank, from the variables that torchrun sets, else from srun's."""
     for names in (
         ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
-        ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),  # the second stands in steps of srun alone
+        ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),  # sbatch does not set the second
     ):
         if all(name in os.environ for name in names):
             return RankInfo(*(int(os.environ[name]) for name in names))
@@ -38,7 +38,7 @@ def rank_info() -> RankInfo:
 
 
 def export_rank() -> None:
-    """Say in torchrun's words, which torch and Lightning know, what srun said in its own."""
+    """Set torchrun's variables from srun's, for torch and Lightning."""
     if "RANK" in os.environ or rank_info().world == 1:
         return
     from pytorch_lightning.plugins.environments import SLURMEnvironment
@@ -53,30 +53,30 @@ def export_rank() -> None:
 
 
 def local_world_size() -> int:
-    """How many of the processes are on this machine, as many as on any other."""
+    """The number of processes on this machine, the same on every machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", rank_info().world))
 
 
 def local_device() -> torch.device:
-    """The best device here; of several GPUs, that of this process."""
+    """The best device of this machine; of several GPUs, the one of this process."""
     device = best_device()
     return torch.device("cuda", rank_info().local_rank % torch.cuda.device_count()) if device.type == "cuda" else device
 
 
 def wait_for(paths: Iterable[Path], pause: float = 0.2) -> None:
-    """Return once all files are there, which other processes write; whoever started them ends all if one fails."""
+    """Return once other processes have written all these files; the launcher ends all processes if one fails."""
     for path in paths:
         while not path.is_file():
             time.sleep(pause)
 
 
 def init_distributed() -> bool:
-    """Whether there are several processes; the first time, wait until all are here, ready to talk to each other."""
+    """Whether there are several processes. The first call waits until all have joined the process group."""
     if rank_info().world == 1:
         return False
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        # the others wait while the first downloads data or draws samples: who hangs is ended by whoever started all
+        # a long timeout: the others wait while the first downloads data or draws samples
         dist.init_process_group(backend, rank=rank_info().rank, world_size=rank_info().world, timeout=timedelta(days=1))
         atexit.register(dist.destroy_process_group)
     return True
@@ -84,9 +84,9 @@ def init_distributed() -> bool:
 
 @contextmanager
 def rank_zero_first() -> Iterator[None]:
-    """First the first process does what follows, then the first on each machine, then all others.
+    """Run the block in the first process, then in the first of each machine, then in all others.
 
-    For what is downloaded or computed once and then lies in a cache, whether machines share it or not.
+    The first run fills a cache that the others read, whether or not machines share it.
     """
     turn = 0 if rank_info().rank == 0 else 1 if rank_info().local_rank == 0 else 2
     for _ in range(turn):
@@ -97,13 +97,13 @@ def rank_zero_first() -> Iterator[None]:
 
 
 def barrier() -> None:
-    """Return once every process is here."""
+    """Return once every process has called this."""
     if init_distributed():
         dist.barrier()
 
 
 def from_rank_zero(make: Callable[[], T]) -> T:
-    """What `make` returns in the first process, in all of them; called there alone."""
+    """Call `make` in the first process only, and return its result in all."""
     made = [make() if rank_info().rank == 0 else None]
     if init_distributed():
         dist.broadcast_object_list(made)
@@ -111,16 +111,16 @@ def from_rank_zero(make: Callable[[], T]) -> T:
 
 
 def any_rank(yes: bool) -> bool:
-    """True in every process if it is in one: clocks differ, and all must stop at the same step."""
+    """Whether it is true in any process; all must call, and get the same answer."""
     if not init_distributed():
         return yes
-    flag = torch.tensor(int(yes))  # on the CPU: no GPU is waited for
+    flag = torch.tensor(int(yes))  # on the CPU, which does not wait for a GPU
     dist.all_reduce(flag, dist.ReduceOp.MAX)
     return bool(flag)
 
 
 def mean_over_ranks(values: Tensor) -> Tensor:
-    """The mean over all processes, of values without a gradient."""
+    """The mean over all processes, without a gradient."""
     if init_distributed():
         values = values.detach().clone()
         dist.all_reduce(values)

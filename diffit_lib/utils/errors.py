@@ -1,4 +1,4 @@
-"""The one exception a user sees, and the checks of settings that raise it."""
+"""The exception for a user's mistake, and the checks of settings that raise it."""
 
 import math
 from dataclasses import fields
@@ -7,9 +7,9 @@ from typing import Any, Literal, get_args, get_origin
 
 
 class DiffitError(Exception):
-    """A mistake that the user can mend: one line with the thing, its value and the remedy.
+    """A mistake that the user can correct: one line with the thing, its value and the remedy.
 
-    The command line prints that line and exits with 2; a notebook shows it alone, in red.
+    The command line prints this line and exits with status 2; a notebook shows it without a traceback, in red.
     """
 
     def _render_traceback_(self) -> list[str]:
@@ -18,13 +18,13 @@ class DiffitError(Exception):
 
 
 def check(ok: bool, message: str) -> None:
-    """Raise the user's error unless `ok`."""
+    """Raise `DiffitError(message)` unless `ok`."""
     if not ok:
         raise DiffitError(message)
 
 
 def check_types(part: Any) -> None:
-    """Raise the user's error unless every field has its declared type; lists, as from JSON, become tuples."""
+    """Refuse a dataclass with a field that has not its declared type; lists, as from JSON, become tuples."""
     for f in fields(part):
         value = getattr(part, f.name)
         if isinstance(value, list):
@@ -34,7 +34,7 @@ def check_types(part: Any) -> None:
 
 
 def check_positive(part: Any, *names: str) -> None:
-    """Raise the user's error unless every named field is above 0; None passes."""
+    """Refuse a dataclass unless every named field is above 0 or None."""
     for name in names:
         value = getattr(part, name)
         check(value is None or value > 0, f"{name} is {value!r}; give a number above 0")
@@ -56,7 +56,7 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _name(hint: Any) -> str:
-    """A type in the user's words."""
+    """A type in words for an error message."""
     if get_origin(hint) is tuple:
         return "integers, e.g. 1,2,2" if ... in get_args(hint) else f"{len(get_args(hint))} integers, e.g. 32,32"
     words = hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)

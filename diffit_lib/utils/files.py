@@ -1,4 +1,4 @@
-"""Files that are never half-written, and where they live."""
+"""Files: written whole or not at all, downloaded, cached."""
 
 import hashlib
 import os
@@ -10,13 +10,13 @@ from uuid import uuid4
 
 from diffit_lib.utils.errors import DiffitError
 
-MOST_IMAGES = 10_000_000  # drawn into one folder: more is a slip of the finger, and their list alone would fill memory
+MOST_IMAGES = 10_000_000  # in one folder: more is a typing error, and the list of them would fill the memory
 PRETRAINED = Path(__file__).resolve().parents[1] / "pretrained"  # our own weights and their cards
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; on success it replaces `path` in one step, else it vanishes."""
+    """Yield a temporary path beside `path`; on success it replaces `path` atomically, on an error it is deleted."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.stem}.{uuid4().hex[:8]}.part{path.suffix}")
@@ -28,13 +28,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def sweep(folder: str | Path) -> None:
-    """Remove what `replacing` left anywhere below a folder when it was killed; nobody may be writing there."""
+    """Remove temporary files of `replacing` that a kill left below a folder; nobody may be writing there."""
     for left in Path(folder).rglob(".*.part*"):
         left.unlink()
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a whole text file, or leave what was there."""
+    """Write a text file as a whole, or leave the old one."""
     with replacing(path) as beside:
         beside.write_text(text, encoding="utf-8")
 
@@ -46,14 +46,14 @@ def sha256(path: str | Path) -> str:
 
 
 def cache_folder() -> Path:
-    """Where things that can be made again are kept: $DIFFIT_CACHE, else ~/.cache/diffit."""
+    """The folder for files that can be made again: $DIFFIT_CACHE, else ~/.cache/diffit."""
     return Path(os.environ.get("DIFFIT_CACHE") or Path.home() / ".cache" / "diffit")
 
 
-def fetched(url: str, checksum: str, name: str, otherwise: str) -> Path:
-    """The file of this URL in the cache folder, downloaded first where it is not there yet.
+def download(url: str, checksum: str, name: str, otherwise: str) -> Path:
+    """The file of this URL in the cache folder, downloaded if it is not there; its SHA-256 must be `checksum`.
 
-    A download whose SHA-256 is not `checksum` is refused; `name` and `otherwise`, "or" another way out, are told then.
+    The error message says what the file is, `name`, and what else to do, `otherwise`, which begins with "or".
     """
     import torch.hub
 
@@ -64,5 +64,5 @@ def fetched(url: str, checksum: str, name: str, otherwise: str) -> Path:
             torch.hub.download_url_to_file(url, str(path), hash_prefix=checksum)
         except (OSError, RuntimeError) as error:
             reason = error.reason if isinstance(error, urllib.error.URLError) else error
-            raise DiffitError(f"{name} could not be downloaded ({reason}); put {url} at {path}, {otherwise}") from None
+            raise DiffitError(f"Could not download {name} ({reason}). Put {url} at {path}, {otherwise}") from None
     return path

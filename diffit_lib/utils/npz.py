@@ -1,4 +1,4 @@
-"""Arrays in `.npz` files that others wrote: nothing in them is unpickled, large ones are mapped, not read."""
+"""Arrays in `.npz` files of other programs: nothing is unpickled, and large arrays are memory-mapped."""
 
 import zipfile
 import zlib
@@ -16,7 +16,7 @@ LOCAL_HEADER = 30  # bytes before an entry's name in a zip
 
 @contextmanager
 def npz_errors(path: Path) -> Iterator[None]:
-    """Whatever is wrong with the file in one line."""
+    """Turn any problem with the file into an error of one line."""
     try:
         yield
     except FileNotFoundError:
@@ -34,7 +34,7 @@ def names(path: str | Path) -> set[str]:
 
 
 def array(path: str | Path, name: str) -> np.ndarray:
-    """One array of a file. Where it lies uncompressed it stays on disk, and only what is used of it is read."""
+    """One array of a file. An uncompressed one is memory-mapped: only what is used of it is read."""
     path = Path(path)
     with npz_errors(path), zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as entry:
         stored = archive.getinfo(f"{name}.npy")

@@ -1,4 +1,4 @@
-"""Tensors and tables -> pictures: arrays and matplotlib Figures, returned, never shown."""
+"""Images and tables -> pictures: arrays and matplotlib Figures, returned, never shown."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +11,11 @@ from PIL import Image
 
 from diffit_lib.utils.files import replacing
 
+GREY = {"color": "0.7", "linewidth": 5}  # the curve of a run known to be good
+
 
 def tile(images: np.ndarray, columns: int, *, scale: int = 1, gap: int = 1) -> np.ndarray:
-    """uint8 (N, H, W, C) -> one uint8 picture (H', W', C), row by row, each pixel enlarged `scale` times, crisp."""
+    """uint8 images (N, H, W, C) -> one picture (H', W', C), row by row, each pixel a square of side `scale`."""
     images = images.repeat(scale, axis=1).repeat(scale, axis=2)
     count, height, width, channels = images.shape
     rows, gap = -(-count // columns), gap * scale
@@ -25,12 +27,12 @@ def tile(images: np.ndarray, columns: int, *, scale: int = 1, gap: int = 1) -> n
 
 
 def enlargement(images: np.ndarray, target: int = 64) -> int:
-    """The whole factor that brings images (N, H, W, C) to about `target` pixels a side."""
+    """The whole factor that enlarges images (N, H, W, C) to about `target` pixels a side."""
     return max(1, round(target / images.shape[1]))
 
 
 def to_image(picture: np.ndarray) -> Image.Image:
-    """A uint8 picture (H, W, C), C 1 or 3, as Pillow's."""
+    """A uint8 picture (H, W, C), C 1 or 3, as a Pillow image."""
     return Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture)
 
 
@@ -43,70 +45,68 @@ def write_png(path: str | Path, picture: np.ndarray) -> None:
 def write_figure(path: str | Path, figure: Figure) -> None:
     """Write a figure as PNG."""
     with replacing(path) as beside:
-        figure.savefig(beside, format="png", dpi=144)
+        figure.savefig(beside, format="png", dpi=144)  # also one made elsewhere
+
+
+def _new_figure(width: float, height: float) -> Figure:
+    """An empty figure of this size in inches: white, so that it reads on a dark page too, at 144 dots per inch."""
+    return Figure(figsize=(width, height), dpi=144, facecolor="white", layout="constrained")
 
 
 def loss_curve(rows: Sequence[dict[str, Any]], expected: Sequence[dict[str, Any]] = ()) -> Figure:
-    """Rows of `metrics.csv` -> training and test loss over images, and the test loss at each noise level.
+    """Rows of `metrics.csv` -> training and test loss over images, and the test loss by noise level.
 
-    Where a Frechet distance was taken it gets a third field. `expected`, the rows of a run known to be good, lie behind
-    in grey: is my loss normal?
+    A third field shows the Frechet distance, if one was taken. `expected`, rows of a run known to be good, is grey.
     """
     distance = next((name for name in ("fid", "frechet") if _columns(rows, name)[0]), "")
     fields = 3 if distance else 2
-    figure = Figure(figsize=(5 * fields, 4), layout="constrained")
+    figure = _new_figure(5 * fields, 4)
     left, right, *rest = figure.subplots(1, fields)
     if expected:
-        left.plot(*_columns(expected, "images", "test_loss"), color="0.7", linewidth=5, label="test, expected")
-    left.plot(*_columns(rows, "images", "loss"), marker=".", label="training, raw weights")
-    left.plot(*_columns(rows, "images", "test_loss"), marker=".", label="test, averaged weights")
-    left.set(xlabel="images seen", ylabel="weighted denoising loss", title="Loss")
-    left.legend()
-    if expected:
-        right.plot(*_levels(expected[-1]), color="0.7", linewidth=5, label="expected, last")
+        _plot_column(left, expected, "test_loss", label="test, expected", **GREY)
+        _plot_levels(right, _levels(expected[-1]), label="expected, last", **GREY)
         right.legend()
+    _plot_column(left, rows, "loss", marker=".", label="training, raw weights")
+    _plot_column(left, rows, "test_loss", marker=".", label="test, averaged weights")
+    left.set(ylabel="weighted denoising loss", title="Loss")
+    left.legend()
     for row, shade in zip(rows, np.linspace(1, 0.15, len(rows))[::-1], strict=True):
-        right.plot(*_levels(row), color="tab:blue", alpha=shade, marker=".")
-    right.set(xscale="log", xlabel="noise level sigma", title="Test loss by noise level, first to last report")
+        _plot_levels(right, _levels(row), color="tab:blue", alpha=shade, marker=".")
+    right.set_title("Test loss by noise level, first to last report")
     for quality in rest:
         if _columns(expected, distance)[0]:
-            quality.plot(*_columns(expected, "images", distance), color="0.7", linewidth=5, label="expected")
+            _plot_column(quality, expected, distance, label="expected", **GREY)
             quality.legend()
-        quality.plot(*_columns(rows, "images", distance), marker=".")
+        _plot_column(quality, rows, distance, marker=".")
         name = "small FID" if distance == "fid" else "Frechet distance"
-        quality.set(xlabel="images seen", title=f"{name} of samples, averaged weights", ylim=(0, None))
-    for axes in (left, *rest):
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 100k: long numbers would run into one another
+        quality.set(title=f"{name} of samples, averaged weights", ylim=(0, None))
     return figure
 
 
 def vae_curves(rows: Sequence[dict[str, Any]]) -> Figure:
     """Rows of an autoencoder's `metrics.csv` -> the terms of its loss and its held-out PSNR, over images."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = _new_figure(10, 4)
     left, right = figure.subplots(1, 2)
     for term in ("loss", "reconstruction", "kl", "perceptual", "adversarial", "discriminator"):
         if _columns(rows, term)[0]:
-            left.plot(*_columns(rows, "images", term), marker=".", label=term)
-    left.set(xlabel="images seen", title="Training loss and its terms")
+            _plot_column(left, rows, term, marker=".", label=term)
+    left.set(title="Training loss and its terms")
     left.set_yscale("symlog", linthresh=0.01)
     left.legend()
-    right.plot(*_columns(rows, "images", "psnr"), marker=".")
-    right.set(xlabel="images seen", ylabel="dB", title="PSNR of held-out images, averaged weights")
-    for axes in (left, right):
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    _plot_column(right, rows, "psnr", marker=".")
+    right.set(ylabel="dB", title="PSNR of held-out images, averaged weights")
     return figure
 
 
 def compare_runs(runs: dict[str, Sequence[dict[str, Any]]]) -> Figure:
     """Rows of `metrics.csv` by the run's name -> their test losses over images, and the last ones by noise level."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = _new_figure(10, 4)
     left, right = figure.subplots(1, 2)
     for name, rows in runs.items():
-        left.plot(*_columns(rows, "images", "test_loss"), marker=".", label=name)
-        right.plot(*_levels(rows[-1]), marker=".", label=name)
-    left.set(xlabel="images seen", title="Test loss, averaged weights")
-    left.xaxis.set_major_formatter(EngFormatter(sep=""))
-    right.set(xscale="log", xlabel="noise level sigma", title="Test loss by noise level, last report")
+        _plot_column(left, rows, "test_loss", marker=".", label=name)
+        _plot_levels(right, _levels(rows[-1]), marker=".", label=name)
+    left.set_title("Test loss, averaged weights")
+    right.set_title("Test loss by noise level, last report")
     for axes in (left, right):
         axes.legend()
     return figure
@@ -114,26 +114,26 @@ def compare_runs(runs: dict[str, Sequence[dict[str, Any]]]) -> Figure:
 
 def level_curves(losses: dict[str, dict[float, float]]) -> Figure:
     """Denoising loss by noise level, sigma -> loss, one curve for each name."""
-    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    figure = _new_figure(6, 3.6)
     axes = figure.subplots()
     for name, curve in losses.items():
-        axes.plot(list(curve), list(curve.values()), marker="o", label=name)
-    axes.set(xscale="log", ylim=(0, None), xlabel="noise level sigma", ylabel="weighted denoising loss")
+        _plot_levels(axes, curve, marker="o", label=name)
+    axes.set(ylim=(0, None), ylabel="weighted denoising loss")
     axes.legend()
     return figure
 
 
 def sweep_curves(rows: Sequence[dict[str, Any]], varied: Sequence[str]) -> Figure:
-    """Measured numbers over what was varied, a field for each number that differs.
+    """Measured numbers over the settings `varied`, a field for each number that differs.
 
-    Along x goes what has most values that are numbers, if any; there is a curve for each combination of the rest.
+    The x axis is the numeric setting with most values, if any; each combination of the others is a curve.
     """
     counts = {name: len({row[name] for row in rows}) for name in rows[0]}
     measured = [name for name in rows[0] if name not in varied and not name.endswith("_std")]
     numbers = [name for name in measured if counts[name] > 1] or measured
     along = max(varied, key=lambda name: (not isinstance(rows[0][name], str), counts[name]))
     height, width = -(-len(numbers) // 4), min(len(numbers), 4)
-    figure = Figure(figsize=(4 * width, 3.4 * height), layout="constrained")
+    figure = _new_figure(4 * width, 3.4 * height)
     grid = list(figure.subplots(height, width, squeeze=False).flat)
     curves: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
@@ -152,7 +152,7 @@ def sweep_curves(rows: Sequence[dict[str, Any]], varied: Sequence[str]) -> Figur
 def attention_figure(maps: dict[str, Any]) -> Figure:
     """Attention of one window, (h, N, N) for each name: a row of heads, every token's view of all tokens as a row."""
     heads = max(len(each) for each in maps.values())
-    figure = Figure(figsize=(2.3 * heads + 0.6, 2.3 * len(maps)), layout="constrained")
+    figure = _new_figure(2.3 * heads + 0.6, 2.3 * len(maps))
     grid = figure.subplots(len(maps), heads, squeeze=False)
     top = max(float(each.max()) for each in maps.values())
     for row, (name, each) in zip(grid, maps.items(), strict=True):
@@ -168,7 +168,7 @@ def attention_figure(maps: dict[str, Any]) -> Figure:
 
 def latent_maps(images: np.ndarray, latents: Any) -> Figure:
     """Pictures, uint8 (N, H, W, C), a row each, and beside each the channels of its latent, (N, z, h, w)."""
-    figure = Figure(figsize=(1.7 * (1 + latents.shape[1]) + 0.8, 1.7 * len(images)), layout="constrained")
+    figure = _new_figure(1.7 * (1 + latents.shape[1]) + 0.8, 1.7 * len(images))
     grid = figure.subplots(len(images), 1 + latents.shape[1], squeeze=False)
     for row, image, latent in zip(grid, images, latents, strict=True):
         row[0].imshow(to_image(image), cmap="gray", vmin=0, vmax=255)
@@ -182,13 +182,26 @@ def latent_maps(images: np.ndarray, latents: Any) -> Figure:
     return figure
 
 
+def _plot_column(axes: Any, rows: Sequence[dict[str, Any]], column: str, **options: Any) -> None:
+    """Plot a column over images."""
+    axes.plot(*_columns(rows, "images", column), **options)
+    axes.set_xlabel("images seen")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 100k: long numbers would overlap
+
+
 def _columns(rows: Sequence[dict[str, Any]], *names: str) -> list[list[float]]:
-    """The columns of these names, over the rows that have them all."""
+    """The columns with these names, over the rows that have them all."""
     whole = [row for row in rows if all(row.get(name, "") != "" for name in names)]
     return [[float(row[name]) for row in whole] for name in names]
 
 
-def _levels(row: dict[str, Any]) -> tuple[list[float], list[float]]:
-    """Noise levels and the test loss at each."""
-    losses = {key: value for key, value in row.items() if key.startswith("test_loss_")}
-    return [float(key.removeprefix("test_loss_")) for key in losses], [float(value) for value in losses.values()]
+def _plot_levels(axes: Any, losses: dict[float, float], **options: Any) -> None:
+    """Plot losses over noise levels."""
+    axes.plot(list(losses), list(losses.values()), **options)
+    axes.set(xscale="log", xlabel="noise level sigma")
+
+
+def _levels(row: dict[str, Any]) -> dict[float, float]:
+    """The test loss by noise level, from a row of `metrics.csv`."""
+    prefix = "test_loss_"
+    return {float(key.removeprefix(prefix)): float(value) for key, value in row.items() if key.startswith(prefix)}

@@ -1,4 +1,4 @@
-"""Small conventions every tensor obeys: value ranges, seeds that name images, the sampler's dtype.
+"""Conventions for tensors: value ranges, one seed for each image, dtypes and devices.
 
 Inside the library an image is float, (B, C, H, W), in [-1, 1]; on disk and in the public API it is uint8.
 """
@@ -17,12 +17,12 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """float in [-1, 1] -> uint8 in 0..255, any shape: rounded, then clamped."""
+    """float in [-1, 1] -> uint8 in 0..255, any shape; rounded, then clamped."""
     return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def expand_like(values: Tensor, images: Tensor) -> Tensor:
-    """(B,) -> (B, 1, 1, 1), ready to scale `images` (B, C, H, W)."""
+    """(B,) -> (B, 1, 1, 1), to broadcast over `images` (B, C, H, W)."""
     return values.view(-1, *[1] * (images.ndim - 1))
 
 
@@ -34,18 +34,18 @@ def unpatchify(tokens: Tensor, patch_size: int) -> Tensor:
 
 
 def state_dtype(device: torch.device) -> torch.dtype:
-    """The dtype of a sampler's state: float64 wherever the device has it."""
+    """The dtype of a sampler's state: float64 if the device has it."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def derive_seed(*key: int | str) -> int:
-    """A 63-bit seed from any key, the same on every machine and in every process."""
+    """A 63-bit seed from a key, the same on every machine and in every process."""
     digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
-    """Names these very tensors, wherever they lie: 16 hexadecimal digits of a SHA-256 over names, shapes and values."""
+    """16 hexadecimal digits of a SHA-256 over names, dtypes, shapes and values, the same on every device."""
     sha = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -54,15 +54,15 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def seeded_generator(*key: int | str) -> torch.Generator:
-    """A CPU generator of its own for this key."""
+    """A new CPU generator, seeded by this key."""
     return torch.Generator().manual_seed(derive_seed(*key))
 
 
 class SeededNoise:
-    """Standard normal noise in which every image draws from a generator of its own.
+    """Standard normal noise with one generator for each image.
 
-    Each call returns the next float32 (B, C, H, W), drawn on the CPU: row k depends on `seeds[k]` and on how many calls
-    came before, never on the batch it is drawn with.
+    Each call returns the next float32 (B, C, H, W), drawn on the CPU. Row k depends on `seeds[k]` and the number of
+    earlier calls, never on the rest of the batch.
     """
 
     def __init__(self, seeds: Sequence[int], shape: Sequence[int]):
@@ -74,14 +74,14 @@ class SeededNoise:
 
 
 def best_precision(device: torch.device) -> str:
-    """The mixed precision a device is fast in, by Lightning's names; float32 where there is none."""
+    """The fast mixed precision of a device by Lightning's name, or "32-true" if it has none."""
     if device.type != "cuda":
         return "32-true"
     return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context in which a network runs under `precision` ("32-true", "bf16-mixed" or "16-mixed")."""
+    """The context that runs a network in `precision` ("32-true", "bf16-mixed" or "16-mixed")."""
     dtype = torch.float16 if precision == "16-mixed" else torch.bfloat16
     return torch.autocast(device.type, dtype=dtype, enabled=precision != "32-true")
 
@@ -98,7 +98,7 @@ def cpu_threads(count: int | None) -> Iterator[None]:
 
 
 def best_device() -> torch.device:
-    """A CUDA device, else Apple's, else the CPU."""
+    """CUDA, else MPS, else the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
@@ -113,7 +113,7 @@ PROTOCOLS = {"round": to_uint8, "adm": _truncate}  # from float to uint8; "adm" 
 
 
 def device_name(device: torch.device) -> str:
-    """What the card says of the machine: the GPU's name, or the kind and number of CPU threads."""
+    """The GPU's name, or the kind of device and the number of CPU threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
