@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
-from tqdm.auto import tqdm
 
 from diffit_lib.config.experiment import BaseExperimentConfig
 from diffit_lib.data.preprocess import (
@@ -27,7 +26,7 @@ from diffit_lib.data.preprocess import (
 from diffit_lib.data.sources import ImageList, Split, list_images
 from diffit_lib.utils.distributed import local_world_size
 from diffit_lib.utils.errors import DiffitError
-from diffit_lib.utils.logging import say
+from diffit_lib.utils.logging import progress, say
 from diffit_lib.utils.tensors import to_float
 
 WORTH_SAYING = 1_000_000  # bytes; smaller parts load without a message
@@ -191,7 +190,7 @@ def load_part(lazy: LazyImages, part: str, *, skip_bad: bool, memory: float) -> 
         held = torch.empty(lazy.shape, dtype=torch.uint8) if fits else None
         kept: list[int] = []
         each = decode_each(source, lazy.decode, skip_bad=skip_bad)
-        for index, pixels in tqdm(each, source.name, len(source), leave=False, unit=" images", delay=3):
+        for index, pixels in progress(each, source.name, len(source), unit=" images", delay=3):
             if held is not None:
                 held[len(kept)] = pixels
             kept.append(index)

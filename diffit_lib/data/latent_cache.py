@@ -14,7 +14,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from diffit_lib.data.datasets import Images
 from diffit_lib.data.sources import Split
@@ -22,7 +21,7 @@ from diffit_lib.models.latent_space import LatentSpace, Space
 from diffit_lib.utils.distributed import rank_info
 from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.files import replacing
-from diffit_lib.utils.logging import say
+from diffit_lib.utils.logging import progress, say
 
 FORMAT = "diffit-latents-1"  # the only key of a file's metadata: several would be written in any order
 SHARD = 2048  # images in a file
@@ -101,7 +100,7 @@ def write_latents(space: LatentSpace, images: Images, folder: str | Path, *, mir
         return
     shape = tuple(space.moments(images.images[torch.arange(1)]).shape[1:])
     check_disk(folder, len(missing) * min(SHARD, count) * prod(shape) * 2 * len(names), images.name)
-    with tqdm(total=count, desc=f"encoding {images.name}", unit=" images", leave=False) as bar:
+    with progress(total=count, desc=f"encoding {images.name}", unit=" images") as bar:
         for number in missing:
             rows = torch.arange(number * SHARD, min((number + 1) * SHARD, count))
             parts: dict[str, list[Tensor]] = {name: [] for name in sorted(names)}

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from torch.utils.data import Dataset
-from tqdm.auto import tqdm
 
 from diffit_lib.data.datasets import check_classes
 from diffit_lib.data.preprocess import ToPixels, check_crop, decode, decode_each, report_skipped, to_picture, to_pixels
 from diffit_lib.data.sources import ImageList, Split, list_images
 from diffit_lib.utils.errors import check
 from diffit_lib.utils.files import replacing
-from diffit_lib.utils.logging import say
+from diffit_lib.utils.logging import progress, say
 
 PIECE = 1024  # images in a file of its own until the end: a stopped run repeats at most one such piece
 
@@ -117,7 +116,7 @@ def is_of(path: Path, stamp: bytes) -> bool:
 def write_pieces(pieces: list[Piece], make: ToPixels, stamp: bytes, *, skip_bad: bool) -> None:
     """Write every piece that is not there yet, under one progress bar."""
     total = sum(len(piece.names) for piece in pieces)
-    with tqdm(total=total, desc=f"packing {pieces[0].images.name}", unit=" images", leave=False) as bar:
+    with progress(total=total, desc=f"packing {pieces[0].images.name}", unit=" images") as bar:
         for path, images, names in pieces:
             done = bar.n
             if not is_of(path, stamp):

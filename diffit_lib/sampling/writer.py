@@ -15,12 +15,12 @@ import torch
 from numpy.lib import format as npy
 from PIL import Image
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from diffit_lib.sampling.pipeline import Pipeline
 from diffit_lib.utils.distributed import rank_info, wait_for
 from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.files import replacing, sweep, write_text
+from diffit_lib.utils.logging import progress
 from diffit_lib.utils.plots import enlargement, tile, write_png
 from diffit_lib.utils.tensors import PROTOCOLS
 
@@ -84,7 +84,7 @@ class SampleWriter:
         """Draw this process's share of the images that are missing."""
         rank, world, _ = rank_info()
         share = self.batches()[rank::world]
-        with tqdm(total=sum(map(len, share)), desc=f"drawing into {self.folder}", unit=" images", leave=False) as bar:
+        with progress(total=sum(map(len, share)), desc=f"drawing into {self.folder}", unit=" images") as bar:
             for batch in share:
                 missing = [image for image in batch if not self.path(image).is_file()]
                 if missing and not self.joined():  # in this order: an archive is whole before its PNG files go
