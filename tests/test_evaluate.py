@@ -248,7 +248,7 @@ def test_inception_measures_against_all_images_of_a_folder(drawn, inception, tmp
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({}, r"drawn\.npz holds images; say by --data what to measure them against"),
+        ({}, r"drawn\.npz holds images; give what to measure them against as --data"),
         ({"data": "digits", "steps": 5}, r"steps is for drawing, but .*drawn\.npz holds images; leave it out"),
         ({"data": "digits", "protocol": "adm"}, r"protocol is 'adm', but .*drawn\.npz holds whole numbers already"),
         ({"data": "nowhere"}, "no data set or path 'nowhere'"),
@@ -339,7 +339,5 @@ def test_a_file_of_anything_else_is_not_appended_to(weights, tmp_path, content, 
     path = tmp_path / "notes.json"
     path.write_text(content)
     assert main(["evaluate", str(weights), f"--out={path}"]) == 2
-    assert (
-        "notes.json is no JSON list of measurements, to which more could be appended; give" in capsys.readouterr().err
-    )
+    assert "notes.json is not a JSON list of measurements that more can be appended to; give" in capsys.readouterr().err
     assert path.read_text() == content

@@ -184,5 +184,5 @@ def test_statistics_that_do_not_fit_are_refused_in_one_line(tmp_path, arrays, sa
 
 def test_a_folder_that_sample_has_not_drawn_to_its_end_is_refused(tmp_path):
     (tmp_path / "settings.json").write_text("{}")
-    with pytest.raises(DiffitError, match="is not drawn to its end; give its `diffit sample` command again"):
+    with pytest.raises(DiffitError, match="is not complete; run its `diffit sample` command again"):
         read_images(tmp_path)

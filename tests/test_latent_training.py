@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from publish import legibility
 from safetensors import safe_open
 
 from diffit_lib import load
@@ -13,7 +14,6 @@ from diffit_lib.config.experiment import ExperimentConfig, VAEExperimentConfig
 from diffit_lib.config.models import AutoencoderConfig
 from diffit_lib.data.datasets import load_data
 from diffit_lib.evaluation.evaluate import evaluate
-from diffit_lib.evaluation.reconstruction import legibility
 from diffit_lib.models.latent_space import LazyLatentSpace
 from diffit_lib.models.vae import KLAutoencoder
 from diffit_lib.sampling.pipeline import Pipeline

@@ -9,18 +9,21 @@ import torch
 from diffit_lib.checkpoints.autoencoders import VAECard, load_vae, save_vae
 from diffit_lib.checkpoints.weights import ModelCard, load_own_space, load_weights, save_weights
 from diffit_lib.cli.info import title
-from diffit_lib.data.datasets import experiment_data
+from diffit_lib.data.datasets import Split, experiment_data
 from diffit_lib.evaluation.evaluate import evaluate
 from diffit_lib.evaluation.evaluator import HELD
+from diffit_lib.evaluation.features import train_classifier
+from diffit_lib.evaluation.metrics import class_accuracy
 from diffit_lib.evaluation.provenance import Provenance
-from diffit_lib.evaluation.reconstruction import comparison, legibility, measure_vae, reconstructions
+from diffit_lib.evaluation.reconstruction import comparison, measure_vae, reconstructions
 from diffit_lib.models.cost import parameters
+from diffit_lib.models.latent_space import Space
 from diffit_lib.sampling.grids import draw_grid
 from diffit_lib.sampling.pipeline import load
 from diffit_lib.training.logs import read_rows
 from diffit_lib.utils.files import PRETRAINED, write_text
 from diffit_lib.utils.plots import loss_curve, write_figure, write_png
-from diffit_lib.utils.tensors import cpu_threads
+from diffit_lib.utils.tensors import best_device, cpu_threads
 
 
 def publish(run: str | Path, name: str, command: str, folder: str | Path = PRETRAINED) -> Path:
@@ -113,3 +116,12 @@ def describe(name: str, command: str, card: ModelCard, count: int) -> str:
             "",
         ]
     )
+
+
+def legibility(space: Space, data: Split) -> tuple[float, float]:
+    """Accuracy of a small classifier on test images, and on their reconstructions."""
+    train, test = data.train.held(HELD), data.test.held(HELD)
+    classifier = train_classifier(train.images, train.labels, device=best_device())
+    pair = (classifier.predict(images) for images in (test.images, reconstructions(space, test.images)))
+    before, after = (class_accuracy(predicted, test.labels) for predicted in pair)
+    return before, after

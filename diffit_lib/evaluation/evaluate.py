@@ -1,4 +1,4 @@
-"""`evaluate`: measure images, drawn from weights or given as files; every number with its stamp."""
+"""`evaluate`: measure images, drawn from weights or in files; every number comes with its provenance."""
 
 import json
 import shutil
@@ -27,12 +27,12 @@ from diffit_lib.utils.files import cache_folder
 from diffit_lib.utils.logging import say
 from diffit_lib.utils.tensors import derive_seed, digest
 
-FIRST_SEED = 10_000  # no setting was ever chosen by looking at these seeds or later ones
-IMAGES = 500  # drawn unless told otherwise
+FIRST_SEED = 10_000  # no setting was chosen by looking at images of these seeds
+IMAGES = 500  # drawn by default
 
 
 def evaluate(what: str | Path, data: Split | str | Path | None = None, **options: Any) -> dict[str, Any]:
-    """Measure weights by what they draw, or given images, against a reference: `evaluate_each` of one setting."""
+    """`evaluate_each` of a single setting: a dict of numbers."""
     return next(iter(evaluate_each(what, data, **options)), {})
 
 
@@ -50,30 +50,30 @@ def evaluate_each(
     after_batch: Callable[[], object] = lambda: None,
     **settings: Any,
 ) -> list[dict[str, Any]]:
-    """Measure weights by what they draw, or the images of a folder, zip or `.npz`, against `data`.
+    """Measure weights by the images they draw, or the images of a folder, zip or `.npz`, against a reference.
 
-    `data` is a data set by name, a folder or zip, an `.npz` of images, or one of Inception's statistics as others
-    publish them; the weights' own unless given.
+    `data`, the reference, is a data set by name, a folder or zip, an `.npz` of images, or an `.npz` of Inception's
+    statistics as others publish them; by default the weights' own data. `extractor` is "classifier" (trained three
+    times on the train part: class accuracy, Frechet distance and its floor, copy ratio) or "inception" (FID, sFID,
+    Inception Score, KID, precision and recall, as far as the reference allows); the default is the classifier for a
+    data set with classes. `inception` is the file of its weights; by default they come from the cache, or are
+    downloaded. `save_statistics` is an `.npz` to write Inception's statistics of the reference to.
 
-    `extractor` is "classifier" (trained three times on the train part, numbers are means over it: class accuracy,
-    Frechet distance beside its floor, copy check) or "inception" (FID, sFID, Inception Score, KID, precision, recall,
-    as far as the reference tells; its weights from the path `inception`, else the cache, else downloaded); None takes
-    the classifier where a data set has classes. `save_statistics` is where to write Inception's of the reference.
+    Weights draw `images` (500), as many of each class, from seeds 10000, 10001, ..., `batch_size` at once. `settings`
+    are those of `Pipeline.__call__`; a tuple of values measures each combination, in the order of `combinations`, and
+    nothing is drawn if one of them is wrong. `protocol` "adm" truncates floats to uint8, as the published evaluators
+    do. Drawn images lie in the cache folder until they are measured, so that a broken-off measurement goes on; in the
+    folder `drawn` they stay. `after_batch` is called after each batch. Of images in files `images` (all) are measured,
+    evenly spread.
 
-    Of weights `images` (500) are drawn, as many of each class, from seeds 10000, 10001, ..., `batch_size` at once;
-    `settings` are those of `Pipeline.__call__`, or several values of each in a tuple: then every combination is
-    measured, in the order of `combinations`. None is rejected. With `protocol` "adm" floats are truncated to uint8, as
-    the published evaluators do, which only Inception's numbers know. Images are kept in the cache folder until they are
-    measured, so that a broken-off measurement goes on; in the folder `drawn`, if it is given, they stay. `after_batch`
-    is called once each batch is there. Of given images `images` (all) are measured, evenly spread.
-
-    As one of several processes this draws its share; the first one measures, the others return nothing.
+    Each of several processes draws its share; the first one measures, the others return an empty list.
     """
     check(images is None or images >= 2, f"images is {images}; give 2 or more")
     check(
         extractor == "inception" or is_npz(data) or inception is None,
         f"inception is {str(inception)!r}, but the extractor is not; give --extractor inception too",
     )
+    check(not is_npz(data) or Path(str(data)).is_file(), f"there is no file {data}; give statistics or images as .npz")
     device, first = local_device(), rank_info().rank == 0
 
     def evaluator(reference: Split | Images | Path) -> ClassifierEvaluator | InceptionEvaluator:
@@ -92,12 +92,12 @@ def evaluate_each(
         check(protocol == "round", f"protocol is {protocol!r}, but {what} holds whole numbers already; leave it out")
         check(not settings, f"{', '.join(settings)} is for drawing, but {what} holds images; leave it out")
         pictures = read_images(what)
-        reference = beside_images(pictures, data, extractor)
+        reference = images_reference(pictures, data, extractor)
         return [measure_images(evaluator(reference), pictures, images)] if first else []
 
     pipe, count = load(what, device=device), images or IMAGES
     batch_size = min(batch_size, count)
-    reference = beside_weights(pipe.card, str(what), data)
+    reference = weights_reference(pipe.card, str(what), data)
     each = combinations(settings)
     stamps = [make_provenance(pipe, kind_of(reference, extractor), count, one, protocol) for one in each]
     writers = sample_writers(pipe, count, each, batch_size, protocol, drawn, after_batch)
@@ -123,9 +123,9 @@ def sample_writers(
     drawn: str | Path | None,
     after_batch: Callable[[], object],
 ) -> list[SampleWriter]:
-    """For each setting, what draws `count` images into a folder of its own, so that a broken-off measurement goes on.
+    """A writer of `count` images for each setting, each with a folder of its own in `drawn` or in the cache.
 
-    The folders lie in `drawn`, else in the cache; `drawn` loses those of other weights.
+    Folders of other weights in `drawn` are deleted.
     """
     parent = cache_folder() / "drawn" if drawn is None else Path(drawn)
     weights, digits = digest(pipe.denoiser.state_dict()), 16 * "[0-9a-f]"
@@ -143,18 +143,18 @@ def sample_writers(
 
 
 def combinations(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Every combination of values, where settings have several in a tuple; the last setting changes fastest."""
+    """Every combination of the values that settings hold in tuples; the last setting changes fastest."""
     values = [value if isinstance(value, tuple) else (value,) for value in settings.values()]
     return [dict(zip(settings, each, strict=True)) for each in product(*values)]
 
 
-def beside_weights(card: ModelCard, weights: str, data: Split | str | Path | None) -> Split | Path:
-    """What weights are measured against: their own data unless others are given, or the path of an `.npz`."""
+def weights_reference(card: ModelCard, weights: str, data: Split | str | Path | None) -> Split | Path:
+    """What weights are measured against: `data`, else the data they were trained on."""
     if is_npz(data):
-        return existing(str(data))
+        return Path(str(data))
     check(
         data is not None or not is_latents(Path(card.experiment.data) / "train"),
-        f"{weights} was trained on latents alone, {card.experiment.data}; give the images they are of as --data",
+        f"{weights} was trained on latents alone, {card.experiment.data}; give their images as --data",
     )
     if not isinstance(data, tuple):
         data = experiment_data(card.experiment, data, card.image_shape)
@@ -162,23 +162,17 @@ def beside_weights(card: ModelCard, weights: str, data: Split | str | Path | Non
     return data
 
 
-def existing(path: str) -> Path:
-    """The path of an `.npz`, which must be there before Inception's weights are asked for."""
-    check(Path(path).is_file(), f"there is no file {path}; give statistics, or images, as an .npz")
-    return Path(path)
+def images_reference(given: Images, data: Split | str | Path | None, extractor: str | None) -> Split | Images | Path:
+    """What images in files are measured against: both parts of a data set, or all images of a folder, zip or `.npz`.
 
-
-def beside_images(given: Images, data: Split | str | Path | None, extractor: str | None) -> Split | Images | Path:
-    """What given images are measured against: the two parts of a data set, or what holds no parts.
-
-    Inception takes all images of a folder or zip, as other evaluators do; a classifier is trained on one part of it.
-    The reference's images are made the size of those measured, cropped at the centre as for training.
+    Inception takes all images of a folder or zip, as other evaluators do; a classifier is trained on one part of them.
+    They are cropped and resized like training images, to the size of those that are measured.
     """
     if data is None:
-        raise DiffitError(f"{given.name} holds images; say by --data what to measure them against")
-    channels, height, width = given.images.shape[1:]
+        raise DiffitError(f"{given.name} holds images; give what to measure them against as --data")
     if is_npz(data):
-        return existing(str(data))
+        return Path(str(data))
+    channels, height, width = given.images.shape[1:]
     if isinstance(data, str | Path):
         path = Path(data).expanduser()
         files = path.exists() and str(data) not in NAMED
@@ -196,19 +190,19 @@ def beside_images(given: Images, data: Split | str | Path | None, extractor: str
 def measure_images(
     evaluator: ClassifierEvaluator | InceptionEvaluator, given: Images, count: int | None
 ) -> dict[str, Any]:
-    """Numbers of given images, or of so many of them, evenly spread."""
+    """Numbers of images in files, or of `count` of them, evenly spread."""
     total = len(given)
     check(count is None or count <= total, f"images is {count}, but {given.name} holds {total}; give {total} or fewer")
     chosen = torch.arange(count or total) * total // (count or total)
-    labels = asked_for(given, evaluator.class_names)
-    one_layout = torch.contiguous_format  # in which convolutions round as they do for images that were drawn
-    batches = (given.images[part].clone(memory_format=one_layout) for part in chosen.split(100))
+    labels = known_labels(given, evaluator.class_names)
+    # one memory layout, since convolutions round differently in another
+    batches = (given.images[part].clone(memory_format=torch.contiguous_format) for part in chosen.split(100))
     stamp = Provenance(images=given.name, images_hash=given.fingerprint(), rounding=None)
     return evaluator(batches, None if labels is None else labels[chosen], stamp)
 
 
-def asked_for(given: Images, class_names: Sequence[str]) -> Tensor | None:
-    """The classes of given images among these, by name or number; None where there are none, or others."""
+def known_labels(given: Images, class_names: Sequence[str]) -> Tensor | None:
+    """The labels of images in files, if their classes are `class_names` or the numbers of these; else None."""
     if given.class_names == tuple(class_names) or given.class_names == tuple(map(str, range(len(class_names)))):
         return given.labels if class_names else None
     if given.class_names and class_names:
@@ -219,7 +213,7 @@ def asked_for(given: Images, class_names: Sequence[str]) -> Tensor | None:
 def make_provenance(
     pipe: Pipeline, kind: str, images: int, settings: dict[str, Any], protocol: str = "round"
 ) -> Provenance:
-    """All that the numbers depend on but the reference and what sees it."""
+    """What the numbers of drawn images depend on, apart from reference and extractor."""
     sampling = pipe.sampling(**settings)
     return Provenance(
         sampler=f"{sampling.method} sigma={pipe.denoiser.sigma_max:g}..{pipe.denoiser.sigma_min:g}",

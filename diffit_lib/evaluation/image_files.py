@@ -1,4 +1,4 @@
-"""Images to be measured as they lie, all of them: in a folder or zip, or in an `.npz` as public evaluators read it."""
+"""Images in files that are to be measured: a folder, a zip, or an `.npz` as public evaluators read it."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -23,7 +23,7 @@ def is_image_files(what: str | Path) -> bool:
     A folder of images that has the name of pretrained weights is given as `./NAME`.
     """
     path = Path(what)
-    weights = (PRETRAINED / f"{what}.safetensors").is_file() or (path / WEIGHTS).is_file()
+    weights = str(what) in {file.stem for file in PRETRAINED.glob("*.safetensors")} or (path / WEIGHTS).is_file()
     return path.suffix.lower() in (".zip", ".npz") or (path.is_dir() and not weights)
 
 
@@ -33,10 +33,10 @@ def is_npz(what: object) -> bool:
 
 
 def read_images(source: str | Path, image_shape: tuple[int, ...] | None = None) -> Images:
-    """All images of a folder, a zip or an `.npz`, whatever part they lie in; they are read when used.
+    """All images of a folder, a zip or an `.npz`, of both parts if it has two; they are decoded when used.
 
-    Of a folder that `sample` made, with its index, the images alone. `image_shape`, (C, H, W), is what images in files
-    are made, cropped at the centre; their own unless given.
+    Of a folder that `sample` wrote the images alone, without their grid. Images of a folder or zip are made
+    `image_shape`, (C, H, W), by cropping at the centre; the default is their own, which must be one.
     """
     path = Path(source).expanduser()
     several = sorted(index.parent for index in path.glob("guidance-*/settings.json"))
@@ -44,9 +44,7 @@ def read_images(source: str | Path, image_shape: tuple[int, ...] | None = None) 
     check(not several, f"{path} holds a folder of images for each guidance; give one of them: {names_of_them}")
     name = path.resolve().name.removesuffix(".zip")
     begun, whole = ((path / file).is_file() for file in ("settings.json", "index.csv"))
-    check(
-        whole or not begun, f"{path} is not drawn to its end; give its `diffit sample` command again, then measure it"
-    )
+    check(whole or not begun, f"{path} is not complete; run its `diffit sample` command again, then measure it")
     if whole:
         there = [path / name for name in ("images", "images.zip", "images.npz") if (path / name).exists()]
         check(
@@ -66,9 +64,9 @@ def read_images(source: str | Path, image_shape: tuple[int, ...] | None = None) 
 
 
 def read_npz(path: str | Path) -> Images:
-    """The images of an `.npz`: `arr_0`, uint8 (N, H, W, C), and, where it is there, their class numbers `arr_1`, (N,).
+    """The images of an `.npz`: `arr_0`, uint8 (N, H, W, C), and their class numbers, `arr_1`, (N,), if it is there.
 
-    Three channels that are one and the same are grey: public evaluators read no other number of channels.
+    Three equal channels count as grey, since public evaluators read RGB alone.
     """
     found = names(path)
     check("arr_0" in found, f"{path} has {', '.join(sorted(found))}, but no arr_0; give images, uint8 (N, H, W, C)")
@@ -92,5 +90,5 @@ def read_npz(path: str | Path) -> Images:
 
 
 def _chunks(pixels: np.ndarray) -> Iterator[np.ndarray]:
-    """A few images at a time: few are read to see that they are in colour."""
+    """64 images at a time, so that the first coloured ones end the search."""
     return (pixels[first : first + 64] for first in range(0, len(pixels), 64))

@@ -18,10 +18,9 @@ Setting = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """What a number depends on; saved and printed with it.
+    """What a number depends on; saved and printed with it. None: does not apply.
 
-    Whoever draws the images fills in all but the reference, n and the extractor, which the measurement knows. None:
-    does not apply.
+    The evaluator fills in the reference, n and the extractor, the caller all else.
     """
 
     n: int = 0  # generated images compared by a Frechet distance or its like
@@ -43,11 +42,11 @@ class Provenance:
     best_by_this_metric: bool = False  # the checkpoint was chosen by the very number it goes with
 
     def against(self, reference: str, reference_hash: str) -> "Provenance":
-        """The same of a number that compares with these images."""
+        """A copy for a comparison with these images."""
         return replace(self, reference=reference, reference_hash=reference_hash)
 
     def warnings(self) -> list[str]:
-        """What has to be said aloud beside the number."""
+        """What a reader of the number must know."""
         said = []
         if self.n < 10_000:
             said.append(f"n = {self.n} is small: compare only with numbers taken at the same n")
@@ -66,7 +65,7 @@ class Provenance:
 
 
 def read_results(path: str | Path) -> list[Numbers]:
-    """The entries of a JSON list of measurements, none where there is no file yet; anything else is refused."""
+    """The entries of a JSON list of measurements; none if there is no file. Raises a DiffitError for other files."""
     path = Path(path)
     if path.is_dir():
         raise DiffitError(f"{path} is a folder; give a JSON file, e.g. results.json")
@@ -75,39 +74,34 @@ def read_results(path: str | Path) -> list[Numbers]:
         whole = isinstance(found, list) and all(isinstance(entry, dict) and "stamp" in entry for entry in found)
     except ValueError:
         whole = False
-    check(whole, f"{path} is no JSON list of measurements, to which more could be appended; give another file")
+    check(whole, f"{path} is not a JSON list of measurements that more can be appended to; give another file")
     return found
 
 
 def record(path: str | Path, what: str, each: Sequence[Setting], numbers: Sequence[Numbers]) -> None:
-    """Append measurements of `what` to a JSON list; of several settings write a CSV table and a PNG plot beside it."""
+    """Append measurements of `what` to a JSON list; write several also as a CSV table and a PNG plot beside it."""
     entries = [{"measured": what, **entry} for entry in numbers]
     write_text(path, json.dumps(read_results(path) + entries, indent=2) + "\n")
     if len(each) > 1:
         rows = [chosen | values(entry) for chosen, entry in zip(varied(each), numbers, strict=True)]
         stamps = [{f"stamp_{key}": value for key, value in entry["stamp"].items()} for entry in numbers]
-        write_text(Path(path).with_suffix(".csv"), to_csv([r | s for r, s in zip(rows, stamps, strict=True)]))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, [*rows[0], *stamps[0]], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(row | stamp for row, stamp in zip(rows, stamps, strict=True))
+        write_text(Path(path).with_suffix(".csv"), text.getvalue())
         write_figure(Path(path).with_suffix(".png"), sweep_curves(rows, list(varied(each)[0])))
 
 
 def varied(each: Sequence[Setting]) -> list[Setting]:
-    """Of each setting that which differs between them."""
+    """The part of each setting that is not the same in all of them."""
     names = [name for name in each[0] if any(setting[name] != each[0][name] for setting in each)]
     return [{name: setting[name] for name in names} for setting in each]
 
 
 def values(entry: Numbers) -> dict[str, float]:
-    """The measured numbers alone."""
+    """The measured numbers of an entry, without provenance and warnings."""
     return {name: value for name, value in entry.items() if isinstance(value, float)}
-
-
-def to_csv(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows of the same columns; None is empty."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def table(each: Sequence[Setting], numbers: Sequence[Numbers]) -> str:

@@ -1,4 +1,4 @@
-"""How much of a picture an autoencoder keeps."""
+"""How well an autoencoder reconstructs images: numbers and grids."""
 
 from collections.abc import Callable
 from functools import partial
@@ -19,9 +19,8 @@ from diffit_lib.config.experiment import BaseExperimentConfig
 from diffit_lib.config.presets import STABLE_DIFFUSION
 from diffit_lib.data.datasets import Split, experiment_data
 from diffit_lib.data.latent_cache import CachedLatents, is_latents, open_split
-from diffit_lib.evaluation.evaluator import HELD
-from diffit_lib.evaluation.features import inception_path, load_inception, train_classifier
-from diffit_lib.evaluation.metrics import class_accuracy, frechet_distance
+from diffit_lib.evaluation.features import inception_path, load_inception
+from diffit_lib.evaluation.metrics import frechet_distance
 from diffit_lib.models.latent_space import LatentSpace, Space
 from diffit_lib.models.lpips import SMALLEST, load_perceptual, vgg_path
 from diffit_lib.utils.distributed import local_device
@@ -33,22 +32,22 @@ from diffit_lib.utils.tensors import best_device, to_float, to_uint8
 
 @torch.no_grad()
 def reconstructions(space: Space, images: Tensor) -> Tensor:
-    """uint8 (N, C, H, W) -> the same once encoded, at the mean of their latents, and decoded; on the CPU."""
+    """uint8 (N, C, H, W) -> the same encoded to the mean of their latents and decoded again; on the CPU."""
     return torch.cat([to_uint8(space.decode(space.encode(part))).cpu() for part in images.split(64)])
 
 
 @torch.no_grad()
 def measure_vae(space: Space, images: Tensor, *, vgg: str | Path | None = None, rfid: bool = True) -> dict[str, float]:
-    """How near images (N, C, H, W), uint8, come back: how many they are, PSNR in dB, SSIM, LPIPS and rFID.
+    """PSNR in dB, SSIM, LPIPS and rFID of the reconstructions of images (N, C, H, W), uint8, and their number.
 
-    The first three are means over images, as torchmetrics has them. rFID is the Frechet distance of the reconstructions
-    from the originals in Inception's features. LPIPS and rFID are left out where the weights they need lie neither in
-    the cache nor, for VGG, at `vgg`: nothing is downloaded.
+    PSNR and SSIM are torchmetrics', means over images like LPIPS. rFID is the Frechet distance between reconstructions
+    and originals in Inception's features. Nothing is downloaded: LPIPS is left out if VGG's weights are neither at
+    `vgg` nor in the cache, rFID if Inception's are not in the cache.
     """
     again, device = reconstructions(space, images), best_device()
 
     def mean(metric: Callable[[Tensor, Tensor], Any]) -> float:
-        """Of a metric's values for images in [-1, 1], one by one."""
+        """The mean over images of a metric that takes images in [-1, 1]."""
         pairs = zip(again.split(64), images.split(64), strict=True)
         values = [metric(to_float(a.to(device)), to_float(b.to(device))) for a, b in pairs]
         return float(torch.cat([part.view(-1) for part in values]).mean())
@@ -70,23 +69,10 @@ def measure_vae(space: Space, images: Tensor, *, vgg: str | Path | None = None, 
 
 
 def comparison(originals: Tensor, again: Tensor, columns: int = 8) -> np.ndarray:
-    """Rows of originals, each over a row of what came back, uint8 (N, C, H, W) each -> one picture (H, W, C)."""
+    """Each row of originals over the row of their reconstructions, uint8 (N, C, H, W) -> one picture (H, W, C)."""
     rows = [part for pair in zip(originals.split(columns), again.split(columns), strict=True) for part in pair]
     images = torch.cat(rows).permute(0, 2, 3, 1).numpy()
     return tile(images, columns, scale=enlargement(images))
-
-
-def legibility(space: Space, data: Split) -> tuple[float, float]:
-    """Share of test images whose class a small classifier sees, and of their reconstructions."""
-    train, test = data.train.held(HELD), data.test.held(HELD)
-    classifier = train_classifier(train.images, train.labels, device=best_device())
-    pair = (classifier.predict(images) for images in (test.images, reconstructions(space, test.images)))
-    before, after = (class_accuracy(predicted, test.labels) for predicted in pair)
-    return before, after
-
-
-COLUMNS = 8  # of the grids
-REACH = 3.0  # normalised latents from -3 to 3 are drawn from black to white
 
 
 def reconstruct(
@@ -96,13 +82,12 @@ def reconstruct(
     *,
     images: int = 32,
 ) -> dict[str, float]:
-    """Write grids of held-out pictures, of their latents and of what comes back of them; return how near that is.
+    """Write grids of test images, their latents and their reconstructions; return the numbers of `measure_vae`.
 
-    `vae` is an autoencoder's weights, or a latent model's, which bring theirs along. At most `images` are spread evenly
-    over the test part of `data`, which is the autoencoder's own unless given: `input.png`, `encoded.png` (the channels
-    of a latent side by side, each latent in its picture's place), `reconstructed.png`, and `comparison.png` with rows
-    of pictures over rows of what came back; numbers are those of `measure_vae` without rFID. Of latents that `encode`
-    wrote there are no pictures to compare with, and no numbers.
+    `vae` is an autoencoder's weights, or a latent model's, which hold one. At most `images` are spread evenly over the
+    test part of `data`, by default the autoencoder's own: `input.png`, `encoded.png` (the channels of each latent side
+    by side, -3 black, 3 white), `reconstructed.png`, and `comparison.png`. There is no rFID. Of a cache of latents
+    there are neither originals nor numbers.
     """
     check(images > 0, f"images is {images}; give 1 or more")
     space, experiment, shape = load_any(vae)
@@ -116,20 +101,21 @@ def reconstruct(
     shown = test.images[torch.arange(count) * len(test) // count]
     latents = space.encode(shown)
     out, back = Path(out), to_uint8(space.decode(latents)).cpu()
-    scale = enlargement(pictures(back))
-    write_png(
-        out / "encoded.png", tile(maps(latents), COLUMNS, scale=max(1, scale * back.shape[2] // latents.shape[2]))
-    )
-    write_png(out / "reconstructed.png", tile(pictures(back), COLUMNS, scale=scale))
-    if isinstance(test, CachedLatents):
-        return {}
-    write_png(out / "input.png", tile(pictures(shown), COLUMNS, scale=scale))
-    write_png(out / "comparison.png", comparison(shown, back, COLUMNS))
-    return measure_vae(space, shown, rfid=False)
+    maps = to_uint8(latents / 3).cpu().transpose(1, 2).flatten(2)[:, None]  # (N, 1, h, z w)
+    scale = enlargement(back.permute(0, 2, 3, 1).numpy())
+    latent_scale = max(1, scale * back.shape[2] // latents.shape[2])
+    sheets = {"encoded.png": (maps, latent_scale), "reconstructed.png": (back, scale)}
+    known = not isinstance(test, CachedLatents)
+    if known:
+        sheets["input.png"] = shown, scale
+        write_png(out / "comparison.png", comparison(shown, back))
+    for name, (pictures, size) in sheets.items():
+        write_png(out / name, tile(pictures.permute(0, 2, 3, 1).numpy(), columns=8, scale=size))
+    return measure_vae(space, shown, rfid=False) if known else {}
 
 
 def load_any(vae: str | Path) -> tuple[LatentSpace, BaseExperimentConfig, tuple[int, int, int]]:
-    """The autoencoder of a weights file of either kind, the recipe that names its data, and its pictures' (C, H, W)."""
+    """The autoencoder in weights of either kind, the experiment that names its data, and its image shape (C, H, W)."""
     if str(vae) in STABLE_DIFFUSION or not is_checkpoint(path := find_weights(vae), ModelCard):
         space, own = load_vae(vae)
         return space, own.experiment, own.experiment.network.shape
@@ -140,13 +126,3 @@ def load_any(vae: str | Path) -> tuple[LatentSpace, BaseExperimentConfig, tuple[
             f"{vae} draws pixels, without an autoencoder; give an autoencoder's weights, or a latent model's"
         )
     return model_codec, card.experiment, card.image_shape
-
-
-def pictures(images: Tensor) -> np.ndarray:
-    """uint8 (N, C, H, W) -> (N, H, W, C)."""
-    return images.permute(0, 2, 3, 1).numpy()
-
-
-def maps(latents: Tensor) -> np.ndarray:
-    """Normalised latents (N, z, h, w) -> their channels side by side in grey, uint8 (N, h, z w, 1)."""
-    return to_uint8(latents / REACH).cpu().transpose(1, 2).flatten(2).numpy()[..., None]

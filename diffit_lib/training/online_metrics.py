@@ -1,4 +1,4 @@
-"""A small Frechet distance while training: is it getting better, and which weights were the best so far?"""
+"""A Frechet distance of few samples while training: is it improving, and which weights were the best so far?"""
 
 import time
 from collections.abc import Sequence
@@ -18,22 +18,22 @@ from diffit_lib.utils.logging import say
 from diffit_lib.utils.tensors import to_uint8
 
 ONLINE_SAMPLES = 128  # images drawn, always of the same seeds: more than the classifier has features
-SMALL = 64  # pixels a side, up to which the classifier is asked
-SHARE = 0.05  # of the training time, at most, for drawing and measuring them
+SMALL = 64  # pixels a side; on larger images a CPU would train the classifier for longer than the network
+SHARE = 0.05  # of the training time, at most, for drawing and measuring
 
 
 class OnlineMetric:
-    """Distance of the averaged weights' samples to the train part, in the features of one extractor.
+    """Frechet distance of the averaged weights' samples to the train part, in the features of one extractor.
 
-    The classifier where the data have classes and few pixels (on large images a CPU would train it for longer than the
-    network), else Inception where its weights are at hand, else nothing. Training the classifier and the reference's
-    statistics are made once per data set, cached, and not counted in the share.
+    The extractor is the classifier if the data have classes and small images, else Inception if its weights are in the
+    cache; else nothing is measured. The classifier and the reference's statistics are made once per data set, cached,
+    and not counted in `SHARE`.
     """
 
     def __init__(self, train: Images, device: torch.device):
         self.train, self.device = train, device
         if isinstance(train, CachedLatents):
-            say(f"{train.name} is latents alone; no Frechet distance is taken in training, for want of the images")
+            say(f"{train.name} holds latents without their images: no Frechet distance in training")
             self.kind = self.column = ""
             return
         small = max(train.images.shape[2:]) <= SMALL
@@ -48,7 +48,7 @@ class OnlineMetric:
                 self.kind = ""
 
     def inception(self) -> Extractor:
-        """Inception from the cache: nothing is downloaded for the watch's sake."""
+        """Inception from the cache; nothing is downloaded."""
         path = inception_path()
         check(path.is_file(), f"there are no Inception weights at {path}")
         check(len(self.train) > 1, "there is one image only")
@@ -56,19 +56,19 @@ class OnlineMetric:
 
     @cached_property
     def extractor(self) -> Extractor:
-        """What features are taken by."""
+        """The classifier, unless it was set to Inception."""
         held = self.train.held(HELD)
         return train_classifier(held.images, held.labels, device=self.device)
 
     @cached_property
     def reference(self) -> Reference:
-        """Of the whole train part."""
+        """Statistics of the whole train part."""
         return cached_reference(self.train, self.extractor)
 
     def __call__(self, pipe: Pipeline, rows: Sequence[dict[str, Any]], seconds: float, each: float) -> dict[str, Any]:
-        """Columns for `metrics.csv`: the distance and what it took, empty where there is no time for it.
+        """Columns for `metrics.csv`: the distance and the seconds it took, empty if they would exceed `SHARE`.
 
-        `rows` are the run's so far, `seconds` its training time, and `each` what drawing one image takes.
+        `rows` are those of `metrics.csv` so far, `seconds` the training time, `each` the seconds to draw an image.
         """
         if not self.column:
             return {}
@@ -76,14 +76,14 @@ class OnlineMetric:
         spent = sum(float(earlier.get("metric_seconds") or 0) for earlier in rows)
         if not self.kind or spent + ONLINE_SAMPLES * each > SHARE * seconds:
             return row
-        mean, covariance = self.reference.mean, self.reference.covariance
+        reference = self.reference
         start = time.monotonic()
-        images = to_uint8(torch.cat(list(pipe.batches(range(ONLINE_SAMPLES), in_turn(pipe.card, ONLINE_SAMPLES)))))
-        found = moments(self.extractor.features(images))
-        row[self.column] = frechet_from_moments(*found, mean, covariance)
+        images = torch.cat(list(pipe.batches(range(ONLINE_SAMPLES), in_turn(pipe.card, ONLINE_SAMPLES))))
+        found = moments(self.extractor.features(to_uint8(images)))
+        row[self.column] = frechet_from_moments(*found, reference.mean, reference.covariance)
         return row | {"metric_seconds": round(time.monotonic() - start, 2)}
 
     def is_best(self, row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> bool:
-        """Whether a new row's distance is below all of the run's so far."""
+        """Whether a new row has the smallest distance of the run."""
         earlier = [float(old[self.column]) for old in rows if old.get(self.column)]
         return row.get(self.column, "") != "" and row[self.column] < min(earlier, default=float("inf"))
