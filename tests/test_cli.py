@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from diffit_lib import __version__
 from diffit_lib.checkpoints.weights import load_weights
 from diffit_lib.cli.main import VERBS, main, parser, with_underscores
 from diffit_lib.cli.options import parse_seeds
@@ -48,24 +49,26 @@ class TestMistakes:
         [
             ("", "demo,info,train,train-vae"),
             ("draw", "invalid choice: 'draw' .*demo"),
+            ("evalute digits", "invalid choice: 'evalute' .*; did you mean evaluate"),
             ("train", "no preset is named; give one, or --run FOLDER"),
             (
                 "train --run=nowhere",
                 "no preset is named, and nowhere holds no options.yaml to go on from; ",
             ),
-            ("train --data=photos --width=8 --dry-run", "what the pictures alone decide, not width; name a preset too"),
+            ("train --data=photos --width=8 --dry-run", "what the images alone decide, not width; name a preset too"),
             ("train-vae", "no preset is named; give one, or --run FOLDER"),
             ("train digits --name=a/b:c", "name is 'b:c'; give letters, digits, dots and dashes"),
             ("train digits --network=unet", "network.*unet"),
             ("train digits --keep=-1", "keep is -1; give 0 or more"),
             ("train-vae vae-digits --augment=0.1", "--augment=0.1; `diffit train-vae --help` tells more"),
-            ("train digit", "unknown preset 'digit'; the presets are digits, "),
-            ("train-vae digits", "unknown autoencoder preset 'digits'; the presets are vae-digits, "),
+            ("train digit", "unknown preset 'digit'; did you mean digits"),
+            ("train zzz", "unknown preset 'zzz'; the presets are celebhq, "),
+            ("train-vae digits", "unknown autoencoder preset 'digits'; did you mean vae-digits"),
             ("train-vae vae-digits --image_size=7,8", "an image of 7x8 .* a height and a width that 2 divides"),
             ("train-vae vae-digits --down=maybe", "down.*maybe"),
             ("train-vae vae-digits --channels=8", r"down has 1 entries, but channels \(8,\) make 1 levels; give 0"),
             ("train digits more", "unrecognized arguments: more"),
-            ("train digits --widht 8", "--widht 8; `diffit train --help` tells more"),
+            ("train digits --widht 8", "--widht 8; did you mean width\\? `diffit train --help` tells more"),
             ("train digits --width wide", "width.*wide"),
             ("train digits --width=2.5", r"width.*2\.5"),
             ("train digits --width=0", "width is 0; give a number above 0"),
@@ -277,6 +280,16 @@ class TestVerbs:
         with pytest.raises(SystemExit):
             main([verb, "--help"])
         assert not re.search(r"<function|0x[0-9a-f]{6}", capsys.readouterr().out)
+
+    @pytest.mark.parametrize("verb", VERBS)
+    def test_every_option_has_its_help(self, verb):
+        sub = parser()._subcommands_action._name_parser_map[verb]
+        assert [action.dest for action in sub._actions if not action.help] == []
+
+    def test_version_is_the_packages(self, capsys):
+        with pytest.raises(SystemExit) as stop:
+            main(["--version"])
+        assert (stop.value.code, capsys.readouterr().out) == (0, f"diffit {__version__}\n")
 
     def test_one_number_in_a_file_is_a_list_of_one(self, tmp_path):
         (tmp_path / "one.yaml").write_text("channel_mult: 1\n")

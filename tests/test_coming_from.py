@@ -223,7 +223,6 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DIFFIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
     fill(tmp_path / "photos", "photos", ["holiday"], 60)
     fill(tmp_path / "data" / "CelebAMask-HQ", "faces", ["CelebA-HQ-img", "CelebAMask-HQ-mask-anno"], 60)
     fill(tmp_path / "imagenette" / "train", "imagenette", IMAGENETTE, 6)

@@ -43,7 +43,11 @@ def breaches(name, source):
     package = name.split(".")[1]
     for imported in imports(name, source):
         top, other, *_ = [*imported.split("."), ""]
-        if top == "diffit_lib" and other != package and LEVEL.get(other, len(ORDER)) >= LEVEL[package]:
+        if (
+            top == "diffit_lib"
+            and other not in (package, "__version__")
+            and LEVEL.get(other, len(ORDER)) >= LEVEL[package]
+        ):
             yield f"{package} imports {imported}, which is not below it"
 
 

@@ -364,7 +364,7 @@ class TestPresets:
         assert vae_preset("kl-f4").network.latent_shape == (4, 32, 32)
 
     def test_an_unknown_one_is_refused(self):
-        with pytest.raises(DiffitError, match="unknown autoencoder preset 'kl-f16'; the presets are vae-digits, "):
+        with pytest.raises(DiffitError, match="unknown autoencoder preset 'kl-f16'; did you mean kl-f"):
             vae_preset("kl-f16")
 
     @pytest.mark.slow

@@ -1,197 +1,117 @@
-"""`diffit train`."""
+"""The verbs of the command line; each imports what it needs when it runs, so that `--help` answers at once."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from diffit_lib.cli.options import asked_for, parse_grid, parse_numbers, parse_resolution, parse_seeds
+from diffit_lib.cli.options import (
+    asked_for,
+    parse_grid,
+    parse_numbers,
+    parse_resolution,
+    parse_seeds,
+    previewed,
+    report_of,
+)
 from diffit_lib.config.experiment import ExperimentConfig, VAEExperimentConfig
-from diffit_lib.config.presets import preset as named
-from diffit_lib.config.presets import vae_preset
+from diffit_lib.config.presets import PRESETS, VAE_PRESETS
 from diffit_lib.training.run_dir import OPTIONS
 from diffit_lib.utils.errors import check
 
 
-def run_train(
-    preset: str | None = None, run: str | None = None, name: str | None = None, dry_run: bool = False, **overrides: Any
-) -> None:
-    """Train a preset, or what suits the pictures of --data, in a new folder, runs/00003-NAME; --run FOLDER goes on.
-
-    Args:
-        preset: its name; without one, and with --data, the pictures decide
-        run: the very folder
-        name: of a new run, that of the preset or of the pictures unless given
-        dry_run: say what it takes
-    """
-    begun = run is not None and (Path(run) / OPTIONS).is_file()
-    pictures = preset is None and "data" in overrides and not begun
-    experiment = None if pictures else asked_for(ExperimentConfig, named, preset, run, overrides)
-    if dry_run:
-        from diffit_lib.cli.info import describe_data
-        from diffit_lib.reports.cost import dry_run as describe_cost
-
-        if experiment is None:
-            others = ", ".join(sorted(overrides.keys() - {"data"}))
-            check(not others, f"--dry-run tells what the pictures alone decide, not {others}; name a preset too")
-        print(describe_cost(experiment) if experiment else describe_data(overrides["data"]))
-        return
-    from diffit_lib.reports.auto import train_photos
-    from diffit_lib.reports.html_report import write_report
-    from diffit_lib.training.train import train
-    from diffit_lib.utils.distributed import rank_info
-
-    weights = train(experiment, run, name=name) if experiment else train_photos(run=run, name=name, **dict(overrides))
-    page = write_report(weights.parent) if rank_info().rank == 0 else None
-    print(f"weights: {weights}" + (f"; report: {page}" if page else ""))
-
-
 def run_demo(run: str = "runs/demo") -> None:
-    """Train DiffiT on real handwritten digits, in minutes on a CPU, and show what it draws.
+    """Train DiffiT on real handwritten digits, in minutes on a CPU, and show and measure what it draws.
 
     Args:
-        run: folder for weights, pictures and report.json
+        run: Folder for weights, images and report.json.
     """
     from diffit_lib.cli.demo import demo, table
 
     print(table(demo(run)))
-    print(f"  pictures: {run}/samples.png, {run}/denoising.png, {run}/loss.png; weights: {run}/weights.safetensors")
+    print(f"  images: {run}/samples.png, {run}/denoising.png, {run}/loss.png; weights: {run}/weights.safetensors")
 
 
-def run_encode(
-    vae: str,
-    data: str | None = None,
-    out: str | None = None,
-    resolution: str | None = None,
-    crop: Literal["center", "long-edge", "adm"] | None = None,
-    skip_bad: bool | None = None,
-    memory_gb: float | None = None,
+def run_info(name: str | None = None) -> None:
+    """Describe a preset, weights, or images and what training on them takes; without a name, list what there is.
+
+    Args:
+        name: Preset, weights file, run folder, pretrained weights, or images: a folder, a zip, the name of a data set.
+    """
+    from diffit_lib.cli.info import are_images, describe_data, info, list_all
+
+    if name is None:
+        print(list_all({verb: summary(function) for verb, function in VERBS.items()}))
+        return
+    if not are_images(name):
+        print(info(name))
+    if are_images(name) or name == "digits":  # a preset and a data set that needs no download
+        print(describe_data(name))
+
+
+def run_train(
+    preset: str | None = None,
+    run: str | None = None,
+    name: str | None = None,
+    dry_run: bool = False,
+    print_config: bool = False,
+    no_report: bool = False,
+    **overrides: Any,
 ) -> None:
-    """Write the latents of a data set once, for training: `train --vae VAE --data FOLDER` reads them.
+    """Train a preset, or what suits the images of --data, in a new folder, or continue with --run FOLDER.
 
     Args:
-        vae: autoencoder's weights file, or the name of a ready-made one
-        data: data set by name, or the path of a folder or zip; the autoencoder's own unless given
-        out: folder for the latents; in the cache folder unless given
-        resolution: width and height of the images, e.g. 64x48, or 64 for both; the autoencoder's own unless given
-        crop: largest box; whole image on black; ImageNet's usual one; the autoencoder's own unless given
-        skip_bad: leave out and count images that cannot be read, instead of stopping at the first
-        memory_gb: larger data are decoded when used, not held in memory; half of the memory unless given
+        preset: Name of a preset, or a YAML file of options; without it, --run or --data decides.
+        run: Folder of the run; an earlier run in it continues. By default a new one, runs/00003-NAME.
+        name: Name of a new run; by default that of the preset or of the images.
+        dry_run: Say what the training takes (parameters, memory, time), without training.
+        print_config: Print every option with its value and meaning, as a file for --config, without training.
+        no_report: Write no report.html at the end.
     """
-    changes = {
-        "image_size": parse_resolution(resolution),
-        "crop": crop,
-        "skip_bad": skip_bad,
-        "memory_gb": memory_gb,
-    }
-    from diffit_lib.training.encode import encode
+    begun = run is not None and (Path(run) / OPTIONS).is_file()
+    by_images = preset is None and "data" in overrides and not begun
+    experiment = None if by_images else asked_for(ExperimentConfig, PRESETS.find, preset, run, overrides)
+    if experiment is None and (dry_run or print_config):
+        others = ", ".join(sorted(overrides.keys() - {"data"}))
+        option = "--dry-run" if dry_run else "--print-config"
+        check(not others, f"{option} tells what the images alone decide, not {others}; name a preset too")
+        from diffit_lib.cli.info import choose_experiment, describe_data
 
-    folder = encode(vae, data, out, **{name: value for name, value in changes.items() if value is not None})
-    size = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
-    print(f"latents: {folder}, {size / 1e6:,.1f} MB")
+        if dry_run:
+            print(describe_data(overrides["data"]))
+            return
+        experiment = choose_experiment(overrides["data"], download=False).experiment
+    if experiment and previewed(experiment, dry_run, print_config):
+        return
+    from diffit_lib.reports.auto import train_photos
+    from diffit_lib.training.train import train
+
+    weights = train(experiment, run, name=name) if experiment else train_photos(run=run, name=name, **dict(overrides))
+    report = None if no_report else report_of(weights.parent)
+    print(f"weights: {weights}" + (f"; report: {report}" if report else ""))
 
 
-def run_evaluate(
-    what: str,
-    data: str | None = None,
-    images: int | None = None,
-    extractor: Literal["classifier", "inception"] | None = None,
-    inception: str | None = None,
-    protocol: Literal["round", "adm"] = "round",
-    batch_size: int = 100,
-    out: str | None = None,
-    save_statistics: str | None = None,
-    **settings: Any,
+def run_train_vae(
+    preset: str | None = None,
+    run: str | None = None,
+    name: str | None = None,
+    dry_run: bool = False,
+    print_config: bool = False,
+    **overrides: Any,
 ) -> None:
-    """Measure what weights draw, or given images, against their data, others, or published statistics.
+    """Train the autoencoder of a preset in a new folder, or continue with --run FOLDER.
 
     Args:
-        what: weights file, or the name of ready-made weights; or images: a folder, a zip, an npz of arr_0
-        data: data set by name, path of a folder or zip, or npz of images or of statistics (mu, sigma); the weights' own
-            unless given
-        images: how many to draw, as many of each class (500), or how many of the given ones to take (all)
-        extractor: what sees the images; the classifier where the data have classes, unless given
-        inception: file of Inception's weights; downloaded unless given
-        protocol: adm truncates to whole numbers, as the published evaluators do
-        batch_size: images drawn at once
-        out: JSON file to which the numbers are appended; of several settings also a table and a plot beside it
-        save_statistics: npz file for Inception's statistics of the data, as others read them
+        preset: Name of an autoencoder's preset, or a YAML file of options; --run of an earlier run needs none.
+        run: Folder of the run; an earlier run in it continues. By default a new one, runs/00003-NAME.
+        name: Name of a new run; by default that of the preset.
+        dry_run: Say what the training takes (parameters, memory), without training.
+        print_config: Print every option with its value and meaning, as a file for --config, without training.
     """
-    from diffit_lib.evaluation.evaluate import combinations, evaluate_each
-    from diffit_lib.evaluation.provenance import read_results, record, table
+    experiment = asked_for(VAEExperimentConfig, VAE_PRESETS.find, preset, run, overrides)
+    if not previewed(experiment, dry_run, print_config):
+        from diffit_lib.training.train_vae import train_vae
 
-    if out is not None:
-        read_results(out)  # what cannot be appended to is told before anything is drawn
-    numbers = evaluate_each(
-        what,
-        data,
-        images=images,
-        extractor=extractor,
-        inception=inception,
-        protocol=protocol,
-        batch_size=batch_size,
-        save_statistics=save_statistics,
-        **dict(settings),
-    )
-    each = combinations(settings)
-    if numbers:
-        print(table(each, numbers))
-    if numbers and out is not None:
-        record(out, what, each, numbers)
-
-
-def run_info(name: str) -> None:
-    """Say what a preset or a weights file is, or what pictures are and what training on them takes.
-
-    Args:
-        name: preset, weights file, the name of ready-made weights, or pictures: a folder, a zip, a data set's name
-    """
-    from diffit_lib.cli.info import are_pictures, describe_data, info
-
-    told = [] if are_pictures(name) else [info(name)]
-    if not told or name == "digits":  # a preset and data that need no download
-        told.append(describe_data(name))
-    print("\n".join(told))
-
-
-def run_pack(
-    source: str,
-    out: str | None = None,
-    resolution: str | None = None,
-    crop: Literal["center", "long-edge", "adm"] = "center",
-    max_images: int | None = None,
-    skip_bad: bool = False,
-) -> None:
-    """Write a data set as one zip of PNG files with dataset.json; stopped and started again, go on.
-
-    Args:
-        source: data set by name, or the path of a folder or zip
-        out: the zip; SOURCE-WxH.zip here unless given
-        resolution: width and height, e.g. 64x48, or 64 for both; every image's own unless given
-        crop: largest box; whole image on black; ImageNet's usual one
-        max_images: most images to take, evenly spread over all
-        skip_bad: leave out and count images that cannot be read, instead of stopping at the first
-    """
-    size = parse_resolution(resolution)
-    suffix = f"-{size[1]}x{size[0]}" if size else ""
-    target = out or f"{Path(source).resolve().name.removesuffix('.zip')}{suffix}.zip"
-    from diffit_lib.data.pack import pack
-
-    path = pack(source, target, size, crop=crop, max_images=max_images, skip_bad=skip_bad)
-    print(f"packed: {path}, {path.stat().st_size / 1e6:,.1f} MB")
-
-
-def run_reconstruct(vae: str, data: str | None = None, out: str = "reconstructions", images: int = 32) -> None:
-    """Show what an autoencoder makes of pictures: grids of input, latents and reconstructions.
-
-    Args:
-        vae: autoencoder's weights file or a latent model's, or the name of ready-made ones
-        data: data set by name, the path of a folder or zip, or of latents; the autoencoder's own unless given
-        out: folder for the grids
-        images: how many to show
-    """
-    from diffit_lib.evaluation.reconstruction import reconstruct
-
-    numbers = reconstruct(vae, data, out, images=images)
-    print(f"grids: {out}/", *(f"{name}={value:.4g}" for name, value in numbers.items()))
+        print(f"weights: {train_vae(experiment, run, name=name)}")
 
 
 def run_sample(
@@ -208,35 +128,32 @@ def run_sample(
     protocol: Literal["round", "adm"] = "round",
     **settings: Any,
 ) -> None:
-    """Draw images from weights; started again on the same folder, go on where it stopped.
+    """Draw images from weights; started again on the same folder, it continues where it stopped.
 
     Args:
-        weights: weights file, or the name of ready-made weights
-        out: folder for the images, their grid, index.csv and settings.json
-        seeds: one image each, e.g. 0-63,100; 0-63 unless given
-        classes: by name or number, e.g. 3 or cat,dog; the seeds get several in turn; drawn from the seed unless given
-        per_class: images of each class, the seeds used anew for each; without --seeds all have noise of their own
-        guidance: strength of classifier-free guidance, or several, e.g. 1,2,4, each in a folder of its own
-        grid: columns and rows of grid.png, e.g. 8x8; with --per-class each row is a class
-        format: PNG files, one zip, the npz that public evaluators read, or the grid alone
-        trajectory: show how the first images come out of noise, as a PNG for each step, a strip and a GIF
-        batch_size: images drawn at once; small ones divide better among several processes
-        protocol: adm truncates to whole numbers, as the published evaluators do
+        weights: Weights file, run folder, or the name of pretrained weights.
+        out: Folder for the images, their grid, index.csv and settings.json.
+        seeds: One image for each seed, e.g. 0-63,100; by default 0-63.
+        classes: Classes by name or number, e.g. 3 or cat,dog, which the seeds take in turn; by default random.
+        per_class: Images of each class; with --seeds the same seeds for each class, else seeds of its own.
+        guidance: Strength of classifier-free guidance, or several, e.g. 1,2,4, each in its own folder.
+        grid: Columns and rows of grid.png, e.g. 8x8; with --per-class each row is a class.
+        format: PNG files, one zip, the npz that public evaluators read, or the grid only.
+        trajectory: Save the first images at every step, as PNG files, a strip and a GIF.
+        batch_size: Images drawn at once; small batches divide better among several processes.
+        protocol: How values become 8-bit; adm truncates as the published evaluators do.
     """
-    numbers = None if seeds is None else parse_seeds(str(seeds))
-    scales = parse_numbers("guidance", guidance) if isinstance(guidance, str) else guidance
-    shape = None if grid is None else parse_grid(grid)
     from diffit_lib.sampling.sample import sample
     from diffit_lib.sampling.writer import PLACES
 
     folders = sample(
         weights,
         out,
-        numbers,
+        None if seeds is None else parse_seeds(str(seeds)),
         classes,
         per_class=per_class,
-        guidance=scales,
-        grid=shape,
+        guidance=parse_numbers("guidance", guidance) if isinstance(guidance, str) else guidance,
+        grid=None if grid is None else parse_grid(grid),
         format=format,
         trajectory=trajectory,
         batch_size=batch_size,
@@ -247,23 +164,137 @@ def run_sample(
         print(f"images: {folder / PLACES[format]}; which is which: {folder}/index.csv")
 
 
-def run_train_vae(
-    preset: str | None = None, run: str | None = None, name: str | None = None, dry_run: bool = False, **overrides: Any
+def run_evaluate(
+    what: str,
+    data: str | None = None,
+    images: int | None = None,
+    extractor: Literal["classifier", "inception"] | None = None,
+    inception: str | None = None,
+    protocol: Literal["round", "adm"] = "round",
+    batch_size: int = 100,
+    out: str | None = None,
+    save_statistics: str | None = None,
+    **settings: Any,
 ) -> None:
-    """Train an autoencoder's preset in a new folder, runs/00003-NAME; --run FOLDER goes on where that one stopped.
+    """Measure samples of weights, or given images, against a data set, other images, or published statistics.
 
     Args:
-        preset: its name
-        run: the very folder
-        name: of a new run, the preset's unless given
-        dry_run: say what it takes
+        what: Weights file, run folder, or name of pretrained weights; or images: a folder, a zip, an npz of arr_0.
+        data: Data set by name, folder, zip, or npz of images or statistics (mu, sigma); by default the training data.
+        images: How many images to draw, equally many of each class (500), or to take of the given ones (all).
+        extractor: Network that computes the features; by default the classifier where the data have classes.
+        inception: File of Inception's weights; by default downloaded.
+        protocol: How values become 8-bit; adm truncates as the published evaluators do.
+        batch_size: Images drawn at once.
+        out: JSON file to append the numbers to; several settings also give a table and a plot beside it.
+        save_statistics: npz file for Inception's statistics of the data, as other evaluators read them.
     """
-    experiment = asked_for(VAEExperimentConfig, vae_preset, preset, run, overrides)
-    if dry_run:
-        from diffit_lib.reports.cost import dry_run as describe_cost
+    from diffit_lib.evaluation.evaluate import combinations, evaluate_each
+    from diffit_lib.evaluation.provenance import read_results, record, table
 
-        print(describe_cost(experiment))
-        return
-    from diffit_lib.training.train_vae import train_vae
+    if out is not None:
+        read_results(out)  # refuse a file that cannot be appended to before drawing
+    numbers = evaluate_each(
+        what,
+        data,
+        images=images,
+        extractor=extractor,
+        inception=inception,
+        protocol=protocol,
+        batch_size=batch_size,
+        save_statistics=save_statistics,
+        **dict(settings),
+    )
+    if numbers:
+        print(table(combinations(settings), numbers))
+    if numbers and out is not None:
+        record(out, what, combinations(settings), numbers)
 
-    print(f"weights: {train_vae(experiment, run, name=name)}")
+
+def run_encode(
+    vae: str,
+    data: str | None = None,
+    out: str | None = None,
+    resolution: str | None = None,
+    crop: Literal["center", "long-edge", "adm"] | None = None,
+    skip_bad: bool | None = None,
+    memory_gb: float | None = None,
+) -> None:
+    """Write the latents of a data set once, for training: `train --vae VAE --data FOLDER` reads them.
+
+    Args:
+        vae: Autoencoder's weights file, run folder, or the name of a pretrained one.
+        data: Data set by name, folder or zip; by default the autoencoder's training data.
+        out: Folder for the latents; by default one in the cache.
+        resolution: Width and height of the images, e.g. 64x48, or 64 for both; by default the autoencoder's.
+        crop: Largest box, whole image on black, or ImageNet's usual crop; by default the autoencoder's.
+        skip_bad: Leave out and count images that cannot be read, instead of stopping at the first.
+        memory_gb: Larger data are decoded when used, not held in memory; by default half of the memory.
+    """
+    options = {"image_size": parse_resolution(resolution), "crop": crop, "skip_bad": skip_bad, "memory_gb": memory_gb}
+    from diffit_lib.training.encode import encode
+
+    folder = encode(vae, data, out, **{name: value for name, value in options.items() if value is not None})
+    size = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+    print(f"latents: {folder}, {size / 1e6:,.1f} MB")
+
+
+def run_pack(
+    source: str,
+    out: str | None = None,
+    resolution: str | None = None,
+    crop: Literal["center", "long-edge", "adm"] = "center",
+    max_images: int | None = None,
+    skip_bad: bool = False,
+) -> None:
+    """Write a data set as one zip of PNG files with dataset.json; stopped and started again, it continues.
+
+    Args:
+        source: Data set by name, folder or zip.
+        out: The zip to write; by default SOURCE-WxH.zip in the current folder.
+        resolution: Width and height, e.g. 64x48, or 64 for both; by default each image keeps its own.
+        crop: Largest box, whole image on black, or ImageNet's usual crop.
+        max_images: Most images to take, evenly spread over all.
+        skip_bad: Leave out and count images that cannot be read, instead of stopping at the first.
+    """
+    size = parse_resolution(resolution)
+    suffix = f"-{size[1]}x{size[0]}" if size else ""
+    target = out or f"{Path(source).resolve().name.removesuffix('.zip')}{suffix}.zip"
+    from diffit_lib.data.pack import pack
+
+    path = pack(source, target, size, crop=crop, max_images=max_images, skip_bad=skip_bad)
+    print(f"packed: {path}, {path.stat().st_size / 1e6:,.1f} MB")
+
+
+def run_reconstruct(vae: str, data: str | None = None, out: str = "reconstructions", images: int = 32) -> None:
+    """Show how an autoencoder reconstructs images: grids of input, latents and reconstruction.
+
+    Args:
+        vae: Weights file or run folder of an autoencoder or a latent model, or the name of pretrained ones.
+        data: Data set by name, folder, zip, or folder of latents; by default the autoencoder's training data.
+        out: Folder for the grids.
+        images: How many images to show.
+    """
+    from diffit_lib.evaluation.reconstruction import reconstruct
+
+    numbers = reconstruct(vae, data, out, images=images)
+    print(f"grids: {out}/", *(f"{name}={value:.4g}" for name, value in numbers.items()))
+
+
+# Named other than the functions that they call: jsonargparse looks up what takes `**settings` by its name.
+VERBS: dict[str, Callable[..., None]] = {
+    "demo": run_demo,
+    "info": run_info,
+    "train": run_train,
+    "train-vae": run_train_vae,
+    "sample": run_sample,
+    "evaluate": run_evaluate,
+    "encode": run_encode,
+    "pack": run_pack,
+    "reconstruct": run_reconstruct,
+}
+
+
+def summary(verb: Callable[..., None]) -> str:
+    """The first line of a verb's docstring."""
+    return (verb.__doc__ or "").splitlines()[0]

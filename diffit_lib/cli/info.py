@@ -1,13 +1,16 @@
-"""`info`: what a preset or a weights file is."""
+"""`info`: what a preset, a weights file or a data set is, and what there is."""
 
 import math
+import re
 from collections import Counter
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from diffit_lib.checkpoints.autoencoders import load_vae
-from diffit_lib.checkpoints.hub import find_weights
+from diffit_lib.checkpoints.hub import HUB_MODELS, find_weights
 from diffit_lib.checkpoints.weights import few, load_weights
 from diffit_lib.checkpoints.weights import image_shape as shape_of
 from diffit_lib.config.experiment import BaseExperimentConfig, ExperimentConfig, VAEExperimentConfig
@@ -15,17 +18,46 @@ from diffit_lib.config.models import ImageNetworkConfig, TransformerConfig
 from diffit_lib.config.presets import PRESETS, VAE_PRESETS
 from diffit_lib.data.inspect import Inspection, look
 from diffit_lib.data.sources import NAMED, ImageList, Split, list_images
+from diffit_lib.diffusion.samplers import SAMPLERS
 from diffit_lib.models.cost import denoiser_cost, parameters
 from diffit_lib.models.vae import KLAutoencoder
 from diffit_lib.reports.auto import LONGEST, Choice, choose_experiment
 from diffit_lib.reports.cost import size, time_steps, training_cost
+from diffit_lib.training.run_dir import WEIGHTS
 from diffit_lib.utils.errors import DiffitError
 from diffit_lib.utils.files import PRETRAINED
 from diffit_lib.utils.tensors import best_device, device_name
 
 
+def list_all(verbs: dict[str, str]) -> str:
+    """Verbs, presets, samplers, data sets and pretrained weights, each in one line."""
+    cards = {path.stem: path.with_suffix(".md") for path in sorted(PRETRAINED.glob("*.safetensors"))}
+    weights = {name: re.split("[;.] ", card.read_text("utf-8").split("\n\n")[2])[0] for name, card in cards.items()}
+    weights |= {name: f"of {model.by}, {model.licence}; downloaded once" for name, model in HUB_MODELS.items()}
+    sections = {
+        "Verbs: diffit VERB --help": verbs,
+        "Presets: diffit train NAME": {name: PRESETS.about(name) for name in PRESETS},
+        "Autoencoder presets: diffit train-vae NAME": {name: VAE_PRESETS.about(name) for name in VAE_PRESETS},
+        "Samplers: --sampler NAME": {name: first_line(sampler) for name, sampler in SAMPLERS.items()},
+        "Data sets: --data NAME": {name: first_line(images) for name, images in NAMED.items()},
+        "Pretrained weights: diffit sample NAME, diffit evaluate NAME": weights,
+    }
+    width = max(len(name) for rows in sections.values() for name in rows)
+    lines = []
+    for title, rows in sections.items():
+        lines += [title, *(f"  {name:<{width}}  {line}" for name, line in rows.items()), ""]
+    return "\n".join(lines[:-1])
+
+
+def first_line(function: Any) -> str:
+    """The first line of a function's docstring; of torchvision's data sets their name."""
+    if isinstance(function, partial):
+        return f"torchvision's {function.args[0]}."
+    return (function.__doc__ or "").splitlines()[0]
+
+
 def info(name: str | Path) -> str:
-    """A few lines on a preset and the ready-made weights of its name, or on a weights file."""
+    """A few lines on a preset and the pretrained weights of its name, or on a weights file."""
     if str(name) in VAE_PRESETS and not Path(name).is_file():
         return describe_vae(VAE_PRESETS[str(name)])
     if str(name) not in PRESETS or Path(name).is_file():
@@ -109,24 +141,26 @@ def levels_table(network: ImageNetworkConfig) -> str:
     return "\n".join(lines)
 
 
-SECONDS = 4.0  # of opening pictures
-NAMED_FILES, NAMED_CLASSES, NAMED_SIZES = 3, 12, 3  # that are named before "..."
+SECONDS = 4.0  # for opening images
+NAMED_FILES, NAMED_CLASSES, NAMED_SIZES = 3, 12, 3  # how many are named before "..."
 
 
-def are_pictures(name: str) -> bool:
-    """Whether it is a folder, a zip, or a data set by a name that no preset has."""
-    return Path(name).is_dir() or Path(name).suffix == ".zip" or (name in NAMED and name not in PRESETS)
+def are_images(name: str) -> bool:
+    """Whether it is a folder other than a run's, a zip, or a data set by a name that no preset has."""
+    path = Path(name)
+    folder = path.is_dir() and not (path / WEIGHTS).is_file()
+    return folder or path.suffix == ".zip" or (name in NAMED and name not in PRESETS)
 
 
 def describe_data(source: str | Path) -> str:
-    """Pictures, sizes, modes, classes, unreadable files, test part; then recipe, memory and hours, in about 20 seconds.
+    """Describe images (sizes, modes, classes, unreadable files, test part) and their training, in about 20 seconds.
 
-    Of many pictures as many are opened as there is time for, in random order, and it is said how many. Time is
-    that of a few steps of training here.
+    Of many images only some are opened, in random order; a line says how many. Hours are estimated from a few steps of
+    training on this machine.
     """
     parts = list_images(source)
     survey, labels = look(*parts.distinct, seconds=SECONDS), labels_of_all(parts)
-    lines = [f"{source}: {len(labels):,} images", *describe_pictures(survey, parts, labels)]
+    lines = [f"{source}: {len(labels):,} images", *describe_images(survey, parts, labels)]
     try:
         choice = choose_experiment(source, download=False)
     except DiffitError as error:
@@ -135,12 +169,12 @@ def describe_data(source: str | Path) -> str:
 
 
 def labels_of_all(parts: Split[ImageList]) -> list[int]:
-    """The class numbers of both parts' pictures."""
+    """The class numbers of both parts' images."""
     return [label for part in parts.distinct for label in part.labels.tolist()]
 
 
-def describe_pictures(survey: Inspection, parts: Split[ImageList], labels: list[int]) -> list[str]:
-    """Lines on what is there; sizes, modes and broken ones are of the pictures that were opened."""
+def describe_images(survey: Inspection, parts: Split[ImageList], labels: list[int]) -> list[str]:
+    """Lines on the images; sizes, modes and broken files are those of the opened ones."""
     train, classes = parts.train, parts.train.class_names
     opened = survey.sizes.total()
     widths, heights = zip(*survey.sizes, strict=True)

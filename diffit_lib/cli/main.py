@@ -3,91 +3,126 @@
 import os
 import re
 import sys
+from argparse import SUPPRESS, Action
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser
+import docstring_parser
+from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, set_loader
 
+from diffit_lib import __version__
 from diffit_lib.cli.commands import (
-    run_demo,
+    VERBS,
     run_encode,
     run_evaluate,
     run_info,
-    run_pack,
-    run_reconstruct,
     run_sample,
     run_train,
     run_train_vae,
+    summary,
 )
 from diffit_lib.cli.launch import count, is_distributed, join_group, launch, number, number_or_auto
-from diffit_lib.cli.options import add_fields, add_recipe_fields
+from diffit_lib.cli.options import add_experiment_fields, add_fields, default_words
 from diffit_lib.config.diffusion import SamplingConfig
-from diffit_lib.config.experiment import BaseExperimentConfig, ExperimentConfig, VAEExperimentConfig
-from diffit_lib.utils.errors import DiffitError
+from diffit_lib.config.presets import PRESETS, VAE_PRESETS, Presets, load_options
+from diffit_lib.utils.errors import DiffitError, closest
+from diffit_lib.utils.files import siblings
 
-# jsonargparse imports whatever takes `**settings` by that name, to ask for its options: hence the `**dict(settings)` in
-# the commands, and their names, other than the package's own `train`: it looks a function's name up there too.
-VERBS: dict[str, Callable[..., None]] = {
-    "demo": run_demo,
-    "info": run_info,
-    "train": run_train,
-    "train-vae": run_train_vae,
-    "sample": run_sample,
-    "evaluate": run_evaluate,
-    "encode": run_encode,
-    "pack": run_pack,
-    "reconstruct": run_reconstruct,
-}
-SPREAD = (run_train, run_train_vae, run_encode, run_sample, run_evaluate)  # over several devices
-RECIPES: dict[Callable[..., None], type[BaseExperimentConfig]] = {
-    run_train: ExperimentConfig,
-    run_train_vae: VAEExperimentConfig,
-}
-BY_HAND: set[str | int] = {"preset"}  # a positional that may be missing
+DISTRIBUTED = (run_train, run_train_vae, run_encode, run_sample, run_evaluate)  # run on several devices
+TRAINING: dict[Callable[..., None], Presets[Any]] = {run_train: PRESETS, run_train_vae: VAE_PRESETS}
 
-DEVICES = "GPUs on this machine, or processes where there is none; auto: all GPUs; batch_size is that of all together"
+DEVICES = "GPUs on this machine, or processes where it has none; auto: all GPUs. batch_size is that of all together."
+
+set_loader("options", load_options, exceptions=(ValueError,))
+
+
+class Formatter(DefaultHelpFormatter):
+    """One sentence on each option and its default in brackets, without Python's types."""
+
+    def _get_help_string(self, action: Action) -> str:
+        return (action.help or "") + default_words(action.default)
+
+
+class ConfigFile(ActionConfigFile):
+    """`--config` takes the name of a preset too."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        """Read the file, or take the preset."""
+        path, names = Path(values), parser.presets or {}
+        if values in names and not path.is_file():
+            values = f"preset: {values}"
+        elif not path.exists():
+            near = closest(values, [*siblings(path), *names]) or "give the path of a YAML file, or a preset"
+            raise DiffitError(f"no file {values!r} of options; {near}")
+        super().__call__(parser, cfg, values, option_string)
 
 
 class Parser(ArgumentParser):
-    """Mistakes become the user's one line, and a switch needs no value."""
+    """Mistakes become one line for the user, and a switch needs no value."""
+
+    presets: Presets[Any] | None = None  # what a training verb trains
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, parser_mode="options", formatter_class=Formatter, **settings)
 
     def add_argument(self, *names: Any, **settings: Any) -> Any:
         """As the library's, but for switches."""
         switch: dict[str, Any] = {"nargs": "?", "const": True} if settings.get("type") is bool else {}
         return super().add_argument(*names, **(switch | settings))
 
-    def format_help(self, *args: Any, **settings: Any) -> str:
-        """The words for a type of ours, "number or auto", in place of Python's."""
-        words = super().format_help(*args, **settings)
-        return re.sub(r"<function\s+(\w+)\s+at\s+0x\w+>", lambda found: found[1].replace("_", " "), words)
-
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """One line, whatever the library says."""
-        raise DiffitError(f"{' '.join(message.split())}; `{self.prog.replace(' [options]', '')} --help` tells more")
+        """One line, whatever the library says, and the names that are close to a wrong one."""
+        verb = re.search(r"'([\w-]+)' does not accept", message)
+        known = verb_parser(verb[1], VERBS[verb[1]]) if verb else self
+        names = VERBS if "argument VERB" in message else [word.lstrip("-") for word in known._option_string_actions]
+        wrong = re.search(r"(?:invalid choice: '|unrecognized arguments: --|does not accept option ')([\w-]+)", message)
+        near = closest(wrong[1], names) if wrong else ""
+        words, prog = " ".join(message.split()), self.prog.replace(" [options]", "")
+        raise DiffitError(f"{words}; {near + ' ' if near else ''}`{prog} --help` tells more")
 
 
 def parser() -> Parser:
-    """The whole command line; who trains also takes every field of a recipe, and who draws those of the sampling."""
+    """The whole command line; training verbs take every field of an experiment, drawing verbs those of the sampling."""
     top = Parser(prog="diffit", description="DiffiT: Diffusion Vision Transformers for image generation.")
+    top.add_argument("--version", action="version", version=f"diffit {__version__}", help="Print the version and exit.")
     verbs = top.add_subcommands(dest="verb", metavar="VERB")
     for name, verb in VERBS.items():
-        summary = (verb.__doc__ or "").splitlines()[0]
-        sub = Parser(description=summary)
-        sub.add_argument("--config", action="config", help="YAML file of these options; the command line wins")
-        sub.add_function_arguments(verb, as_positional=True, skip=BY_HAND if verb in RECIPES else set())
-        if verb in SPREAD:
-            group = sub.add_argument_group("devices")
-            group.add_argument("--devices", type=number_or_auto, default=1, help=DEVICES)
-            group.add_argument("--num_nodes", type=number, default=1, help="machines, as many devices on each")
-        if verb in RECIPES:
-            add_recipe_fields(sub, RECIPES[verb])
-        if verb in (run_sample, run_evaluate):
-            taken = {"guidance"} if verb is run_sample else set()  # of which it takes several
-            several = verb is run_evaluate
-            more = "; several values, e.g. 5,10,20, are measured one by one" if several else ""
-            add_fields(sub, f"sampling (the weights' own unless given{more})", [SamplingConfig], taken, several=several)
-        verbs.add_subcommand(name, sub, help=summary)
+        verbs.add_subcommand(name, verb_parser(name, verb), help=summary(verb))
     return top
+
+
+def verb_parser(name: str, verb: Callable[..., None]) -> Parser:
+    """The options of one verb."""
+    sub = Parser(description=summary(verb), print_config=None if verb in TRAINING else "--print_config")
+    sub.add_argument("--config", action=ConfigFile, help="YAML file of these options; the command line wins.")
+    optional = {"preset"} if verb in TRAINING else {"name"} if verb is run_info else set()
+    for word in optional:  # a positional that may be missing
+        sub.add_argument(word, nargs="?", type=str, default=SUPPRESS, help=arguments_help(verb)[word])
+    sub.add_function_arguments(verb, as_positional=True, skip=set(optional))
+    sub._action_groups[-1].title = "arguments"
+    if "--print_config" in sub._option_string_actions:
+        sub._option_string_actions["--print_config"].help = "Print these options as a file for --config, and exit."
+    if verb in DISTRIBUTED:
+        group = sub.add_argument_group("devices")
+        group.add_argument("--devices", type=number_or_auto, default=1, help=DEVICES)
+        group.add_argument("--num_nodes", type=number, default=1, help="Machines, each with as many devices.")
+    if presets := TRAINING.get(verb):
+        sub.presets = presets
+        add_experiment_fields(sub, presets.kind)
+    if verb in (run_sample, run_evaluate):
+        several = verb is run_evaluate
+        more = "; several values, e.g. 5,10,20, are measured one by one" if several else ""
+        title = f"sampling options (default: the weights' own{more})"
+        add_fields(sub, title, [SamplingConfig], set() if several else {"guidance"}, several=several)
+    words = [f"[{action.dest}]" if action.nargs == "?" else action.dest for action in sub._get_positional_actions()]
+    sub.usage = " ".join(["diffit", name, *words, "[options]"])
+    return sub
+
+
+def arguments_help(verb: Callable[..., None]) -> dict[str, str]:
+    """What the arguments of a verb mean, from its docstring."""
+    return {param.arg_name: param.description or "" for param in docstring_parser.parse(verb.__doc__ or "").params}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -110,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:  # Ctrl-C needs no words
         return 130
-    except BrokenPipeError:  # `diffit info cifar10 | head -1`: whoever reads has seen enough
+    except BrokenPipeError:  # `diffit info cifar10 | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:  # a file where a folder should be, no permission, a full disk
         print(f"diffit: {error.filename or 'the disk'}: {error.strerror}; give another path", file=sys.stderr)
@@ -119,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def config_first(words: list[str]) -> list[str]:
-    """--config right behind the verb, for what comes later wins, and that are the words."""
+    """Put --config right behind the verb: later options win, and these are the command line's."""
     for place, word in enumerate(words):
         if word == "--config" or word.startswith("--config="):
             size = 2 if word == "--config" else 1

@@ -1,6 +1,7 @@
 """Options of the command line: one for every field of a recipe, and the words that stand for numbers."""
 
 import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -8,17 +9,11 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from jsonargparse import SUPPRESS, ArgumentParser
 
-from diffit_lib.config.experiment import BaseExperimentConfig
+from diffit_lib.config.experiment import BaseExperimentConfig, field_help
+from diffit_lib.config.presets import NETWORKS, change
 from diffit_lib.training.run_dir import OPTIONS, read_options
 from diffit_lib.utils.errors import DiffitError
 from diffit_lib.utils.files import MOST_IMAGES
-
-NETWORKS = {  # words for --network: its kind, and its block where that has two
-    "image": {"network": "image"},
-    "latent": {"network": "transformer", "block": "diffit"},
-    "dit": {"network": "transformer", "block": "dit"},
-}
-OF_THE_IMAGES = ("image_size", "in_channels", "num_classes")  # what another network in a preset's place sees too
 
 R = TypeVar("R", bound=BaseExperimentConfig)
 
@@ -34,48 +29,72 @@ def asked_for(
         raise DiffitError(f"no preset is named{here}; give one, or --run FOLDER of an earlier run, or --data PICTURES")
     else:
         experiment = preset(name)
-    return experiment.override(**spelled_out(experiment, options))
+    return change(experiment, options)
 
 
-def spelled_out(experiment: BaseExperimentConfig, options: dict[str, Any]) -> dict[str, Any]:
-    """Options as the recipe's fields: another network than the preset's is one for the same images."""
-    wanted = NETWORKS.get(options.get("network", ""), {})
-    options = {**options, **wanted}
-    if options.get("network") == experiment.network.kind:  # it stays as wide and deep as it is
-        del options["network"]
-    elif "network" in options:
-        options = {name: getattr(experiment.network, name) for name in OF_THE_IMAGES} | options
-    return options
+def previewed(experiment: Any, dry_run: bool, print_config: bool) -> bool:
+    """Print the options or the cost of a training, if asked to; return whether it was."""
+    if print_config:
+        print(experiment.to_yaml(), end="")
+    elif dry_run:
+        from diffit_lib.reports.cost import dry_run as describe_cost
+
+        print(describe_cost(experiment))
+    return print_config or dry_run
 
 
-def add_recipe_fields(sub: ArgumentParser, experiment: type[BaseExperimentConfig]) -> None:
-    """The preset, and one option for each field of the recipe, absent unless given."""
-    sub.add_argument("preset", nargs="?", type=str, default=SUPPRESS, help="name; --run of an earlier run needs none")
-    sub.add_argument("--data", type=str, default=SUPPRESS, help="data set by name, or the path of a folder or zip")
-    taken = {"name", "data", *experiment.PARTS, *experiment.NOT_KNOWN}
-    for title, kinds in {"images": (experiment,), **experiment.PARTS}.items():
-        group = add_fields(sub, f"{title} (the preset's own unless given)", kinds, taken)
+def report_of(run: Path) -> Path | None:
+    """Write the report of a finished run; if that fails, say so in one line."""
+    from diffit_lib.reports.html_report import write_report
+    from diffit_lib.utils.distributed import rank_info
+
+    if rank_info().rank:
+        return None
+    try:
+        return write_report(run)
+    except Exception as error:  # whatever it is, the weights are there
+        reason = " ".join(str(error).split()) or type(error).__name__
+        print(f"diffit: no report ({reason}); `diffit train --run {run}` writes it again", file=sys.stderr)
+        return None
+
+
+def add_experiment_fields(sub: ArgumentParser, kind: type[BaseExperimentConfig]) -> None:
+    """One option for each field of an experiment, absent unless given, in a group for each part."""
+    taken = {"name", *kind.PARTS, *kind.NOT_KNOWN}
+    for part, kinds in {"data": (kind,), **kind.PARTS}.items():
+        group = add_fields(sub, f"{part} options (default: the preset's, else the one shown)", kinds, taken)
         if len(kinds) > 1:
-            names = tuple(kind.kind for kind in kinds)
-            names = (*NETWORKS, *names[1:]) if title == "network" else names
-            group.add_argument(f"--{title}", type=Literal[names], default=SUPPRESS, help="kind")
+            words = tuple(NETWORKS) if part == "network" else ()
+            words = tuple(dict.fromkeys([*words, *(each.kind for each in kinds)]))
+            group.add_argument(f"--{part}", type=Literal[words], default=SUPPRESS, help=field_help(kind)[part])
 
 
 def add_fields(sub: ArgumentParser, title: str, kinds: Sequence[Any], taken: set[str], *, several: bool = False) -> Any:
     """A group of options, one for each field of these dataclasses that is not taken yet, absent unless given.
 
-    `several`: each takes several values, of which the dataclass says later whether they are right.
+    With `several`, each takes several values; the dataclass checks them later.
     """
-    group = sub.add_argument_group(title)
-    for field in (field for kind in kinds for field in fields(kind) if field.name not in taken):
-        taken.add(field.name)  # kinds of one part share some fields
-        value = field.type
-        if get_origin(field.type) is tuple:
-            value = booleans if get_args(field.type)[0] is bool else integers
-        if several:
-            value = some
-        group.add_argument(f"--{field.name}", type=value, default=SUPPRESS)
+    group, meanings = sub.add_argument_group(title), {kind: field_help(kind) for kind in kinds}
+    for name in dict.fromkeys(f.name for kind in kinds for f in fields(kind) if f.name not in taken):
+        taken.add(name)
+        owners = [kind for kind in kinds if name in kind.__dataclass_fields__]  # two kinds may share a field
+        helps = [meanings[kind][name] + default_words(getattr(kind, name, None)) for kind in owners]
+        if len(set(helps)) > 1:
+            helps = [f"{kind.kind}: {words}" for kind, words in zip(owners, helps, strict=True)]
+        value = owners[0].__dataclass_fields__[name].type
+        if get_origin(value) is tuple:
+            value = booleans if get_args(value)[0] is bool else integers
+        text = " ".join(dict.fromkeys(helps))
+        group.add_argument(f"--{name}", type=some if several else value, default=SUPPRESS, help=text)
     return group
+
+
+def default_words(value: Any) -> str:
+    """A default as the help shows it, in brackets."""
+    if value in (SUPPRESS, None, ""):
+        return ""
+    words = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return f" [{words.lower() if words in ('True', 'False') or isinstance(value, tuple) else words}]"
 
 
 def integers(text: str | int | Sequence[int]) -> tuple[int, ...]:

@@ -11,10 +11,10 @@ from diffit_lib.utils.errors import check, check_positive, check_types
 class EDMConfig:
     """The EDM denoiser (Karras et al. 2022, table 1)."""
 
-    sigma_data: float | None = None  # standard deviation of the data in [-1, 1]; None: measured on the training set
-    p_std: float = 1.2  # training noise: ln sigma ~ N(p_mean, p_std^2)
-    sigma_min: float = 0.002  # sampling starts at sigma_max and ends, before 0, at sigma_min
-    sigma_max: float = 80.0
+    sigma_data: float | None = None  # Standard deviation of the data in [-1, 1]; null: measured on the training set.
+    p_std: float = 1.2  # Training noise: ln sigma is normal with this standard deviation.
+    sigma_min: float = 0.002  # Lowest noise level of sampling, the last one before 0.
+    sigma_max: float = 80.0  # Highest noise level of sampling, where it starts.
 
     kind = "edm"
 
@@ -37,14 +37,14 @@ class EDMConfig:
 class VPConfig:
     """A denoiser trained on the noise levels of a variance-preserving process (Ho et al. 2020)."""
 
-    prediction: Literal["eps", "v", "x0"] = "eps"  # what the network answers: noise, velocity or clean image
-    noise_schedule: Literal["linear", "cosine"] = "linear"
-    timesteps: int = 1000  # T; training draws t uniformly from 0 to T - 1
-    loss: Literal["simple", "min-snr", "edm"] = "simple"  # simple: the plain mean square error of the prediction
-    clip: bool = False  # keep the clean image in [-1, 1] while sampling: for pixels that predict eps, never for latents
-    sigma_data: float | None = None  # as EDM's; of use to loss "edm" alone
-    sigma_min: float | None = None  # where either is given, sampling passes EDM's levels between the two
-    sigma_max: float | None = None  # instead of the table's own: far fewer of them lie in pure noise
+    prediction: Literal["eps", "v", "x0"] = "eps"  # What the network predicts: noise, velocity or clean image.
+    noise_schedule: Literal["linear", "cosine"] = "linear"  # How the noise grows with time.
+    timesteps: int = 1000  # T; training draws t uniformly from 0 to T - 1.
+    loss: Literal["simple", "min-snr", "edm"] = "simple"  # simple: mean squared error; the others weight it by noise.
+    clip: bool = False  # Keep the clean image in [-1, 1] while sampling: for pixels, never for latents.
+    sigma_data: float | None = None  # Standard deviation of the data, used by loss edm only.
+    sigma_min: float | None = None  # With it or sigma_max, sampling takes EDM's noise levels between the two.
+    sigma_max: float | None = None  # See sigma_min; fewer levels then lie in pure noise than in the table.
 
     kind = "vp"
 
@@ -80,18 +80,18 @@ MOST_STEPS = 100_000  # of a sampler
 class SamplingConfig:
     """How to draw images from the trained network, unless told otherwise."""
 
-    sampler: str = "heun"  # heun, euler, dpm++ (second order, multi-step), ddim or ddpm
-    steps: int = 18  # noise levels; Heun evaluates the network twice on each but the last
-    guidance: float = 1.0  # strength of classifier-free guidance; 1: none
-    guidance_schedule: Literal["constant", "power-cosine", "interval"] = "constant"
-    guidance_power: float = 4.0  # power-cosine: how late guidance sets in
-    guidance_low: float = 0.0  # interval: guided at noise levels above low and up to high
-    guidance_high: float | None = None  # None: without end
-    guidance_channels: int | None = None  # how many channels are guided, from the first on; None: all
-    guidance_tolerance: float = 0.01  # where guidance is this near to 1 it is not run; 0: always but at 1
-    churn: float = 0.0  # heun, euler: EDM's S_churn; 0 is deterministic
-    eta: float = 1.0  # ddpm: share of fresh noise; 0 is ddim
-    variance: Literal["small", "large", "learned"] = "small"  # ddpm: of the fresh noise: beta~, beta, the network's
+    sampler: str = "heun"  # heun, euler, dpm++ (second order, multi-step), ddim or ddpm.
+    steps: int = 18  # Noise levels; heun evaluates the network twice at each but the last.
+    guidance: float = 1.0  # Strength of classifier-free guidance; 1 is off.
+    guidance_schedule: Literal["constant", "power-cosine", "interval"] = "constant"  # Strength over noise levels.
+    guidance_power: float = 4.0  # power-cosine: the higher, the later guidance sets in.
+    guidance_low: float = 0.0  # interval: guidance acts above this noise level.
+    guidance_high: float | None = None  # interval: guidance acts up to this noise level; null: to the highest.
+    guidance_channels: int | None = None  # Only the first so many channels are guided; null: all.
+    guidance_tolerance: float = 0.01  # Guidance this close to 1 is left out to save time; 0: only at 1 itself.
+    churn: float = 0.0  # heun, euler: EDM's S_churn, fresh noise at each step; 0 is deterministic.
+    eta: float = 1.0  # ddpm: share of fresh noise; 0 is ddim.
+    variance: Literal["small", "large", "learned"] = "small"  # ddpm: variance of the noise: beta~, beta, the network's.
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -3,26 +3,28 @@
 Field names are unique across its parts, so `recipe.override(width=96, lr=1e-4)` needs no section names.
 """
 
-from dataclasses import asdict, dataclass, field, fields, replace
-from difflib import get_close_matches
+import math
+import re
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from inspect import getsource
 from typing import Any, ClassVar, Literal, Self
 
 from diffit_lib.config.diffusion import EDMConfig, SamplingConfig, VPConfig
 from diffit_lib.config.models import AutoencoderConfig, ImageNetworkConfig, TransformerConfig
 from diffit_lib.config.training import TrainingConfig, VAELossConfig
-from diffit_lib.utils.errors import DiffitError, check, check_types
+from diffit_lib.utils.errors import DiffitError, check, check_types, did_you_mean
 
 
 @dataclass(frozen=True)
 class BaseExperimentConfig:
     """What all recipes have: the images, and parts that each are of one of several kinds."""
 
-    name: str
-    data: str  # a data set's name or a path
-    crop: Literal["center", "long-edge", "adm"] = "center"  # largest box; whole image on black; ImageNet's usual one
-    skip_bad: bool = False  # leave out and count images that cannot be read, instead of stopping at the first
+    name: str  # Name of the preset or of the run.
+    data: str  # Data set by name, or path of a folder or zip.
+    crop: Literal["center", "long-edge", "adm"] = "center"  # Largest box; whole image on black; ImageNet's usual crop.
+    skip_bad: bool = False  # Leave out and count images that cannot be read, instead of stopping at the first.
 
-    network: Any = None  # each kind of recipe has its own
+    network: Any = None  # image: DiffiT's U-shape; latent: DiffiT's transformer; dit: DiT.
     training: Any = None
 
     PARTS: ClassVar[dict[str, tuple[Any, ...]]] = {}  # the kinds each part comes in
@@ -44,9 +46,7 @@ class BaseExperimentConfig:
             for name, kind in ((name, kind) for name, kinds in self.PARTS.items() for kind in kinds):
                 if any(f.name == wrong for f in fields(kind)):
                     raise DiffitError(f"{wrong} is a field of {name} {kind.kind!r}; give {name}={kind.kind} too")
-            near = get_close_matches(wrong, self.field_names(), n=3)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"the fields are {', '.join(self.field_names())}"
-            raise DiffitError(f"unknown field {wrong!r}; {hint}")
+            raise DiffitError(f"unknown field {wrong!r}; {did_you_mean(wrong, self.field_names(), 'fields')}")
         return replace(self, **own)
 
     @classmethod
@@ -84,6 +84,18 @@ class BaseExperimentConfig:
         plain = {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
         return {key: value for key, value in plain.items() if key not in self.NOT_KNOWN}
 
+    def to_yaml(self) -> str:
+        """Every option with its value and meaning, one a line: a file that `--config` takes."""
+        import yaml
+
+        helps = field_help(type(self))
+        for part in self.PARTS:
+            helps |= field_help(type(getattr(self, part)))
+        options = self.to_options()
+        text = yaml.safe_dump(options, sort_keys=False, default_flow_style=None, allow_unicode=True, width=math.inf)
+        rows = zip(text.splitlines(), options, strict=True)
+        return "".join(f"{row:<31} # {helps['name' if name == 'preset' else name]}\n" for row, name in rows)
+
     @classmethod
     def from_options(cls, options: dict[str, Any]) -> Self:
         """The inverse of `to_options`; a field that is not among them has its own default."""
@@ -104,11 +116,11 @@ class BaseExperimentConfig:
 class ExperimentConfig(BaseExperimentConfig):
     """One training run of a diffusion network, on pixels or on latents."""
 
-    vae: str = ""  # the autoencoder whose latents are learned, its weights file or name; "": pixels are
-    cache_latents: bool = True  # encode the images once, not again at every step
-    init_weights: str = ""  # weights to start from, by path or name; another number of classes renews the label table
+    vae: str = ""  # Train on latents of this autoencoder: weights file, run folder or name. Empty: train on pixels.
+    cache_latents: bool = True  # Encode all images once, instead of at every step.
+    init_weights: str = ""  # Weights to start from, by path or name; for other classes the label table starts anew.
     network: ImageNetworkConfig | TransformerConfig = field(default_factory=ImageNetworkConfig)
-    denoiser: EDMConfig | VPConfig = field(default_factory=EDMConfig)
+    denoiser: EDMConfig | VPConfig = field(default_factory=EDMConfig)  # edm: Karras et al. 2022; vp: DDPM.
     training: TrainingConfig = field(default_factory=TrainingConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
@@ -157,3 +169,9 @@ def part_to_dict(part: Any) -> dict[str, Any]:
     """Plain values, and the kind where a part has several."""
     kind = {"kind": part.kind} if hasattr(part, "kind") else {}
     return kind | asdict(part)
+
+
+def field_help(kind: type) -> dict[str, str]:
+    """What each field of a dataclass means: the comment on its line."""
+    bases = [base for base in reversed(kind.__mro__) if is_dataclass(base)]
+    return dict(line for base in bases for line in re.findall(r"^    (\w+): .*  # (.+)$", getsource(base), re.M))

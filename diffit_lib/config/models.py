@@ -10,18 +10,18 @@ from diffit_lib.utils.errors import check, check_positive, check_types
 class ImageNetworkConfig:
     """Image-space DiffiT, a U-shape of levels (paper, section 3.2 and appendix H.1)."""
 
-    image_size: tuple[int, int] = (32, 32)  # height, width in pixels
-    in_channels: int = 3  # 1 (grey) or 3 (RGB)
-    width: int = 128  # channels of the first level
-    channel_mult: tuple[int, ...] = (1, 2, 2)  # channels of each level, in units of width
-    num_blocks: int = 4  # L: ResBlocks per level on each path
-    num_heads: int = 4
-    window_size: int = 4  # tokens per side; clamped to the map at small levels
-    mlp_ratio: float = 4.0
-    time_dim: int = 512  # width of the time token
-    dropout: float = 0.0  # in the MLP branch
-    num_classes: int = 0  # 0: unconditional
-    augment_dim: int = 0  # 9: conditioned on EDM's augmentation label
+    image_size: tuple[int, int] = (32, 32)  # Height and width in pixels.
+    in_channels: int = 3  # 1 (grey) or 3 (RGB).
+    width: int = 128  # Channels of the first level.
+    channel_mult: tuple[int, ...] = (1, 2, 2)  # Channels of each level, in units of width.
+    num_blocks: int = 4  # L: ResBlocks per level on each path.
+    num_heads: int = 4  # Attention heads.
+    window_size: int = 4  # Side of an attention window in tokens; at most the whole map.
+    mlp_ratio: float = 4.0  # Width of the MLP, in units of the block's width.
+    time_dim: int = 512  # Width of the time token.
+    dropout: float = 0.0  # Dropout in the MLP.
+    num_classes: int = 0  # Classes; 0: unconditional.
+    augment_dim: int = 0  # 9: conditioned on the label of EDM's augmentation; 0: not.
 
     kind = "image"
     learned_variance = False  # it answers with what goes in, nothing more
@@ -86,18 +86,18 @@ class TransformerConfig:
     (Peebles and Xie 2023) into its norms.
     """
 
-    image_size: tuple[int, int] = (32, 32)  # height, width of what it sees: pixels, or positions of a latent
-    in_channels: int = 4  # 4: latents of Stable Diffusion's VAE; 1 or 3: pixels
-    block: Literal["diffit", "dit"] = "diffit"
-    patch_size: int = 2  # side of the square that makes one token
-    width: int = 384  # channels of a token, and of the time token
-    depth: int = 12  # blocks
-    num_heads: int = 6
-    mlp_ratio: float = 4.0
-    dropout: float = 0.0  # in the MLP branch
-    num_classes: int = 0  # 0: unconditional
-    augment_dim: int = 0  # 9: conditioned on EDM's augmentation label
-    learned_variance: bool = False  # answers twice the channels: the second half is the reverse step's variance
+    image_size: tuple[int, int] = (32, 32)  # Height and width of the input: pixels, or positions of a latent.
+    in_channels: int = 4  # 4 for latents of Stable Diffusion's VAE, 1 or 3 for pixels.
+    block: Literal["diffit", "dit"] = "diffit"  # The time token enters DiffiT's attention, DiT's norms.
+    patch_size: int = 2  # Side of the square that makes one token.
+    width: int = 384  # Channels of a token.
+    depth: int = 12  # Blocks.
+    num_heads: int = 6  # Attention heads.
+    mlp_ratio: float = 4.0  # Width of the MLP, in units of the block's width.
+    dropout: float = 0.0  # Dropout in the MLP.
+    num_classes: int = 0  # Classes; 0: unconditional.
+    augment_dim: int = 0  # 9: conditioned on the label of EDM's augmentation; 0: not.
+    learned_variance: bool = False  # Predict the variance of the reverse step in a second half of the channels.
 
     kind = "transformer"
 
@@ -148,15 +148,15 @@ class AutoencoderConfig:
     `image_size` is the one it is trained on.
     """
 
-    image_size: tuple[int, int] = (256, 256)  # height, width in pixels
-    in_channels: int = 3  # 1 (grey) or 3 (RGB)
-    z_channels: int = 4  # channels of a latent
-    patch: int = 1  # pixels per side that enter as channels of one place: 2 spares the costly full resolution
-    channels: tuple[int, ...] = (128, 256, 512, 512)  # of each level, full resolution first
-    down: tuple[bool, ...] = (True, True, True)  # whether the map is halved between a level and the next
-    attn: tuple[bool, ...] = (False, False, False, False)  # whether a level attends after each ResBlock
-    mid_attn: bool = True  # whether the middle does
-    num_layers: int = 2  # ResBlocks per level of the encoder; the decoder has one more
+    image_size: tuple[int, int] = (256, 256)  # Height and width in pixels.
+    in_channels: int = 3  # 1 (grey) or 3 (RGB).
+    z_channels: int = 4  # Channels of a latent.
+    patch: int = 1  # Side of the square of pixels that enters as channels of one position; 2 saves much time.
+    channels: tuple[int, ...] = (128, 256, 512, 512)  # Channels of each level, full resolution first.
+    down: tuple[bool, ...] = (True, True, True)  # Whether the map is halved after each level but the last.
+    attn: tuple[bool, ...] = (False, False, False, False)  # Whether each level attends after its ResBlocks.
+    mid_attn: bool = True  # Whether the middle attends.
+    num_layers: int = 2  # ResBlocks per level of the encoder; the decoder has one more.
 
     kind = "vae"
 

@@ -11,29 +11,29 @@ from diffit_lib.utils.errors import check, check_positive, check_types
 class TrainingConfig:
     """How to train. Everything is counted in images, so that another batch size changes no other meaning."""
 
-    images: int = 1_000_000  # the plan: training stops here, and warm-up is a share of it
-    max_steps: int | None = None  # replaces `images` by max_steps * batch_size
-    minutes: float | None = None  # stops earlier; counts what was trained before a resume
-    batch_size: int = 128  # images per optimizer step, over all devices
-    accumulate: int = 1  # micro-batches a step is split into
-    lr: float = 1e-3
-    lr_decay: float = 0.0  # last share of the planned images over which lr falls linearly to 0; 0: constant (EDM)
-    ema_halflife: float = 500_000  # images after which the average has forgotten half (EDM)
-    ema_rampup: float | None = 0.05  # half-life at most this share of the images seen so far; None: no ramp-up
-    loss_reduction: Literal["mean", "sum"] = "mean"  # over an image's pixels
-    grad_clip: float = 1.0  # largest gradient norm; 0: no clipping
-    label_dropout: float = 0.1  # share of labels replaced by "no class", for guidance
-    flip: bool = False  # mirror each image with probability 1/2
-    augment: float = 0.0  # probability of each change of EDM's augmentation, told to a network with augment_dim=9
-    checkpointing: bool = False  # recompute activations in the backward pass: slower, far less memory
-    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
-    workers: int = 0  # processes that prepare batches
-    memory_gb: float | None = None  # larger data are decoded when used, not held in memory; None: half of the memory
-    threads: int | None = None  # of the CPU; None: all. A tiny network is faster on 1, above all when cores are busy
-    report_minutes: float = 5.0  # between checkpoints, sample grids and rows of metrics.csv
-    keep: int = 3  # of the weights of every report the newest stay; 0: the last ones of all alone
-    logger: Literal["tensorboard", "csv", "wandb"] = "tensorboard"  # curves beside metrics.csv; csv: none
-    seed: int = 0
+    images: int = 1_000_000  # Images to train on in all; the warm-up is a share of them.
+    max_steps: int | None = None  # Optimizer steps, in place of `images`.
+    minutes: float | None = None  # Stop after this time, resumed runs counted together; null: no limit.
+    batch_size: int = 128  # Images per optimizer step, over all devices.
+    accumulate: int = 1  # Micro-batches that a step is split into, to save memory.
+    lr: float = 1e-3  # Learning rate of Adam.
+    lr_decay: float = 0.0  # Last share of the images over which lr falls linearly to 0; 0: constant, as EDM.
+    ema_halflife: float = 500_000  # Images after which the moving average has forgotten half.
+    ema_rampup: float | None = 0.05  # The half-life is at most this share of the images seen so far; null: no limit.
+    loss_reduction: Literal["mean", "sum"] = "mean"  # How the loss combines the pixels of an image.
+    grad_clip: float = 1.0  # Largest gradient norm; 0: no clipping.
+    label_dropout: float = 0.1  # Share of labels replaced by "no class", for guidance.
+    flip: bool = False  # Mirror each image with probability 1/2.
+    augment: float = 0.0  # Probability of each change of EDM's augmentation, which augment_dim=9 tells the network.
+    checkpointing: bool = False  # Recompute activations in the backward pass: slower, far less memory.
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"  # auto: what the device does best.
+    workers: int = 0  # Processes that prepare batches.
+    memory_gb: float | None = None  # Larger data are decoded when used, not held in memory; null: half of the memory.
+    threads: int | None = None  # CPU threads; null: all. A tiny network is faster on 1.
+    report_minutes: float = 5.0  # Minutes between checkpoints, sample grids and rows of metrics.csv.
+    keep: int = 3  # Weights kept of the newest reports; 0: only the last ones of all.
+    logger: Literal["tensorboard", "csv", "wandb"] = "tensorboard"  # Curves beside metrics.csv; csv: none.
+    seed: int = 0  # Random seed of the whole run.
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -82,13 +82,13 @@ class VAELossConfig:
     a latent, as some have it, are these times its number of values.
     """
 
-    reconstruction: Literal["l1", "l2"] = "l1"  # mean absolute or squared difference, pixels in [-1, 1]
-    kl_weight: float = 1e-4
-    perceptual_weight: float = 1.0  # of LPIPS; 0: without
-    vgg: str | None = None  # file of VGG-16's weights, for LPIPS; None: the cache's, downloaded there if need be
-    disc_weight: float = 0.5  # of the discriminator's word, besides the adaptive weight; 0: no discriminator
-    disc_start: int = 50_000  # images after which the discriminator joins in
-    disc_width: int = 64  # channels of its first layer
+    reconstruction: Literal["l1", "l2"] = "l1"  # Mean absolute or squared difference of pixels in [-1, 1].
+    kl_weight: float = 1e-4  # Weight of the KL divergence.
+    perceptual_weight: float = 1.0  # Weight of LPIPS; 0: without.
+    vgg: str | None = None  # File of VGG-16's weights for LPIPS; null: downloaded into the cache.
+    disc_weight: float = 0.5  # Weight of the discriminator, besides the adaptive weight; 0: no discriminator.
+    disc_start: int = 50_000  # Images after which the discriminator joins in.
+    disc_width: int = 64  # Channels of the discriminator's first layer.
 
     def __post_init__(self) -> None:
         check_types(self)

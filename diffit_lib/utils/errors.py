@@ -1,7 +1,9 @@
 """The exception for a user's mistake, and the checks of settings that raise it."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import fields
+from difflib import get_close_matches
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin
 
@@ -21,6 +23,17 @@ def check(ok: bool, message: str) -> None:
     """Raise `DiffitError(message)` unless `ok`."""
     if not ok:
         raise DiffitError(message)
+
+
+def closest(wrong: str, names: Iterable[str]) -> str:
+    """ "did you mean a or b?", of the names that resemble a wrong one; "" if none does."""
+    near = get_close_matches(wrong, list(names), n=3)
+    return f"did you mean {' or '.join(near)}?" if near else ""
+
+
+def did_you_mean(wrong: str, names: Iterable[str], what: str = "names") -> str:
+    """The end of a message on an unknown name: the names that resemble it, else all of them."""
+    return closest(wrong, names) or f"the {what} are {', '.join(names)}"
 
 
 def check_types(part: Any) -> None:

@@ -66,3 +66,9 @@ def download(url: str, checksum: str, name: str, otherwise: str) -> Path:
             reason = error.reason if isinstance(error, urllib.error.URLError) else error
             raise DiffitError(f"Could not download {name} ({reason}). Put {url} at {path}, {otherwise}") from None
     return path
+
+
+def siblings(path: str | Path) -> list[str]:
+    """The paths of the files and folders beside `path`, for "did you mean"."""
+    folder = Path(path).expanduser().parent
+    return [str(folder / found.name) for found in folder.iterdir()] if folder.is_dir() else []
