@@ -1,7 +1,7 @@
 """Networks that turn uint8 images into features, for metrics, and a cache for what is computed from them."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from diffit_lib.utils.errors import DiffitError
 from diffit_lib.utils.files import cache_folder, download, replacing, sha256
+from diffit_lib.utils.logging import progress
 from diffit_lib.utils.tensors import seeded_generator, to_float
 
 INCEPTION_URL = (
@@ -90,7 +91,7 @@ class Classifier(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """(N, C, H, W) uint8 -> (N, num_features) float32, before the last non-linearity."""
         device = next(self.parameters()).device
-        return torch.cat([self.body(to_float(chunk.to(device))).cpu() for chunk in images.split(500)])
+        return torch.cat([self.body(to_float(chunk.to(device))).cpu() for chunk in _chunks(images, 500)])
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
@@ -131,7 +132,7 @@ def _train(classifier: Classifier, images: Tensor, labels: Tensor, seed: int) ->
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps, pct_start=0.2)
     epochs = steps * batch_size // len(images) + 1
     order = torch.cat([torch.randperm(len(images), generator=generator) for _ in range(epochs)])
-    for indices in order[: steps * batch_size].split(batch_size):
+    for indices in progress(order[: steps * batch_size].split(batch_size), "training the classifier", delay=3):
         logits = classifier(_shifted(to_float(images[indices]), generator).to(device))
         optimizer.zero_grad()
         F.cross_entropy(logits, labels[indices].to(device), label_smoothing=0.1).backward()
@@ -184,7 +185,7 @@ class Inception(nn.Module):
         self._maps.clear()
         device = next(self.network.parameters()).device
         found = []
-        for chunk in images.split(64):
+        for chunk in _chunks(images, 64):
             outputs = self.network(chunk.expand(-1, 3, -1, -1).to(device))
             found.append([output.cpu() for output in outputs])
         features, logits = (torch.cat(part) for part in zip(*found, strict=True))
@@ -196,6 +197,11 @@ class Inception(nn.Module):
 
 
 Extractor = Classifier | Inception
+
+
+def _chunks(images: Tensor, size: int) -> Iterable[Tensor]:
+    """Parts of so many images, under a bar."""
+    return progress(images.split(size), "extracting features", unit=" batches", delay=3)
 
 
 def load_inception(path: str | Path | None = None) -> Inception:
