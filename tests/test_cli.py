@@ -89,7 +89,10 @@ class TestMistakes:
             ("evaluate nothing --images=0", "images is 0; give 2 or more"),
             ("evaluate nothing --extractor=vgg", "extractor.*vgg"),
             ("evaluate digits --data=nowhere", "no data set or path 'nowhere': "),
-            ("evaluate digits --protocol=adm", "protocol is 'adm', which is Inception's; give --extractor inception"),
+            (
+                "evaluate digits --protocol=adm",
+                "protocol is 'adm', which is for Inception alone; give --extractor inception",
+            ),
             ("sample digits --guidance_schedule=late", "guidance_schedule.*late"),
             ("train digits --crop=round", "crop.*round"),
             ("sample", "required: sample.weights"),
@@ -185,7 +188,7 @@ class TestWrongFiles:
             (truncated, "is no whole safetensors file .*; copy or download it again"),
             (empty, "is no whole safetensors file"),
             (text, "is no whole safetensors file"),
-            (folder, "no weights file 'wrong'|wrong holds no images"),
+            (folder, "no weights file in folder wrong|wrong holds no images"),
             (plain_pickle, "it is a pickle, which could run code and is never opened"),
             (torch_zip, "it is a pickle, which could run code and is never opened"),
             (torch_legacy, "it is a pickle, which could run code and is never opened"),
@@ -236,6 +239,21 @@ class TestVerbs:
 
         assert main(["info", "runs/00000-digits/weights.safetensors"]) == 0
         assert "digits, trained on digits/train" in capsys.readouterr().out
+
+    def test_a_report_that_fails_does_not_fail_the_run_and_can_be_left_out(self, capsys, monkeypatch):
+        monkeypatch.setattr("diffit_lib.reports.html_report.write_report", lambda run: 1 / 0)
+        words = ["train", "digits", "--max-steps=1", "--batch-size=8", "--run=run"]
+        assert main(words) == 0
+        out, err = capsys.readouterr()
+        assert out == "weights: run/weights.safetensors\n"
+        assert "diffit: no report (division by zero); `diffit train --run run` writes it again\n" in err
+        assert main([*words, "--no-report"]) == 0
+        assert "no report" not in capsys.readouterr().err
+
+    def test_info_lists_what_there_is(self, capsys):
+        assert main(["info"]) == 0
+        names = set(re.findall(r"^  (\S+)  +\S", capsys.readouterr().out, re.M))
+        assert names >= {*VERBS, *presets.PRESETS, *presets.VAE_PRESETS, "heun", "ddpm", "imagenette", "vae-digits"}
 
     def test_words_of_sample_become_numbers(self, monkeypatch):
         calls = []
