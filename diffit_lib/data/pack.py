@@ -8,7 +8,6 @@ import zipfile
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
 
 from torch.utils.data import Dataset
 
@@ -20,14 +19,6 @@ from diffit_lib.utils.files import replacing
 from diffit_lib.utils.logging import progress, say
 
 PIECE = 1024  # images in a file of its own until the end: a stopped run repeats at most one such piece
-
-
-class Piece(NamedTuple):
-    """Some of the images."""
-
-    path: Path  # of their file
-    images: ImageList
-    names: list[str]  # in the zip
 
 
 def pack(
@@ -61,8 +52,8 @@ def pack(
         check(is_of(out, stamp), f"{out} is there already and holds something else; delete it, or give another path")
         say(f"{out} was packed before, from images of the same names; delete it to pack them anew")
     else:
-        pieces = divide(folders, beside)
-        write_pieces(pieces, partial(to_pixels, image_size=image_size, crop=crop), stamp, skip_bad=skip_bad)
+        make = partial(to_pixels, image_size=image_size, crop=crop)
+        pieces = write_pieces(folders, beside, make, stamp, skip_bad=skip_bad)
         whole = beside / f"whole.{os.getpid()}.zip"
         join(pieces, folders, whole, stamp)
         os.replace(whole, out)
@@ -87,17 +78,6 @@ def file_name(folder: str, row: int) -> str:
     return f"{folder}{row // 1000:05d}/{row:08d}.png"
 
 
-def divide(folders: dict[str, ImageList], beside: Path) -> list[Piece]:
-    """The pieces of all folders, in order."""
-    pieces: list[Piece] = []
-    for folder, images in folders.items():
-        for first in range(0, len(images), PIECE):
-            rows = range(first, min(first + PIECE, len(images)))
-            names = [file_name(folder, row) for row in rows]
-            pieces.append(Piece(beside / f"{len(pieces):05d}.zip", images.take(rows), names))
-    return pieces
-
-
 def stamp_of(folders: dict[str, ImageList], image_size: tuple[int, int] | None, crop: str) -> bytes:
     """A hash of names, labels and settings, known without opening an image."""
     known = {name: (list(p.keys), p.labels.tolist(), p.class_names) for name, p in folders.items()}
@@ -113,19 +93,26 @@ def is_of(path: Path, stamp: bytes) -> bool:
         return False
 
 
-def write_pieces(pieces: list[Piece], make: ToPixels, stamp: bytes, *, skip_bad: bool) -> None:
-    """Write every piece that is not there yet, under one progress bar."""
-    total = sum(len(piece.names) for piece in pieces)
-    with progress(total=total, desc=f"packing {pieces[0].images.name}", unit=" images") as bar:
-        for path, images, names in pieces:
-            done = bar.n
-            if not is_of(path, stamp):
-                with replacing(path) as unfinished, zipfile.ZipFile(unfinished, "w") as archive:
-                    archive.comment = stamp
-                    for index, png in decode_each(images, partial(to_png, images, make), skip_bad=skip_bad):
-                        add(archive, names[index], png)
-                        bar.update()
-            bar.update(done + len(names) - bar.n)
+def write_pieces(
+    folders: dict[str, ImageList], beside: Path, make: ToPixels, stamp: bytes, *, skip_bad: bool
+) -> list[Path]:
+    """Write all images in pieces, except for pieces that are there already; the paths of all."""
+    paths: list[Path] = []
+    name, total = next(iter(folders.values())).name, sum(map(len, folders.values()))
+    with progress(total=total, desc=f"packing {name}", unit=" images") as bar:
+        for folder, images in folders.items():
+            for first in range(0, len(images), PIECE):
+                before, piece = bar.n, images.take(range(first, min(first + PIECE, len(images))))
+                paths.append(beside / f"{len(paths):05d}.zip")
+                if not is_of(paths[-1], stamp):
+                    pngs = decode_each(piece, partial(to_png, piece, make), skip_bad=skip_bad)
+                    with replacing(paths[-1]) as unfinished, zipfile.ZipFile(unfinished, "w") as archive:
+                        archive.comment = stamp
+                        for index, png in pngs:
+                            add(archive, file_name(folder, first + index), png)
+                            bar.update(before + index + 1 - bar.n)
+                bar.update(before + len(piece) - bar.n)
+    return paths
 
 
 def to_png(images: ImageList, make: ToPixels, key: str) -> bytes:
@@ -142,11 +129,11 @@ def add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
     archive.writestr(info, content)
 
 
-def join(pieces: list[Piece], folders: dict[str, ImageList], whole: Path, stamp: bytes) -> None:
+def join(pieces: list[Path], folders: dict[str, ImageList], whole: Path, stamp: bytes) -> None:
     """Write the zip from all pieces."""
     with zipfile.ZipFile(whole, "w") as archive:
         archive.comment = stamp
-        for path, *_ in pieces:
+        for path in pieces:
             with zipfile.ZipFile(path) as piece:
                 for name in piece.namelist():
                     add(archive, name, piece.read(name))

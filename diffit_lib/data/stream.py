@@ -79,7 +79,7 @@ class TrainingStream(IterableDataset[Batch]):
         return Batch(images, labels, torch.tensor(uniform), *noises)
 
     def _draw(self, number: int) -> tuple[int, bool, bool, float, Tensor, Tensor, Tensor]:
-        """Everything random about global image `number`."""
+        """Everything random about image `number` of the run."""
         epoch, position = divmod(number, len(self.data))
         generator = seeded_generator(self.training.seed, "training", number)
         uniform, flip, drop = torch.rand(3, generator=generator).tolist()
