@@ -31,6 +31,25 @@ def run_demo(run: str = "runs/demo") -> None:
     print(f"  images: {run}/samples.png, {run}/denoising.png, {run}/loss.png; weights: {run}/weights.safetensors")
 
 
+def run_explore(weights: str = "digits", port: int = 8866, no_browser: bool = False, export: str | None = None) -> None:
+    """Explore weights in a browser: turn knobs, watch the sampler, look at attention, freeze the time token.
+
+    Args:
+        weights: Weights file, run folder, or the name of pretrained weights.
+        port: Port on 127.0.0.1; nobody else's machine can reach it.
+        no_browser: Print the address and open no browser.
+        export: Write one HTML file that needs no server and no Python instead, e.g. page.html.
+    """
+    if export:
+        from diffit_lib.viz.export import export_page
+
+        print(f"page: {export_page(export, weights)}")
+        return
+    from diffit_lib.viz.serve import serve
+
+    serve(weights, port, browser=not no_browser)
+
+
 def run_info(name: str | None = None) -> None:
     """Describe a preset, weights, or images and what training on them takes; without a name, list what there is.
 
@@ -284,6 +303,7 @@ def run_reconstruct(vae: str, data: str | None = None, out: str = "reconstructio
 # Named other than the functions that they call: jsonargparse looks up what takes `**settings` by its name.
 VERBS: dict[str, Callable[..., None]] = {
     "demo": run_demo,
+    "explore": run_explore,
     "info": run_info,
     "train": run_train,
     "train-vae": run_train_vae,

@@ -16,6 +16,7 @@ from diffit_lib.cli.commands import (
     VERBS,
     run_encode,
     run_evaluate,
+    run_explore,
     run_info,
     run_sample,
     run_train,
@@ -96,7 +97,15 @@ def verb_parser(name: str, verb: Callable[..., None]) -> Parser:
     """The options of one verb."""
     sub = Parser(description=summary(verb), print_config=None if verb in TRAINING else "--print_config")
     sub.add_argument("--config", action=ConfigFile, help="YAML file of these options; the command line wins.")
-    optional = {"preset"} if verb in TRAINING else {"name"} if verb is run_info else set()
+    optional = (
+        {"preset"}
+        if verb in TRAINING
+        else {"name"}
+        if verb is run_info
+        else {"weights"}
+        if verb is run_explore
+        else set()
+    )
     for word in optional:  # a positional that may be missing
         sub.add_argument(word, nargs="?", type=str, default=SUPPRESS, help=arguments_help(verb)[word])
     sub.add_function_arguments(verb, as_positional=True, skip=set(optional))
