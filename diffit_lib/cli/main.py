@@ -63,6 +63,10 @@ class Parser(ArgumentParser):
     """Mistakes become one line for the user, and a switch needs no value."""
 
     presets: Presets[Any] | None = None  # what a training verb trains
+    # argcomplete reads these of every parser, but sets them only where argparse itself calls the verb's.
+    _action_conflicts: dict[Action, list[Action]] = {}
+    active_actions: Sequence[Action] = ()
+    seen_non_default_actions: Sequence[Action] = ()
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, parser_mode="options", formatter_class=Formatter, **settings)
