@@ -18,8 +18,13 @@ from diffit_lib.checkpoints.weights import build_denoiser, check_fits, few
 from diffit_lib.config.experiment import ExperimentConfig, VAEExperimentConfig
 from diffit_lib.data.datasets import Images, Split
 from diffit_lib.evaluation.evaluate import evaluate
+from diffit_lib.evaluation.evaluator import HELD
+from diffit_lib.evaluation.features import train_classifier
+from diffit_lib.evaluation.metrics import class_accuracy
 from diffit_lib.evaluation.provenance import Provenance
+from diffit_lib.evaluation.reconstruction import reconstructions
 from diffit_lib.models.blocks import TMSA
+from diffit_lib.models.latent_space import Space
 from diffit_lib.notebook.drive import Backup, offer_download, warn
 from diffit_lib.reports.auto import IMAGE_SPACE, LATENT_SPACE
 from diffit_lib.sampling.grids import draw_grid
@@ -152,6 +157,15 @@ def load_published(name: str, file: str = "") -> Pipeline | None:
     except DiffitError as error:
         warn(str(error))
         return None
+
+
+def legibility(space: Space, data: Split) -> tuple[float, float]:
+    """Accuracy of a small classifier on test images, and on their reconstructions."""
+    train, test = data.train.held(HELD), data.test.held(HELD)
+    classifier = train_classifier(train.images, train.labels, device=best_device())
+    pair = (classifier.predict(images) for images in (test.images, reconstructions(space, test.images)))
+    before, after = (class_accuracy(predicted, test.labels) for predicted in pair)
+    return before, after
 
 
 def measure_samples(weights: Path, data: Split, run: Backup, images: int = 0, **settings: Any) -> dict[str, Any] | None:
