@@ -123,8 +123,8 @@ def test_a_classifier_that_sees_no_more_than_chance_in_real_images_decides_nothi
     assert diagnose(LEVEL, blind, classes=10).word == "done"
 
 
-@pytest.mark.parametrize(("distance", "word"), [(19.9, "done"), (20.0, "poor samples")])
-def test_samples_are_poor_from_ten_times_the_distance_of_real_images_on(distance, word):
+@pytest.mark.parametrize(("distance", "word"), [(59.9, "done"), (60.0, "poor samples")])
+def test_samples_are_poor_from_thirty_times_the_distance_of_real_images_on(distance, word):
     assert diagnose(LEVEL, GOOD | {"frechet": distance}, classes=10).word == word
 
 

@@ -37,11 +37,11 @@ class QuickEvaluation:
 
 
 def evaluate_quickly(pipe: Pipeline, data: Split) -> QuickEvaluation:
-    """Draw up to 256 images, for about 90 seconds at most, and measure them against the data they were trained on.
+    """Draw up to 256 images, for about 90 seconds at most, and measure them against the data of the run.
 
-    Copies are looked for, and the classifier looks, at images shrunk to 32 pixels: a picture's pixels differ from its
-    copy's by fine detail alone, and the classifier trains in about a minute. Real test images give the floor of every
-    distance; without a test part there is none. Inception measures too where its weights lie in the cache.
+    Copies are searched for in images shrunk to 32 pixels, where fine detail does not hide them, and a small classifier
+    measures the same small images: it trains in about a minute. Real test images give the floor of each distance;
+    without a test part nothing is measured. Inception measures too, if its weights are in the cache.
     """
     train, test, card = data.train.held(HELD), data.test.held(HELD), pipe.card
     say(f"report: drawing up to {MOST} images, for {SECONDS:g} seconds at most")
@@ -49,37 +49,35 @@ def evaluate_quickly(pipe: Pipeline, data: Split) -> QuickEvaluation:
     labels = in_turn(card, len(samples))
     small, small_train, small_test = (shrink(images) for images in (samples, train.images, test.images))
     distance, index = nearest(small, small_train)
-    likest = distance.argsort()[:ROW]
+    first = distance.argsort()[:ROW]
     shown = evenly(test.labels, min(SHOWN, len(test)))
-    found = QuickEvaluation(samples[:SHOWN], test.images[shown], (samples[likest], train.images[index[likest]]))
+    quick = QuickEvaluation(samples[:SHOWN], test.images[shown], (samples[first], train.images[index[first]]))
     if data.train is data.test:
-        found.missing.append("There are too few images for a test part, so no number has a floor to stand beside.")
-        return found
+        quick.missing.append("There are too few images for a test part, so no number has a floor to stand beside.")
+        return quick
     try:
-        found.numbers = {"copy_ratio": copy_ratio(small, small_train, small_test)}
+        quick.numbers = {"copy_ratio": copy_ratio(small, small_train, small_test)}
     except DiffitError as error:
-        found.missing.append(f"No copy ratio: {error}.")
-    if len(train.class_names) > 1 and found.numbers:
+        quick.missing.append(f"No copy ratio: {error}.")
+    if len(train.class_names) > 1 and quick.numbers:
         say("report: a small classifier looks at them; about a minute on a CPU, where it is not trained yet")
         classifier = train_classifier(small_train, train.labels, device=pipe.device)
         parts = replace(train, images=small_train), replace(test, images=small_test)
         evaluator = ClassifierEvaluator(*parts, [classifier], reference=data.train)
         asked_for = None if labels is None else torch.tensor(labels)
-        found.numbers |= evaluator([small], asked_for, make_provenance(pipe, "classifier", len(samples), {}))
+        quick.numbers |= evaluator([small], asked_for, make_provenance(pipe, "classifier", len(samples), {}))
     elif not train.class_names:
-        found.missing.append("The images have no classes, so no classifier can be trained to look at them.")
+        quick.missing.append("The images have no classes, so no classifier can be trained to look at them.")
     if len(samples) < ROUGH:
-        found.missing.append(f"Only {len(samples)} images could be drawn in time: the Frechet distance says little.")
-    look_with_inception(found, samples, train.images, test.images, pipe.device)
-    return found
+        quick.missing.append(f"Only {len(samples)} images could be drawn in time: the Frechet distance says little.")
+    add_inception(quick, samples, train.images, test.images, pipe.device)
+    return quick
 
 
-def look_with_inception(
-    found: QuickEvaluation, samples: Tensor, train: Tensor, test: Tensor, device: torch.device
-) -> None:
-    """Add the Frechet distances in Inception's features, or what is missing for them: nothing is downloaded."""
+def add_inception(quick: QuickEvaluation, samples: Tensor, train: Tensor, test: Tensor, device: torch.device) -> None:
+    """Add the Frechet distances in Inception's features, or say that its weights are missing; nothing is downloaded."""
     if not inception_path().is_file():
-        found.missing.append(
+        quick.missing.append(
             f"No Inception: its weights are not at {inception_path()}. "
             "`diffit evaluate WEIGHTS --extractor inception` fetches them, and takes FID, KID, precision and recall."
         )
@@ -92,11 +90,11 @@ def look_with_inception(
         ("inception_frechet", samples[:n]),
         ("inception_floor", test[evenly(torch.zeros(len(test)), n)]),
     ):
-        found.numbers[name] = frechet_distance(inception.features(images), reference)
+        quick.numbers[name] = frechet_distance(inception.features(images), reference)
 
 
 def draw(pipe: Pipeline) -> Tensor:
-    """Images of seeds 10000 and on, classes in turn, uint8 (N, C, H, W) on the CPU: as many as there is time for."""
+    """As many images as there is time for, seeds from 10000 on, classes in turn; uint8 (N, C, H, W) on the CPU."""
     start, labels, drawn = time.monotonic(), in_turn(pipe.card, MOST), []
     for first in range(0, MOST, SHOWN):
         seeds = range(FIRST_SEED + first, FIRST_SEED + first + SHOWN)
@@ -107,7 +105,7 @@ def draw(pipe: Pipeline) -> Tensor:
 
 
 def shrink(images: Tensor) -> Tensor:
-    """uint8 (N, C, H, W) -> the same with at most 32 pixels a side, each the mean of those it covers."""
+    """uint8 (N, C, H, W) -> the same at 32 pixels a side at most; each pixel is the mean of those it covers."""
     height, width = images.shape[2:]
     scale = min(1.0, SMALL / max(height, width))
     size = max(1, round(height * scale)), max(1, round(width * scale))
