@@ -4,8 +4,8 @@ from importlib import import_module
 from typing import Any
 
 _NAMES = {
-    "notebook.cells": "attention_maps class_examples closing_card count_images legibility load_published measure_samples "
-    "open_weights results_table sampling_settings show_figures tile_columns train_live untrained",
+    "notebook.cells": "attention_maps class_examples closing_card count_images legibility load_published "
+    "measure_samples open_weights results_table sampling_settings show_figures tile_columns train_live untrained",
     "notebook.drive": "copies_folder",
     "notebook.form": "choose_vae choose_weights open_run pretrained pretrained_latent start start_latent",
     "diffusion.schedules": "karras",
