@@ -23,7 +23,7 @@ from diffit_lib.utils.files import write_text
 from diffit_lib.utils.tensors import SeededNoise
 
 MODULES = ("tensor.js", "attention.js", "network.js", "model.js", "sampler.js")  # each imports only those before it
-VIEWS = ("draw.js", "page.js")  # these need a browser
+VIEWS = ("trajectory.js", "draw.js", "page.js")  # these need a browser
 SEEDS, MAX_STEPS = 64, 32  # on offer in the page
 MOST_BYTES = 5_000_000
 

@@ -4,7 +4,7 @@ import { dot, linear } from "./tensor.js";
 // x (height * width, channels) and the time token (1, T) -> the same shape as x.
 // `layer(name)` gives a weight of this layer; `watch(map)` is told the attention, (windows, heads, N, N).
 export function tmsa(x, time, height, width, [high, wide], heads, layer, watch) {
-  const channels = (x.length / height / width) | 0;
+  const channels = x.length / height / width;
   const size = channels / heads; // of one head
   const count = high * wide; // N, places in one window
   const qkv = linear(x, layer("qkv.weight"), layer("qkv.bias")); // of the image's token: what is here
@@ -24,12 +24,12 @@ export function tmsa(x, time, height, width, [high, wide], heads, layer, watch) 
         let largest = -Infinity;
         for (let j = 0; j < count; j++) {
           const key = places[j] * 3 * channels + channels + offset;
-          const logit = dot(qkv, query, qkv, key, size) / Math.sqrt(size) + bias[biasRow(i, j, [high, wide]) * heads + head];
-          map[row + j] = logit;
-          largest = Math.max(largest, logit);
+          const scaled = dot(qkv, query, qkv, key, size) / Math.sqrt(size);
+          map[row + j] = scaled + bias[biasRow(i, j, [high, wide]) * heads + head];
+          largest = Math.max(largest, map[row + j]);
         }
         let total = 0;
-        for (let j = 0; j < count; j++) total += map[row + j] = Math.exp(map[row + j] - largest);
+        for (let j = 0; j < count; j++) total += (map[row + j] = Math.exp(map[row + j] - largest));
         for (let j = 0; j < count; j++) {
           const share = (map[row + j] /= total); // equation 6: the shares of one row sum to 1
           const value = places[j] * 3 * channels + 2 * channels + offset;

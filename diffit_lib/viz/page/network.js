@@ -41,7 +41,8 @@ export class Network {
   timeToken(noiseLabel, label) {
     const half = this.config.width / 2;
     const angle = (i) => Math.fround(noiseLabel) * Math.exp((-Math.log(10000) * i) / (half - 1));
-    const waves = Float32Array.from({ length: 2 * half }, (_, i) => (i < half ? Math.sin(angle(i)) : Math.cos(angle(i - half))));
+    const wave = (_, i) => (i < half ? Math.sin(angle(i)) : Math.cos(angle(i - half)));
+    const waves = Float32Array.from({ length: 2 * half }, wave);
     const hidden = silu(this.apply(linear, "time_token.mlp.0", waves));
     const token = silu(this.apply(linear, "time_token.mlp.2", hidden));
     const classes = this.weight("time_token.classes.weight");

@@ -28,9 +28,9 @@ export function noiseLevels(model, steps, rho = 7) {
   return [...levels, 0];
 }
 
-// Heun's method. `noise(k)` is the k-th draw of this seed. Yields after every step:
-// seen, the noisy image as the network saw it; sigma, its noise level; guess, the clean image the denoiser made of it;
-// maps, the attention inside, by block; x, the image after the step.
+// Heun's method. `noise(k)` is the k-th draw of this seed. Yields once a step, as soon as there is something to see:
+// seen, the noisy image as the network sees it; sigma, its noise level; guess, the clean image the denoiser makes of it;
+// maps, the attention inside, by block. The last guess is the finished image.
 export function* heun(model, { label, steps, guidance, frozen }, noise) {
   const sigmas = noiseLevels(model, steps);
   const gamma = Math.min(model.churn / steps, Math.SQRT2 - 1);
@@ -44,13 +44,12 @@ export function* heun(model, { label, steps, guidance, frozen }, noise) {
     const maps = new Map();
     const watch = (name, values) => name.endsWith(".attention") && maps.set(name, values);
     const guess = guided(model, seen, sigma, label, guidance, frozen ?? sigma, watch);
+    yield { step, sigma, seen, guess, maps };
+    if (after === 0) return; // the step to 0 lands on the guess
     const slope = seen.map((value, i) => (value - guess[i]) / sigma);
     x = seen.map((value, i) => value + (after - sigma) * slope[i]);
-    if (after > 0) {
-      const again = guided(model, x, after, label, guidance, frozen ?? after);
-      const mean = slope.map((value, i) => (value + (x[i] - again[i]) / after) / 2);
-      x = seen.map((value, i) => value + (after - sigma) * mean[i]);
-    }
-    yield { step, sigma, seen, guess, maps, x };
+    const again = guided(model, x, after, label, guidance, frozen ?? after);
+    const mean = slope.map((value, i) => (value + (x[i] - again[i]) / after) / 2);
+    x = seen.map((value, i) => value + (after - sigma) * mean[i]);
   }
 }

@@ -1,4 +1,5 @@
-// Arrays and the few layers of the network. A map is a Float32Array, row by row, channels last: (height * width, channels).
+// Arrays and the few layers of the network.
+// A map is a Float32Array, row by row, channels last: (height * width, channels).
 // A weight is {data: Float32Array, shape}; its first axis counts outputs, and convolutions are (out, 3, 3, in).
 
 // Bytes of a base64 text.
@@ -74,7 +75,9 @@ export function linear(x, weight, bias) {
       y[y1 + 2] = c2;
       y[y1 + 3] = c3;
     }
-    for (; row < rows; row++) for (let o = out; o < out + 4; o++) y[row * outs + o] = b[o] + dot(x, row * ins, w, o * ins, ins);
+    for (; row < rows; row++) {
+      for (let o = out; o < out + 4; o++) y[row * outs + o] = b[o] + dot(x, row * ins, w, o * ins, ins);
+    }
   }
   for (; out < outs; out++) {
     for (let row = 0; row < rows; row++) y[row * outs + out] = b[out] + dot(x, row * ins, w, out * ins, ins);
@@ -150,19 +153,22 @@ function normalise(x, weight, bias, groups, eachPlace) {
   const places = x.length / channels;
   const span = eachPlace ? 1 : places; // places that share a mean
   const y = new Float32Array(x.length);
-  for (let first = 0; first < places; first += span) {
+  for (let place = 0; place < places; place += span) {
     for (let group = 0; group < groups; group++) {
-      const start = first * channels + group * size;
-      const each = (visit) => {
-        for (let n = 0; n < span; n++) for (let i = 0; i < size; i++) visit(start + n * channels + i, group * size + i);
-      };
+      const start = place * channels + group * size;
+      const end = start + span * channels;
       let mean = 0;
-      let variance = 0;
-      each((at) => (mean += x[at]));
+      for (let at = start; at < end; at += channels) for (let i = 0; i < size; i++) mean += x[at + i];
       mean /= span * size;
-      each((at) => (variance += (x[at] - mean) ** 2));
+      let variance = 0;
+      for (let at = start; at < end; at += channels) for (let i = 0; i < size; i++) variance += (x[at + i] - mean) ** 2;
       const scale = 1 / Math.sqrt(variance / (span * size) + 1e-6);
-      each((at, channel) => (y[at] = (x[at] - mean) * scale * weight.data[channel] + bias.data[channel]));
+      for (let at = start; at < end; at += channels) {
+        for (let i = 0; i < size; i++) {
+          const channel = group * size + i;
+          y[at + i] = (x[at + i] - mean) * scale * weight.data[channel] + bias.data[channel];
+        }
+      }
     }
   }
   return y;
@@ -173,15 +179,21 @@ function gcd(a, b) {
 }
 
 export function add(x, y) {
-  return x.map((value, i) => value + y[i]);
+  const sum = new Float32Array(x.length);
+  for (let i = 0; i < x.length; i++) sum[i] = x[i] + y[i];
+  return sum;
 }
 
 export function silu(x) {
-  return x.map((value) => value / (1 + Math.exp(-value)));
+  const y = new Float32Array(x.length);
+  for (let i = 0; i < x.length; i++) y[i] = x[i] / (1 + Math.exp(-x[i]));
+  return y;
 }
 
-// GELU in its tanh form.
+// GELU in its tanh form: (1 + tanh(u)) / 2 is 1 / (1 + exp(-2 u)).
 export function gelu(x) {
-  const c = Math.sqrt(2 / Math.PI);
-  return x.map((value) => 0.5 * value * (1 + Math.tanh(c * (value + 0.044715 * value ** 3))));
+  const y = new Float32Array(x.length);
+  const c = 2 * Math.sqrt(2 / Math.PI);
+  for (let i = 0; i < x.length; i++) y[i] = x[i] / (1 + Math.exp(-c * (x[i] + 0.044715 * x[i] * x[i] * x[i])));
+  return y;
 }
