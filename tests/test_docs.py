@@ -75,3 +75,14 @@ def test_formats_are_all_told():
     page = (DOCS / "formats.md").read_text(encoding="utf-8")
     assert [name for name in (*NAMED, *CROPS) if f"`{name}`" not in page] == []
     assert " ".join(SUFFIXES) in page
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)#]+)", PAGES))
+def test_link_leads_somewhere(link):
+    assert (DOCS / link).exists()
+
+
+@pytest.mark.parametrize("command", re.findall(r"`(diffit [a-z-]+[^`]*)`", PAGES))
+def test_command_in_a_sentence_parses(command):
+    if "NAME" not in command and "VERB" not in command and "..." not in command:
+        parser().parse_args([with_underscores(word) for word in shlex.split(command)[1:]])

@@ -15,6 +15,8 @@ from diffit_lib.utils.files import PRETRAINED
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+RESULTS = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+FEATURES = (ROOT / "docs" / "features.md").read_text(encoding="utf-8")
 SHELL = [
     line.split("#")[0].strip() for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.splitlines()
 ]
@@ -43,13 +45,19 @@ def test_picture_is_there(picture):
 @pytest.mark.parametrize("name", [path.stem for path in PRETRAINED.glob("[!v]*.safetensors")])
 def test_numbers_are_those_of_the_weights(name):
     denoiser, card = load_weights(name)
-    row = next(line for line in README.splitlines() if line.startswith(f"| `{name}` "))
+    row = next(line for line in RESULTS.splitlines() if line.startswith(f"| `{name}` "))
     shown = [cell.strip() for cell in row.split("|")[2:-2]]
     keys = ("class_accuracy", "classifier_test_accuracy", "frechet_ratio", "copy_ratio")
     facts = [f"{parameters(denoiser):,}", f"{card.images_seen:,}", f"{card.minutes:.1f}"]
     assert shown == [*facts, *[f"{card.numbers[key]:.3f}" for key in keys]]
+    row = next(line for line in README.splitlines() if line.startswith(f"| `{name}` "))
+    assert [cell.strip() for cell in row.split("|")[3:-1]] == [shown[3], shown[5], shown[6]]
 
 
-@pytest.mark.parametrize(("name", "millions"), re.findall(r"`(\w+)` \(([\d.]+) M", README))
+def test_is_read_in_three_minutes():
+    assert len(README.split()) <= 900
+
+
+@pytest.mark.parametrize(("name", "millions"), re.findall(r"`(\w+)` \(([\d.]+) M", FEATURES))
 def test_parameter_counts_are_those_of_the_presets(name, millions):
     assert f"{parameters(build_network(preset(name).network)) / 1e6:.1f}" == millions
