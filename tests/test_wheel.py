@@ -21,10 +21,10 @@ assert demo.demo()["images_seen"] == 64
 FIGURES = """
 from pathlib import Path
 import diffit_lib
-from diffit_lib.notebook.cells import FIGURES, png
+from diffit_lib.notebook.cells import FIGURES
 assert "site-packages" in diffit_lib.__file__, diffit_lib.__file__
 for name in ("tmsa", "diffit_block", "resblock", "u_shape", "latent", "latent_diffit"):
-    assert png(FIGURES / f"{name}.png").startswith(b"\\x89PNG")
+    assert (FIGURES / f"{name}.png").read_bytes().startswith(b"\\x89PNG")
 """
 
 
