@@ -12,8 +12,10 @@ from diffit_lib.sampling.pipeline import Pipeline
 from diffit_lib.viz.attention import Attention, attention_at, attention_blocks, frozen_time
 from diffit_lib.viz.figures import distance_figure, inert_key_figure, position_bias_figure, time_share_figure
 from diffit_lib.viz.pictures import enlarge, heat, outline, png, strip
-from diffit_lib.viz.views import SIDE, SMALL_SIDE, Knobs, blank_image
+from diffit_lib.viz.views import SMALL_SIDE, Knobs, blank_image
 from diffit_lib.viz.worker import Worker
+
+LARGE = 200  # pixels of a picture; four of them stand side by side
 
 
 class TimeView:
@@ -29,10 +31,9 @@ class TimeView:
         self.query = [widgets.IntSlider(min=0, max=1, description=name) for name in ("row", "column")]
         self.level = widgets.IntSlider(min=1, max=1, description="level")
         self.freeze = widgets.Checkbox(value=False, description="freeze the time token at σ =")
-        self.sigma = widgets.FloatLogSlider(value=1.0, base=10, min=-1.5, max=1, step=0.05, readout_format=".2g")
+        self.sigma = widgets.FloatLogSlider(value=0.3, base=10, min=-1.5, max=1, step=0.05, readout_format=".2g")
         self.picture, self.looks, self.strip = blank_image(), blank_image(), blank_image()
         self.true, self.frozen = blank_image(), blank_image()
-        self.captions = widgets.HTML(), widgets.HTML()
         self.more = widgets.Dropdown(
             options=["bias by relative position", "share of the time token", "mean distance", "the inert key"],
             description="also show",
@@ -48,11 +49,17 @@ class TimeView:
         for knob in (self.freeze, self.sigma):
             knob.observe(lambda _: self.worker.run(self._freeze), names="value")
         self.more.observe(lambda _: self.worker.run(self._figure), names="value")
-        left = widgets.VBox([self.knobs.box, self.block, self.head, *self.query, self.level])
-        right = widgets.VBox([widgets.HBox([self.picture, self.looks]), self.captions[0]])
+        self.titles = [widgets.HTML() for _ in range(4)]
+        pictures = (self.picture, self.looks, self.true, self.frozen)
+        for image in pictures:
+            image.layout.width = f"{LARGE}px"
+        pairs = [widgets.VBox([title, image]) for title, image in zip(self.titles, pictures, strict=True)]
+        knobs = widgets.VBox([self.knobs.box, self.block, self.head, *self.query, self.level])
         blind = widgets.HBox([self.freeze, self.sigma])
-        pair = widgets.VBox([widgets.HBox([self.true, self.frozen]), self.captions[1]])
-        self.box = widgets.VBox([widgets.HBox([left, right]), self.strip, blind, pair, self.more, self.figure])
+        self.strip.layout.max_width = "100%"
+        caption = widgets.HTML("The same query at every noise level, from most noise to least:")
+        views = widgets.VBox([widgets.HBox(pairs), blind, caption, self.strip])
+        self.box = widgets.VBox([widgets.HBox([knobs, views]), self.more, self.figure])
 
     def draw(self) -> None:
         """Sample anew, then look at the attention."""
@@ -62,10 +69,12 @@ class TimeView:
         states, frames = [], []
         for state in self.pipe.stream([self.knobs.seed.value], self.knobs.label.value, **self.knobs.settings()):
             states.append(state)
-            frames.append(enlarge(self.pipe.decode(state.x / max(1.0, state.sigma))[0], SIDE))
+            frames.append(enlarge(self.pipe.decode(state.x / max(1.0, state.sigma))[0], LARGE))
             yield state
         self.states, self.frames = states[:-1], frames  # the last one is at noise level 0, which no network sees
-        self.level.max = len(self.states)
+        first, self.level.max = self.level.max == 1, len(self.states)
+        if first:  # a level at which the image begins to show
+            self.level.value = len(self.states) // 2
         yield from self._look()
         yield from self._freeze()
 
@@ -90,13 +99,11 @@ class TimeView:
             with frozen_time(self.pipe.denoiser, self.sigma.value):
                 for state in self.pipe.stream([self.knobs.seed.value], label, **settings):
                     yield state
-            self.frozen.value = png(enlarge(self.pipe.decode(state.x)[0], SIDE))
-            self.captions[
-                1
-            ].value = f"left: as it is; right: attention believes σ = {self.sigma.value:.2g} at every step"
+            self.frozen.value = png(enlarge(self.pipe.decode(state.x)[0], LARGE))
+            self.titles[3].value = f"time token frozen at σ = {self.sigma.value:.2g}"
         else:
             self.frozen.value = self.true.value
-            self.captions[1].value = "the same seed; switch the time token off to see what attention needs it for"
+            self.titles[3].value = "freeze the time token below"
 
     def _figure(self) -> Iterator[object]:
         if self.seen is None:
@@ -120,10 +127,9 @@ class TimeView:
         looks = attention.of_query(row, column, self.head.value).numpy()
         top = float(looks.max())
         self.picture.value = png(outline(frames[level], row, column, rows, columns))
-        self.looks.value = png(outline(heat(looks[level], SIDE, top), row, column, rows, columns))
+        self.looks.value = png(outline(heat(looks[level], LARGE, top), row, column, rows, columns))
         chosen = sorted({round(k * (len(looks) - 1) / 10) for k in range(11)})
         self.strip.value = png(strip([heat(looks[k], SMALL_SIDE, top) for k in chosen]))
-        self.captions[0].value = (
-            f"left: the image at σ = {attention.sigmas[level]:.2g}, the query framed; right: where it looks. "
-            "Below: the same query at every noise level, from most noise to least."
-        )
+        self.titles[0].value = f"image at σ = {attention.sigmas[level]:.2g}"
+        self.titles[1].value = "where the query looks"
+        self.titles[2].value = "the sample"
