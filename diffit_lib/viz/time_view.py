@@ -32,8 +32,8 @@ class TimeView:
         self.level = widgets.IntSlider(min=1, max=1, description="level")
         self.freeze = widgets.Checkbox(value=False, description="freeze the time token at σ =")
         self.sigma = widgets.FloatLogSlider(value=0.3, base=10, min=-1.5, max=1, step=0.05, readout_format=".2g")
-        self.picture, self.looks, self.strip = blank_image(), blank_image(), blank_image()
-        self.true, self.frozen = blank_image(), blank_image()
+        self.picture, self.looks, self.true, self.frozen = (blank_image(LARGE) for _ in range(4))
+        self.strip = blank_image()
         self.more = widgets.Dropdown(
             options=["bias by relative position", "share of the time token", "mean distance", "the inert key"],
             description="also show",
@@ -51,12 +51,9 @@ class TimeView:
         self.more.observe(lambda _: self.worker.run(self._figure), names="value")
         self.titles = [widgets.HTML() for _ in range(4)]
         pictures = (self.picture, self.looks, self.true, self.frozen)
-        for image in pictures:
-            image.layout.width = f"{LARGE}px"
         pairs = [widgets.VBox([title, image]) for title, image in zip(self.titles, pictures, strict=True)]
         knobs = widgets.VBox([self.knobs.box, self.block, self.head, *self.query, self.level])
         blind = widgets.HBox([self.freeze, self.sigma])
-        self.strip.layout.max_width = "100%"
         caption = widgets.HTML("The same query at every noise level, from most noise to least:")
         views = widgets.VBox([widgets.HBox(pairs), blind, caption, self.strip])
         self.box = widgets.VBox([widgets.HBox([knobs, views]), self.more, self.figure])

@@ -18,9 +18,11 @@ SIDE, SMALL_SIDE = 256, 72  # pixels of a large and of a small picture
 WALK = 9  # pictures of a walk
 
 
-def blank_image() -> widgets.Image:
-    """An empty picture."""
-    return widgets.Image(format="png", layout=widgets.Layout(margin="2px", object_fit="contain"))
+def blank_image(side: int | None = None) -> widgets.Image:
+    """An empty picture, `side` pixels wide."""
+    return widgets.Image(
+        format="png", layout=widgets.Layout(margin="2px", width=f"{side}px" if side else None, max_width="100%")
+    )
 
 
 def class_options(pipe: Pipeline) -> list[tuple[str, Any]]:
@@ -72,7 +74,7 @@ class Column:
     def __init__(self, pipe: Pipeline, title: str):
         self.pipe, self.knobs = pipe, Knobs(pipe, title)
         self.frames: list[tuple[float, np.ndarray, np.ndarray]] = []  # sigma, noisy image, guess
-        self.noisy, self.guess, self.caption = blank_image(), blank_image(), widgets.HTML()
+        self.noisy, self.guess, self.caption = blank_image(SIDE), blank_image(SIDE), widgets.HTML()
         self.box = widgets.VBox([self.knobs.box, widgets.HBox([self.noisy, self.guess]), self.caption])
 
     def draw(self) -> Iterator[State]:
@@ -97,7 +99,7 @@ class SamplerView:
     def __init__(self, pipe: Pipeline, worker: Worker):
         self.worker = worker
         self.columns = [Column(pipe, "A"), Column(pipe, "B")]
-        self.compare = widgets.Checkbox(value=False, description="compare with B")
+        self.compare = widgets.Checkbox(value=False, description="compare with a second column")
         self.step = widgets.IntSlider(description="step", min=1, layout=widgets.Layout(width="420px"))
         self.play = widgets.Play(min=1, interval=150)
         self.stop = widgets.Button(description="Stop", icon="stop")
@@ -141,7 +143,8 @@ class SamplerView:
     def _arrange(self) -> None:
         self.row.children = [column.box for column in self.shown]
         if self.compare.value:
-            self.columns[1].knobs.seed.value = self.columns[0].knobs.seed.value
+            for name, knob in self.columns[0].knobs.by_name.items():  # B starts as A
+                self.columns[1].knobs.by_name[name].value = knob.value
         self.draw()
 
     def _show(self) -> None:
@@ -169,7 +172,7 @@ class WalkView:
         if len(classes) > 1:
             self.classes[1].value = 1
         self.place = widgets.IntSlider(min=1, max=WALK, description="place")
-        self.large, self.strip = blank_image(), blank_image()
+        self.large, self.strip = blank_image(SIDE), blank_image()
         for knob in (self.kind, *self.seeds, *self.classes):
             knob.observe(lambda _: self.draw(), names="value")
         self.place.observe(lambda _: self._show(), names="value")
