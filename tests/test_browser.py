@@ -10,11 +10,10 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
-from browser import chromium, free_port, needs_chromium, serving, wait_for
+from browser import SCREENSHOTS, chromium, free_port, needs_chromium, serving, wait_for
 from PIL import Image
 
 pytestmark = needs_chromium
-SCREENSHOTS = os.environ.get("DIFFIT_SCREENSHOTS")  # where they are kept: images/, to renew those of the README
 PIXELS = """
 const image = arguments[0], canvas = document.createElement('canvas');
 canvas.width = image.naturalWidth; canvas.height = image.naturalHeight;

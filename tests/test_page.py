@@ -7,10 +7,12 @@ import random
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from browser import CHROMEDRIVER, CHROMIUM, SCREENSHOTS, chromium
 
 from diffit_lib import load
 from diffit_lib.utils.errors import DiffitError
@@ -160,24 +162,12 @@ def test_weights_of_another_kind_are_refused(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def browser(page, tmp_path_factory):
-    """The page in a headless Chromium; what a test leaves in the console is its failure."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not (chromium and driver):
+def browser():
+    """A headless Chromium; what a test leaves in the console is its failure."""
+    if not (CHROMIUM and CHROMEDRIVER):
         pytest.skip("chromium and chromedriver are not installed")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    quiet = ("no-first-run", "disable-background-networking", "disable-component-update", "disable-sync")
-    for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "disable-quic", *quiet):
-        options.add_argument(f"--{flag}")
-    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('chromium')}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    window = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    window.set_window_size(1200, 1000)
-    window.set_script_timeout(60)
-    yield window
-    window.quit()
+    with chromium(1200, 1000) as window:
+        yield window
 
 
 @pytest.fixture
@@ -279,6 +269,19 @@ def test_frozen_time_token_is_that_of_the_library_and_changes_the_picture(pipe, 
     assert not np.array_equal(pixels(fresh, "#true-strip canvas"), pixels(fresh, "#frozen-strip canvas"))
     set_knob(fresh, "#freeze", None)
     assert not fresh.find_element("id", "frozen-row").is_displayed()
+
+
+def test_is_shown_as_the_readme_shows_it(fresh, tmp_path):
+    size = {"width": 1120, "height": 1310, "deviceScaleFactor": 1, "mobile": False}
+    fresh.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    set_knob(fresh, "#freeze", None)
+    settled(fresh)
+    set_knob(fresh, "#step", 9)
+    settled(fresh)
+    picture = (Path(SCREENSHOTS) if SCREENSHOTS else tmp_path) / "explore_page.png"
+    fresh.save_screenshot(str(picture))
+    fresh.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    assert picture.stat().st_size > 50_000
 
 
 def test_play_runs_through_the_steps_and_stops_at_the_last(fresh):
