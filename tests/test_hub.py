@@ -11,7 +11,7 @@ from published_formulas import published_network
 from safetensors.torch import save_file
 
 from diffit_lib.checkpoints import hub as hub
-from diffit_lib.checkpoints.hub import HUB_MODELS, published_name
+from diffit_lib.checkpoints.hub import HUB_MODELS, our_name
 from diffit_lib.checkpoints.weights import build_denoiser, load_weights, warm_start
 from diffit_lib.cli.info import info
 from diffit_lib.data.folders import imagenet_names
@@ -78,8 +78,8 @@ def test_every_name_and_shape_is_the_published_files(name):
     network = HUB_MODELS[name].experiment.network
     with torch.device("meta"):
         state = build_network(network).state_dict()
-    ours = {published_name(key): tuple(tensor.shape) for key, tensor in state.items()}
-    assert ours == published_shapes(network.block, network.grid[0] ** 2)
+    theirs = published_shapes(network.block, network.grid[0] ** 2)
+    assert {name: tuple(tensor.shape) for name, tensor in state.items()} == {our_name(n): s for n, s in theirs.items()}
 
 
 @pytest.mark.slow
@@ -197,11 +197,17 @@ class TestFinding:
         file.rename(target)
         check_answers(load_weights(META)[0], tensors, heads=2, side=8)
 
-    def test_then_the_hubs_cache_then_its_server_and_that_is_said(self, small, monkeypatch, capsys):
+    def test_then_the_hubs_cache(self, small, tmp_path, monkeypatch):
+        tensors, file = small(NVIDIA)
+        cached = {("nvidia/DiffiT", "diffit_256.safetensors"): str(file)}
+        monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *asked: cached.get(asked))
+        check_answers(load_weights(NVIDIA)[0], tensors, heads=2, side=8)
+
+    def test_then_the_hubs_server_and_that_is_said(self, small, monkeypatch, capsys):
         asked = []
 
-        def fail(repository, file, local_files_only):
-            asked.append((repository, file, local_files_only))
+        def fail(repository, file):
+            asked.append((repository, file))
             raise OSError("no network\nat all")
 
         monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
@@ -210,7 +216,7 @@ class TestFinding:
         remedy = r"get diffit_256\.safetensors from https://huggingface\.co/nvidia/DiffiT and give it as file=, or"
         with pytest.raises(DiffitError, match=rf"^{failed}; {remedy}[^\n]*$"):
             load(NVIDIA)
-        assert asked == [("nvidia/DiffiT", "diffit_256.safetensors", local) for local in (True, False)]
+        assert asked == [("nvidia/DiffiT", "diffit_256.safetensors")]
         said = "downloading diffit_256.safetensors of nvidia/DiffiT from the Hugging Face hub"
         assert capsys.readouterr().err == f"{said}\n"
 

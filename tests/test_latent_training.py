@@ -8,7 +8,8 @@ from publish import legibility
 from safetensors import safe_open
 
 from diffit_lib import load
-from diffit_lib.checkpoints.autoencoders import VAECard, load_vae, save_vae
+from diffit_lib.checkpoints.autoencoders import VAECard, load_vae
+from diffit_lib.checkpoints.safetensors_io import write_checkpoint
 from diffit_lib.checkpoints.weights import load_weights
 from diffit_lib.config.experiment import ExperimentConfig, VAEExperimentConfig
 from diffit_lib.config.models import AutoencoderConfig
@@ -29,7 +30,7 @@ NETWORK = AutoencoderConfig(
 def write_vae(path, seed=0):
     torch.manual_seed(seed)
     card = VAECard(VAEExperimentConfig("small", "digits", network=NETWORK), mean=(0.1, -0.1), std=(0.5, 2.0))
-    save_vae(path, card, KLAutoencoder(NETWORK))
+    write_checkpoint(path, card, KLAutoencoder(NETWORK).state_dict())
     return str(path)
 
 

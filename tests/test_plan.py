@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from diffit_lib.checkpoints.autoencoders import load_vae, save_vae
+from diffit_lib.checkpoints.autoencoders import load_vae
+from diffit_lib.checkpoints.safetensors_io import write_checkpoint
 from diffit_lib.config.presets import STABLE_DIFFUSION, preset, vae_preset
 from diffit_lib.data import sources
 from diffit_lib.data.datasets import Images, load_data
@@ -276,7 +277,7 @@ class TestDrive:
 class TestRun:
     def test_other_latents_are_another_run(self, tmp_path, data):
         space, card = load_vae("vae-digits")
-        save_vae(tmp_path / "other.safetensors", replace(card, mean=(1.0, 1.0)), space.network)
+        write_checkpoint(tmp_path / "other.safetensors", replace(card, mean=(1.0, 1.0)), space.network.state_dict())
         recipes = [
             preset("latent-digits").override(vae=str(vae)) for vae in ("vae-digits", tmp_path / "other.safetensors")
         ]

@@ -108,6 +108,13 @@ class TestOwnFile:
             preset(write(text))
         assert "\n" not in str(refusal.value)
 
+    def test_that_starts_from_itself_by_way_of_another_is_refused_in_one_line(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "a.yaml").write_text("preset: b.yaml\n")
+        (tmp_path / "b.yaml").write_text("preset: a.yaml\n")
+        with pytest.raises(DiffitError, match=r"^a\.yaml: b\.yaml: preset 'a\.yaml' starts from this file itself; "):
+            preset("a.yaml")
+
     def test_is_read_when_it_is_asked_for(self, tmp_path):
         (tmp_path / "good.yaml").write_text("data: digits\n")
         (tmp_path / "bad.yaml").write_text("data: 3\n")

@@ -234,6 +234,8 @@ class TestFindWeights:
         monkeypatch.chdir(tmp_path)
         (tmp_path / "digits").mkdir()
         assert find_weights("digits") == PRETRAINED / "digits.safetensors"
+        with pytest.raises(DiffitError, match="no weights file in folder digits"):
+            find_weights("./digits")
 
 
 class TestLoading:

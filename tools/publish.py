@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from diffit_lib.checkpoints.autoencoders import VAECard, load_vae, save_vae
+from diffit_lib.checkpoints.autoencoders import VAECard, load_vae
+from diffit_lib.checkpoints.safetensors_io import write_checkpoint
 from diffit_lib.checkpoints.weights import ModelCard, load_own_space, load_weights, save_weights
 from diffit_lib.cli.info import title
 from diffit_lib.data.datasets import experiment_data
@@ -47,7 +48,7 @@ def publish_vae(run: str | Path, name: str, command: str, folder: str | Path = P
     """As `publish`, for a finished autoencoder; its numbers and its picture are of test images."""
     space, card = load_vae(Path(run) / "weights.safetensors")
     path = Path(folder) / f"{name}.safetensors"
-    save_vae(path, card, space.network, torch.float16)
+    write_checkpoint(path, card, space.network.state_dict(), torch.float16)
     space, data = load_vae(path)[0], experiment_data(card.experiment)
     with cpu_threads(card.experiment.training.threads):
         numbers = measure_vae(space, data.test.held(HELD).images)
@@ -55,7 +56,7 @@ def publish_vae(run: str | Path, name: str, command: str, folder: str | Path = P
             numbers["classifier_on_originals"], numbers["classifier_on_reconstructions"] = legibility(space, data)
         held = data.test.images[torch.arange(64) * len(data.test) // 64]
         write_png(path.with_suffix(".png"), comparison(held, reconstructions(space, held)))
-    save_vae(path, replace(card, numbers=numbers), space.network, torch.float16)
+    write_checkpoint(path, replace(card, numbers=numbers), space.network.state_dict(), torch.float16)
     count = parameters(space.network.requires_grad_())
     write_text(path.with_suffix(".md"), vae_text(name, command, replace(card, numbers=numbers), count))
     return path

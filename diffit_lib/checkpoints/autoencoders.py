@@ -1,16 +1,13 @@
-"""Autoencoders as files: our own, which have a card, and Stable Diffusion's as they were published.
-
-Our files hold the averaged tensors under diffusers' names.
-"""
+"""Autoencoders as files: our own, with a card and diffusers' names, and Stable Diffusion's as they were published."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffit_lib.checkpoints.hub import find_weights, from_hub, tell_licence
-from diffit_lib.checkpoints.safetensors_io import Card, load_tensors, read_card, read_tensors, write_checkpoint
+from diffit_lib.checkpoints.safetensors_io import Card, load_tensors, read_card, read_tensors
 from diffit_lib.config.experiment import VAEExperimentConfig
 from diffit_lib.config.presets import STABLE_DIFFUSION
 from diffit_lib.models.latent_space import PIXEL_SPACE, LatentSpace, Space
@@ -44,7 +41,7 @@ class VAECard(Card):
 
 
 def build_latent_space(card: VAECard, tensors: dict[str, Tensor], source: str | Path) -> LatentSpace:
-    """The latent space of these tensors, on the CPU. An error about tensors that do not fit names `source`."""
+    """The latent space of these tensors, on the CPU; errors name `source`."""
     with torch.device("meta"):
         network = KLAutoencoder(card.experiment.network)
     load_tensors(network, tensors, source)
@@ -52,17 +49,11 @@ def build_latent_space(card: VAECard, tensors: dict[str, Tensor], source: str | 
     return LatentSpace(network, torch.tensor(card.mean), torch.tensor(card.std))
 
 
-def save_vae(path: str | Path, card: VAECard, network: nn.Module, dtype: torch.dtype = torch.float32) -> None:
-    """Write an autoencoder's tensors as `dtype`, with its card."""
-    write_checkpoint(path, card, network.state_dict(), dtype)
-
-
 def load_vae(path_or_name: str | Path, *, file: str | Path | None = None) -> tuple[LatentSpace, VAECard]:
     """An autoencoder's latent space and card, on the CPU in float32.
 
     `path_or_name` is a file, a run folder, the name of a pretrained one, or Stable Diffusion's name on the Hugging
-    Face hub. The latter's safetensors file is `file` if given, else from the hub's cache, else downloaded. Raises a
-    DiffitError if there is no such file or it holds something else.
+    Face hub. The latter's safetensors file is `file` if given, else from the hub's cache, else downloaded.
     """
     name = str(path_or_name)
     if name in STABLE_DIFFUSION:

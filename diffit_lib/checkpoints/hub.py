@@ -1,41 +1,39 @@
-"""Find weights by path or name: local files, our pretrained ones, a Google Drive id, and those that others published.
+"""Find weights by path or name: local files, our pretrained ones, a Google Drive id, and NVIDIA's and Meta's.
 
-NVIDIA's latent DiffiT and Meta's DiT were published as tensors alone: their network, sampling settings and licence are
-here.
+The published files hold tensors only: their networks, sampling settings and licences are here.
 """
 
 from argparse import Namespace
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from textwrap import shorten
+from typing import Any
 from zipfile import is_zipfile
 
 import torch
 from torch import Tensor
 
-from diffit_lib.checkpoints.safetensors_io import read_tensors
+from diffit_lib.checkpoints.safetensors_io import is_pickle, read_tensors
 from diffit_lib.config.experiment import ExperimentConfig
 from diffit_lib.config.presets import STABLE_DIFFUSION, preset
-from diffit_lib.utils.errors import DiffitError, check
-from diffit_lib.utils.files import PRETRAINED, cache_folder, replacing
+from diffit_lib.utils.errors import DiffitError, check, closest
+from diffit_lib.utils.files import PRETRAINED, WEIGHTS, cache_folder, replacing
 from diffit_lib.utils.logging import say
 
-WEIGHTS = "weights.safetensors"  # in a run folder
+
+def pretrained() -> dict[str, Path]:
+    """Our own weights by name."""
+    return {path.stem: path for path in sorted(PRETRAINED.glob("*.safetensors"))}
 
 
 def find_weights(path_or_name: str | Path) -> Path:
-    """The weights file that a path, a run folder, or a name means: one of our own, or one of `HUB_MODELS`.
-
-    Raises a DiffitError that says what was looked for, and where.
-    """
-    name, path = str(path_or_name), Path(path_or_name).expanduser()
-    own = PRETRAINED / f"{name}.safetensors"
+    """The weights file that a path, a run folder, or the name of pretrained weights means."""
+    name, path, own = str(path_or_name), Path(path_or_name).expanduser(), pretrained()
     if path.is_file():
         return path
-    if own.is_file():
-        return own
+    if name in own:
+        return own[name]
     if name in HUB_MODELS:
         return find_hub_file(HUB_MODELS[name])
     if path.is_dir():
@@ -44,12 +42,11 @@ def find_weights(path_or_name: str | Path) -> Path:
             f"no weights file in folder {path}: it has no {WEIGHTS}; give a run folder that has one",
         )
         return path / WEIGHTS
-    names = [*sorted(file.stem for file in PRETRAINED.glob("*.safetensors")), *HUB_MODELS, *STABLE_DIFFUSION]
-    near = get_close_matches(name, names, n=2)
-    hint = f"did you mean {' or '.join(near)}? give" if near else "give"
+    names = [*own, *HUB_MODELS, *STABLE_DIFFUSION]
+    near = f"{closest(name, names)} give" if closest(name, names) else "give"
     raise DiffitError(
         f"no weights file {name!r}: {path.absolute()} is no file or run folder, nor a name of pretrained weights; "
-        f"{hint} a path or one of {', '.join(names)}"
+        f"{near} a path or one of {', '.join(names)}"
     )
 
 
@@ -72,52 +69,49 @@ def from_drive(drive_id: str, target: str | Path) -> Path:
         remedy = "make a copy in your Drive and give its path, in a notebook as PATH_WEIGHTS"
         raise DiffitError(f"{page} is refused ({reason}); {remedy}") from error
     except (RequestException, broken_off) as error:
-        reason = shorten(str(error), 200)
-        raise DiffitError(
-            f"{page} cannot be downloaded ({reason}); try again with the network up, or give a path"
-        ) from error
+        remedy = "try again with the network up, or give a path"
+        raise DiffitError(f"{page} cannot be downloaded ({shorten(str(error), 200)}); {remedy}") from error
     return target
 
 
 def from_hub(repository: str, file: str, remedy: str) -> Path:
-    """A file of a repository on the Hugging Face hub: from the hub's cache here, else downloaded, which is said."""
+    """A file of a repository on the Hugging Face hub: from the hub's cache, else downloaded."""
+    if path := in_hub_cache(repository, file):
+        return Path(path)
     try:
         from huggingface_hub import hf_hub_download
+
+        say(f"downloading {file} of {repository} from the Hugging Face hub")
+        return Path(hf_hub_download(repository, file))
     except ImportError:
         raise DiffitError(f"{repository} needs huggingface_hub; pip install it, or {remedy}") from None
-    reason: Exception
-    for local in (True, False):
-        if not local:
-            say(f"downloading {file} of {repository} from the Hugging Face hub")
-        try:
-            return Path(hf_hub_download(repository, file, local_files_only=local))
-        except Exception as error:  # of many kinds: offline, refused, timed out, not in the cache
-            reason = error
-    first_line = (str(reason).splitlines() or [type(reason).__name__])[0]
-    raise DiffitError(f"{repository} cannot be downloaded ({shorten(first_line, 200)}); {remedy}")
+    except Exception as error:  # of many kinds: offline, refused, timed out
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DiffitError(f"{repository} cannot be downloaded ({shorten(first_line, 200)}); {remedy}") from error
 
 
-def in_hub_cache(repository: str, file: str) -> bool:
-    """Whether a file of a repository is in the hub's cache on this machine."""
+def in_hub_cache(repository: str, file: str) -> str | None:
+    """The path of a repository's file in the hub's cache on this machine, if it is there."""
     try:
         from huggingface_hub import try_to_load_from_cache
     except ImportError:
-        return False
-    return isinstance(try_to_load_from_cache(repository, file), str)
+        return None
+    path = try_to_load_from_cache(repository, file)
+    return path if isinstance(path, str) else None
 
 
-NAMES = {  # ours: theirs
-    "patch_embed.": "x_embedder.proj.",
-    "time_token.mlp.": "t_embedder.mlp.",
-    "time_token.classes.": "y_embedder.embedding_table.",
-    ".modulation.": ".adaLN_modulation.1.",
+NAMES = {  # published: ours
+    "x_embedder.proj.": "patch_embed.",
+    "t_embedder.mlp.": "time_token.mlp.",
+    "y_embedder.embedding_table.": "time_token.classes.",
+    ".adaLN_modulation.1.": ".modulation.",
 }
 INDEX = ".attn.relative_position_index"  # in the files, not in our networks: it follows from the grid
 
 
 @dataclass(frozen=True)
 class HubModel:
-    """Weights that others published: network and settings, where the file is, its licence."""
+    """Weights that others published."""
 
     experiment: ExperimentConfig
     file: str  # its name where it was published
@@ -126,46 +120,40 @@ class HubModel:
     by: str
 
 
-def xl_2(block: str, side: int, file: str, *, by: str, source: str, licence: str, **guidance: float | str) -> HubModel:
-    """The largest network for ImageNet at `side` pixels, with the guidance of its published pictures.
+def published(name: str, file: str, base: str, **options: Any) -> HubModel:
+    """The preset `base` under the name of published weights, with the guidance of their published pictures.
 
-    DiT's FID was measured at guidance 1.5 on both sizes, DiffiT's at the scales below.
+    DiT's FID was measured at guidance 1.5 on both sizes, DiffiT's at its presets' scales.
     """
-    experiment = preset(f"{block}-xl-2").override(
-        name=f"{by.lower()}/{'diffit' if block == 'diffit' else 'dit-xl-2'}-{side}",
-        image_size=(side // 8, side // 8),
-        guidance_tolerance=0.0,
-        **guidance,
-    )
+    by, source, licence = {
+        "nvidia": ("NVIDIA", "nvidia/DiffiT", "CC-BY-NC-SA-4.0 (no commercial use)"),
+        "meta": ("Meta", "https://dl.fbaipublicfiles.com/DiT/models/", "CC-BY-NC-4.0 (no commercial use)"),
+    }[name.partition("/")[0]]
+    experiment = preset(base).override(name=name, guidance_tolerance=0.0, **options)
     return HubModel(experiment, file, source, licence, by)
 
 
-_NVIDIA = {"by": "NVIDIA", "source": "nvidia/DiffiT", "licence": "CC-BY-NC-SA-4.0 (no commercial use)"}
-_META = {
-    "by": "Meta",
-    "source": "https://dl.fbaipublicfiles.com/DiT/models/",
-    "licence": "CC-BY-NC-4.0 (no commercial use)",
-}
+DIT = {"base": "dit-xl-2", "guidance_schedule": "constant"}
 HUB_MODELS = {
     model.experiment.name: model
     for model in (
-        xl_2("diffit", 256, "diffit_256.safetensors", **_NVIDIA, guidance=4.4),
-        xl_2("diffit", 512, "diffit_512.safetensors", **_NVIDIA, guidance=1.49, guidance_schedule="constant"),
-        xl_2("dit", 256, "DiT-XL-2-256x256.pt", **_META, guidance=4.0, guidance_schedule="constant"),
-        xl_2("dit", 512, "DiT-XL-2-512x512.pt", **_META, guidance=1.5, guidance_schedule="constant"),
+        published("nvidia/diffit-256", "diffit_256.safetensors", "diffit-xl-2"),
+        published("nvidia/diffit-512", "diffit_512.safetensors", "diffit-xl-2-512"),
+        published("meta/dit-xl-2-256", "DiT-XL-2-256x256.pt", **DIT, guidance=4.0),
+        published("meta/dit-xl-2-512", "DiT-XL-2-512x512.pt", **DIT, guidance=1.5, image_size=(64, 64)),
     )
 }
 
 
-def published_name(name: str) -> str:
-    """The name of a tensor of ours in the published files."""
-    for ours, theirs in NAMES.items():
-        name = name.replace(ours, theirs)
+def our_name(name: str) -> str:
+    """The name in our networks of a tensor in the published files."""
+    for theirs, ours in NAMES.items():
+        name = name.replace(theirs, ours)
     return name
 
 
 def hub_tensors(name: str, file: str | Path | None = None) -> tuple[dict[str, Tensor], Path]:
-    """The tensors of one of `HUB_MODELS` by their published names, float32 on the CPU, and the file they are from.
+    """The tensors of one of `HUB_MODELS` by our networks' names, float32 on the CPU, and the file they are from.
 
     The file is `file` if given, else from the cache folder or the hub's cache, else downloaded. Says the licence, once.
     """
@@ -174,7 +162,7 @@ def hub_tensors(name: str, file: str | Path | None = None) -> tuple[dict[str, Te
     check(path.is_file(), f"there is no file {str(path)!r}; give that of {name}, {model.file}")
     tell_licence(f"{name}: weights by {model.by}, licence {model.licence}")
     tensors = unpickle(path) if model.file.endswith(".pt") and is_pickle(path) else read_tensors(path)
-    return {name: tensor for name, tensor in tensors.items() if not name.endswith(INDEX)}, path
+    return {our_name(name): tensor for name, tensor in tensors.items() if not name.endswith(INDEX)}, path
 
 
 def find_hub_file(model: HubModel) -> Path:
@@ -192,19 +180,13 @@ def is_here(name: str) -> bool:
     """Whether the file of one of `HUB_MODELS` is on this machine, so that nothing is downloaded."""
     model = HUB_MODELS[name]
     here = (cache_folder() / "weights" / model.file).is_file()
-    return here or ("://" not in model.source and in_hub_cache(model.source, model.file))
+    return here or ("://" not in model.source and in_hub_cache(model.source, model.file) is not None)
 
 
 @cache
 def tell_licence(text: str) -> None:
     """Say who published weights and under which licence; a second time nothing is said."""
     say(text)
-
-
-def is_pickle(path: Path) -> bool:
-    """Whether torch wrote the file, today (a zip) or long ago."""
-    with open(path, "rb") as file:
-        return is_zipfile(path) or file.read(1) == b"\x80"
 
 
 def unpickle(path: Path) -> dict[str, Tensor]:

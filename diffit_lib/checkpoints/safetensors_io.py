@@ -1,10 +1,7 @@
-"""Safetensors files that describe themselves: tensors by name, and a card as JSON in the metadata.
-
-No pickle is ever opened here.
-"""
+"""Safetensors files with a card: tensors by name, and JSON in the metadata that describes them. No pickle is opened."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
@@ -55,7 +52,9 @@ class Card:
 AnyCard = TypeVar("AnyCard", bound=Card)
 
 
-def write_checkpoint(path: str | Path, card: Card, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+def write_checkpoint(
+    path: str | Path, card: Card, tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32
+) -> None:
     """Write tensors, from any device, as `dtype`, with their card."""
     plain = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
     with replacing(path) as beside:
@@ -69,7 +68,16 @@ def opened(path: str | Path) -> Iterator[Any]:
         with safe_open(path, "pt") as file:
             yield file
     except SafetensorError as error:
-        raise DiffitError(f"{path} is no whole safetensors file ({error}); {_remedy(path)}") from error
+        pickled = "it is a pickle, which could run code and is never opened: give the run's weights.safetensors"
+        remedy = pickled if is_pickle(path) else "copy or download it again"
+        raise DiffitError(f"{path} is no whole safetensors file ({error}); {remedy}") from error
+
+
+def is_pickle(path: str | Path) -> bool:
+    """Whether a file is a pickle or torch's zip of pickles; a safetensors file begins with its header's length."""
+    with open(path, "rb") as file:
+        start = file.read(9)
+    return start[:2] == b"PK" or (start[:1] == b"\x80" and start[8:] != b"{")
 
 
 def is_checkpoint(path: str | Path, kind: type[Card]) -> bool:
@@ -97,33 +105,19 @@ def read_tensors(path: str | Path, prefix: str = "") -> dict[str, Tensor]:
         return {name.removeprefix(prefix): file.get_tensor(name).to(torch.float32, copy=True) for name in names}
 
 
-def load_tensors(
-    module: nn.Module, tensors: dict[str, Tensor], source: str | Path, renamed: Callable[[str], str] = str
-) -> None:
+def load_tensors(module: nn.Module, tensors: dict[str, Tensor], source: str | Path) -> None:
     """Make these tensors the module's own, by name. The module may have been built on the meta device.
 
-    `renamed` turns a name in the module into the one in the file. Raises a DiffitError that names the first tensor
-    that is missing, unknown or of another shape, before anything is loaded.
+    Raises a DiffitError that names the first tensor that is missing, unknown or of another shape, before anything is
+    loaded.
     """
-    names = {renamed(name): name for name in module.state_dict()}
-    expected = {renamed(name): tensor.shape for name, tensor in module.state_dict().items()}
-    for problem, wrong in (
-        ("lacks", expected.keys() - tensors.keys()),
-        ("has a spare", tensors.keys() - expected.keys()),
-    ):
+    expected = module.state_dict()
+    missing, spare = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
+    for problem, wrong in (("lacks", missing), ("has a spare", spare)):
         if wrong:
             raise DiffitError(f"{source} {problem} tensor {min(wrong)!r} ({len(wrong)} in all); it fits another model")
     for name, tensor in tensors.items():
-        if tensor.shape != expected[name]:
-            shapes = f"{tuple(tensor.shape)}, not {tuple(expected[name])}"
+        if tensor.shape != expected[name].shape:
+            shapes = f"{tuple(tensor.shape)}, not {tuple(expected[name].shape)}"
             raise DiffitError(f"{source} has tensor {name!r} of shape {shapes}; it fits another model")
-    module.load_state_dict({names[name]: tensor for name, tensor in tensors.items()}, assign=True)
-
-
-def _remedy(path: str | Path) -> str:
-    """What to do about a file that does not open."""
-    with open(path, "rb") as file:
-        start = file.read(9)
-    if start[:2] == b"PK" or (start[:1] == b"\x80" and start[8:] != b"{"):  # ours: eight bytes of length, then text
-        return "it is a pickle, which could run code and is never opened: give the run's weights.safetensors"
-    return "copy or download it again"
+    module.load_state_dict(tensors, assign=True)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from diffit_lib.checkpoints.autoencoders import VAECard, build_latent_space, load_vae, stable_diffusion_card
-from diffit_lib.checkpoints.hub import HUB_MODELS, find_weights, hub_tensors, published_name
+from diffit_lib.checkpoints.hub import HUB_MODELS, find_weights, hub_tensors
 from diffit_lib.checkpoints.safetensors_io import Card, load_tensors, read_card, read_tensors, write_checkpoint
 from diffit_lib.config.diffusion import EDMConfig
 from diffit_lib.config.experiment import ExperimentConfig
@@ -91,10 +91,7 @@ def save_weights(
     space: Space = PIXEL_SPACE,
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Write a denoiser's averaged tensors, and the raw ones if given, as `dtype`, with their card.
-
-    The file also holds the autoencoder of `space`, unless it is a published one, which the card names.
-    """
+    """Write a denoiser's averaged tensors, the raw ones if given, and the autoencoder of `space` unless published."""
     own = space.network if isinstance(space, LatentSpace) and card.experiment.vae not in STABLE_DIFFUSION else None
     modules = {"ema.": ema, "raw.": raw, "vae.": own}
     tensors = {
@@ -109,17 +106,24 @@ def save_weights(
 def load_weights(
     path_or_name: str | Path, *, ema: bool = True, file: str | Path | None = None
 ) -> tuple[Preconditioned, ModelCard]:
-    """The denoiser and the card of a weights file, on the CPU in float32; the global random state stays as it is.
+    """The denoiser and the card of a weights file, on the CPU in float32; draws no random numbers.
 
     `path_or_name` is what `find_weights` takes. `ema=False` takes the raw tensors instead of the averaged ones. `file`
-    holds the tensors of one of `HUB_MODELS`. Every tensor's name and shape is checked before the network is allocated.
+    holds the tensors of one of `HUB_MODELS`.
     """
     name = str(path_or_name)
     if name in HUB_MODELS:
         tensors, path = hub_tensors(name, file)
-        card = hub_card(name)
+        model = HUB_MODELS[name]
+        card = ModelCard(  # the file has none
+            experiment=model.experiment,
+            class_names=tuple(imagenet_names().values()),
+            trained_on=f"ImageNet ({model.by})",
+            licence=model.licence,
+            vae=stable_diffusion_card(model.experiment.vae),
+        )
         denoiser = build_denoiser(card.experiment, "meta")
-        load_tensors(denoiser.network, tensors, path, renamed=published_name)
+        load_tensors(denoiser.network, tensors, path)
         return denoiser, card
     check(file is None, f"file is {str(file)!r}, which goes with {', '.join(HUB_MODELS)}; give it in the first place")
     path, prefix = find_weights(path_or_name), "ema." if ema else "raw."
@@ -129,18 +133,6 @@ def load_weights(
     denoiser = build_denoiser(card.experiment, "meta")
     load_tensors(denoiser, tensors, path)
     return denoiser, card
-
-
-def hub_card(name: str) -> ModelCard:
-    """The card of one of `HUB_MODELS`; its own file has none."""
-    model = HUB_MODELS[name]
-    return ModelCard(
-        experiment=model.experiment,
-        class_names=tuple(imagenet_names().values()),
-        trained_on=f"ImageNet ({model.by})",
-        licence=model.licence,
-        vae=stable_diffusion_card(model.experiment.vae),
-    )
 
 
 def warm_start(denoiser: Preconditioned, path_or_name: str | Path, *, file: str | Path | None = None) -> None:
@@ -154,10 +146,7 @@ def warm_start(denoiser: Preconditioned, path_or_name: str | Path, *, file: str 
 
 
 def load_own_space(path_or_name: str | Path, card: ModelCard, file: str | Path | None = None) -> Space:
-    """The space that a model draws in: pixels, or the latents of an autoencoder, its file's own or a published one.
-
-    A published autoencoder is loaded when it is first used, from `file` if given, else from the hub.
-    """
+    """The space that a model draws in; a published autoencoder is loaded, from `file` or the hub, at its first use."""
     published = card.vae is not None and card.experiment.vae in STABLE_DIFFUSION
     check(file is None or published, f"vae is {str(file)!r}, but {path_or_name} has its own; leave it out")
     if card.vae is None:

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from diffit_lib.utils.errors import check, check_positive, check_types
+from diffit_lib.utils.errors import check, check_not_negative, check_positive, check_types
 
 
 @dataclass(frozen=True)
@@ -71,14 +71,14 @@ SAMPLER_OPTIONS: dict[str, tuple[str, ...]] = {
     "ddim": (),
     "ddpm": ("eta", "variance"),
 }
-
+OPTIONS = {"sampler": SAMPLER_OPTIONS, "guidance_schedule": GUIDANCE_OPTIONS}
 
 MOST_STEPS = 100_000  # of a sampler
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How to draw images from the trained network, unless told otherwise."""
+    """How to draw images from the trained network."""
 
     sampler: str = "heun"  # heun, euler, dpm++ (second order, multi-step), ddim or ddpm.
     steps: int = 18  # Noise levels; heun evaluates the network twice at each but the last.
@@ -99,22 +99,27 @@ class SamplingConfig:
             2 <= self.steps <= MOST_STEPS,
             f"steps is {self.steps}; give an integer of 2 or more, {MOST_STEPS:,} at most",
         )
-        check(self.churn >= 0, f"churn is {self.churn}; give 0 (deterministic) or more")
+        check_not_negative(self, "churn", "guidance_tolerance")
         check(0 <= self.eta <= 1, f"eta is {self.eta}; give a share from 0 (ddim) to 1")
         check_positive(self, "guidance_power", "guidance_channels")
-        check(self.guidance_tolerance >= 0, f"guidance_tolerance is {self.guidance_tolerance}; give 0 or more")
         check(
             0 <= self.guidance_low < (math.inf if self.guidance_high is None else self.guidance_high),
             f"guidance_low {self.guidance_low} is not below guidance_high {self.guidance_high}; give rising bounds",
         )
-        check_takers(self, "guidance_schedule", GUIDANCE_OPTIONS)
         check(self.sampler in SAMPLER_OPTIONS, f"sampler is {self.sampler!r}; give one of {', '.join(SAMPLER_OPTIONS)}")
-        check_takers(self, "sampler", SAMPLER_OPTIONS)
+        for choice, options in OPTIONS.items():
+            chosen = getattr(self, choice)
+            for option in sorted({name for names in options.values() for name in names} - {*options[chosen]}):
+                takers = " and ".join(name for name, names in options.items() if option in names)
+                check(
+                    getattr(self, option) == getattr(SamplingConfig, option),
+                    f"{option} is an option of {takers}; leave it out with {choice} {chosen!r}",
+                )
 
     def change(self, **changes: Any) -> "SamplingConfig":
         """A copy with some fields changed; another sampler or schedule does not inherit the one before's options."""
         reset: dict[str, Any] = {}
-        for choice, options in (("sampler", SAMPLER_OPTIONS), ("guidance_schedule", GUIDANCE_OPTIONS)):
+        for choice, options in OPTIONS.items():
             before = getattr(self, choice)
             if changes.get(choice, before) != before:
                 reset |= {option: getattr(SamplingConfig, option) for option in options[before]}
@@ -122,12 +127,12 @@ class SamplingConfig:
 
     @property
     def method(self) -> str:
-        """The sampler and its options in one word or a few, for stamps: "heun churn=7.0"."""
+        """The sampler and its options, for provenance: "heun churn=7.0"."""
         return " ".join([self.sampler, *(f"{name}={value}" for name, value in self.options.items())])
 
     @property
     def guided(self) -> str:
-        """Guidance in one word or a few, for stamps: "1", "4.4 power-cosine power=4", "4 channels=3"."""
+        """Guidance in a few words, for provenance: "1", "4.4 power-cosine power=4", "4 channels=3"."""
         schedule = [] if self.guidance_schedule == "constant" else [self.guidance_schedule]
         options = GUIDANCE_OPTIONS[self.guidance_schedule]
         changed = (name for name in GUIDANCE_COMMON if getattr(self, name) != getattr(SamplingConfig, name))
@@ -136,16 +141,5 @@ class SamplingConfig:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What this sampler takes besides what all of them take."""
+        """The options that only some samplers take, of this one."""
         return {option: getattr(self, option) for option in SAMPLER_OPTIONS[self.sampler]}
-
-
-def check_takers(sampling: SamplingConfig, choice: str, options: dict[str, tuple[str, ...]]) -> None:
-    """Refuse an option that the chosen sampler or schedule does not take."""
-    chosen = getattr(sampling, choice)
-    for option in dict.fromkeys(name for names in options.values() for name in names):
-        takers = [name for name, names in options.items() if option in names]
-        check(
-            chosen in takers or getattr(sampling, option) == getattr(SamplingConfig, option),
-            f"{option} is an option of {' and '.join(takers)}; leave it out with {choice} {chosen!r}",
-        )

@@ -1,6 +1,6 @@
-"""A recipe: everything one training run needs, as one value: data, network, denoiser, training, sampling.
+"""An experiment: everything one training run needs, as one value: data, network, denoiser, training, sampling.
 
-Field names are unique across its parts, so `recipe.override(width=96, lr=1e-4)` needs no section names.
+Field names are unique across its parts, so `experiment.override(width=96, lr=1e-4)` needs no section names.
 """
 
 import math
@@ -17,7 +17,7 @@ from diffit_lib.utils.errors import DiffitError, check, check_types, did_you_mea
 
 @dataclass(frozen=True)
 class BaseExperimentConfig:
-    """What all recipes have: the images, and parts that each are of one of several kinds."""
+    """What all experiments have: the images, and parts that each are of one of several kinds."""
 
     name: str  # Name of the preset or of the run.
     data: str  # Data set by name, or path of a folder or zip.
@@ -28,7 +28,7 @@ class BaseExperimentConfig:
     training: Any = None
 
     PARTS: ClassVar[dict[str, tuple[Any, ...]]] = {}  # the kinds each part comes in
-    NOT_KNOWN: ClassVar[tuple[str, ...]] = ()  # fields of a part that this kind of recipe has no use for
+    NOT_KNOWN: ClassVar[tuple[str, ...]] = ()  # fields of a part that this kind of experiment does not use
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -39,7 +39,7 @@ class BaseExperimentConfig:
         for part_name in self.PARTS:
             part = getattr(self, part_name)
             if part_name in changes:
-                part = self.part_from_dict(part_name, {"kind": changes.pop(part_name)})
+                part = self.part_from_dict(part_name, changes.pop(part_name))
             inside = {f.name: changes.pop(f.name) for f in fields(part) if f.name in changes}
             own[part_name] = part.change(**inside) if isinstance(part, SamplingConfig) else replace(part, **inside)
         for wrong in changes:
@@ -69,18 +69,14 @@ class BaseExperimentConfig:
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """The inverse of `to_dict`, also after a round trip through JSON."""
         own = {name: values[name] for name in cls.own_names() if name in values}
-        return cls(**own, **{name: cls.part_from_dict(name, values[name]) for name in cls.PARTS})
+        return cls(**own, **{name: cls.part_from_dict(name, **values[name]) for name in cls.PARTS})
 
     def to_options(self) -> dict[str, Any]:
         """Every field on one level, plain types only, as a YAML file of options has them; `preset` is the name."""
-        options: dict[str, Any] = {}
-        for name, value in self.to_dict().items():
-            if name in self.PARTS:
-                kind = value.pop("kind", None)
-                value = {name: kind} | value if len(self.PARTS[name]) > 1 else value
-            else:
-                value = {"preset" if name == "name" else name: value}
-            options |= value
+        options = {"preset" if name == "name" else name: getattr(self, name) for name in self.own_names()}
+        for name, kinds in self.PARTS.items():
+            part = getattr(self, name)
+            options |= ({name: part.kind} if len(kinds) > 1 else {}) | asdict(part)
         plain = {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
         return {key: value for key, value in plain.items() if key not in self.NOT_KNOWN}
 
@@ -103,12 +99,11 @@ class BaseExperimentConfig:
         return cls(name=options.pop("preset"), data=options.pop("data")).override(**options)
 
     @classmethod
-    def part_from_dict(cls, name: str, values: dict[str, Any]) -> Any:
-        """The inverse of `part_to_dict`; without a kind, the first one."""
-        values = dict(values)
-        kinds = {getattr(part, "kind", None): part for part in cls.PARTS[name]}
-        kind = values.pop("kind", next(iter(kinds)))
-        check(kind in kinds, f"unknown kind {kind!r} of {name}; the kinds are {', '.join(map(str, kinds))}")
+    def part_from_dict(cls, name: str, kind: str = "", **values: Any) -> Any:
+        """A part from its kind, by default the first one, and its fields."""
+        kinds = {getattr(part, "kind", ""): part for part in cls.PARTS[name]}
+        kind = kind or next(iter(kinds))
+        check(kind in kinds, f"unknown kind {kind!r} of {name}; the kinds are {', '.join(kinds)}")
         return kinds[kind](**values)
 
 

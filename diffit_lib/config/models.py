@@ -6,8 +6,20 @@ from typing import Literal
 from diffit_lib.utils.errors import check, check_positive, check_types
 
 
+class Shaped:
+    """A network for images, or latents, of one size."""
+
+    image_size: tuple[int, int]
+    in_channels: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what goes in."""
+        return self.in_channels, *self.image_size
+
+
 @dataclass(frozen=True)
-class ImageNetworkConfig:
+class ImageNetworkConfig(Shaped):
     """Image-space DiffiT, a U-shape of levels (paper, section 3.2 and appendix H.1)."""
 
     image_size: tuple[int, int] = (32, 32)  # Height and width in pixels.
@@ -48,18 +60,13 @@ class ImageNetworkConfig:
                 f"image_size {self.image_size} cannot be halved {len(self.channel_mult) - 1} times; "
                 f"give multiples of {factor} or fewer levels in channel_mult",
             )
-        for level, (map_size, window) in enumerate(zip(self.map_sizes, self.windows, strict=True)):
-            for side, tokens in zip(map_size, window, strict=True):
+        for level, ((height, width), window) in enumerate(zip(self.map_sizes, self.windows, strict=True)):
+            for side, tokens in ((height, window[0]), (width, window[1])):
                 check(
                     side % tokens == 0,
-                    f"window_size {self.window_size} does not divide the {map_size[0]}x{map_size[1]} map of level "
-                    f"{level}; give a divisor of {side}",
+                    f"window_size {self.window_size} does not divide the {height}x{width} map of level {level}; "
+                    f"give a divisor of {side}",
                 )
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of what goes in and comes out."""
-        return self.in_channels, *self.image_size
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -79,11 +86,10 @@ class ImageNetworkConfig:
 
 
 @dataclass(frozen=True)
-class TransformerConfig:
+class TransformerConfig(Shaped):
     """A plain transformer over patches, of latents or of small images: latent DiffiT (appendix H.2) or DiT.
 
-    The two differ in their blocks and their last layer alone: DiffiT takes the time token into its attention, DiT
-    (Peebles and Xie 2023) into its norms.
+    DiffiT takes the time token into its attention, DiT (Peebles and Xie 2023) into its norms.
     """
 
     image_size: tuple[int, int] = (32, 32)  # Height and width of the input: pixels, or positions of a latent.
@@ -117,11 +123,6 @@ class TransformerConfig:
             )
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of what goes in; with a learned variance 2C channels come out."""
-        return self.in_channels, *self.image_size
-
-    @property
     def out_channels(self) -> int:
         """Channels of the answer."""
         return self.in_channels * (2 if self.learned_variance else 1)
@@ -134,18 +135,17 @@ class TransformerConfig:
 
 
 def check_conditioning(network: ImageNetworkConfig | TransformerConfig) -> None:
-    """What every kind of network asks of its labels and its dropout."""
+    """Check the labels and the dropout, which both kinds of network have."""
     check(0 <= network.dropout < 1, f"dropout is {network.dropout}; give a share from 0 up to, not including, 1")
     check(network.num_classes >= 0, f"num_classes is {network.num_classes}; give 0 (unconditional) or more")
     check(network.augment_dim in (0, 9), f"augment_dim is {network.augment_dim}; give 0 (off) or 9 (EDM's label)")
 
 
 @dataclass(frozen=True)
-class AutoencoderConfig:
+class AutoencoderConfig(Shaped):
     """The KL autoencoder of latent diffusion (Rombach et al. 2022, appendix G); the defaults are Stable Diffusion's.
 
-    It halves an image between two levels where `down` says so, and works on any size that its factor divides:
-    `image_size` is the one it is trained on.
+    It works on any size that its factor divides; `image_size` is the one it is trained on.
     """
 
     image_size: tuple[int, int] = (256, 256)  # Height and width in pixels.
@@ -169,8 +169,7 @@ class AutoencoderConfig:
             levels > 0 and min(self.channels) > 0 and all(channels % 4 == 0 for channels in self.channels),
             f"channels is {self.channels}; give one multiple of 4 per level, e.g. 64,128,128",
         )
-        for name, count in (("down", levels - 1), ("attn", levels)):
-            given = getattr(self, name)
+        for name, given, count in (("down", self.down, levels - 1), ("attn", self.attn, levels)):
             check(
                 len(given) == count,
                 f"{name} has {len(given)} entries, but channels {self.channels} make {levels} levels; give {count} "
@@ -190,11 +189,6 @@ class AutoencoderConfig:
     def factor(self) -> int:
         """Pixels per side of one place of a latent."""
         return self.patch * 2 ** sum(self.down)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the images it is trained on."""
-        return self.in_channels, *self.image_size
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

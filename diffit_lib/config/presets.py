@@ -30,19 +30,16 @@ class Presets(UserDict[str, R], Generic[R]):
         """What the preset is, in one line: the first one of its file."""
         return self.files[name].read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
 
-    def find(self, name: str) -> R:
-        """The preset of this name, or the experiment in a YAML file of options.
-
-        Raises:
-            DiffitError: if there is no such preset or file
-        """
+    def find(self, name: str, *above: Path) -> R:
+        """The preset of this name, or the experiment in a YAML file of options, which `above` start from."""
         if name in self:
             return self[name]
         if Path(name).suffix not in (".yaml", ".yml"):
             raise DiffitError(f"unknown {self.title} {name!r}; {did_you_mean(name, self, 'presets')}")
-        return self.read(Path(name))
+        check(Path(name) not in above, f"preset {name!r} starts from this file itself; name another")
+        return self.read(Path(name), *above)
 
-    def read(self, path: Path) -> R:
+    def read(self, path: Path, *above: Path) -> R:
         """The experiment in a file of options: `preset: NAME` and what differs from that preset.
 
         In NAME.yaml itself the line only gives the name; all that is not in the file has its default.
@@ -53,7 +50,7 @@ class Presets(UserDict[str, R], Generic[R]):
             base = options.pop("preset", path.stem)
             if base == path.stem:
                 return self.kind.from_options({"preset": base, **options})
-            return replace(change(self.find(base), options), name=path.stem)
+            return replace(change(self.find(base, *above, path), options), name=path.stem)
         except KeyError as error:
             raise DiffitError(f"{path}: the option {error} is missing; give it, or a preset to start from") from error
         except (OSError, ValueError, DiffitError) as error:
@@ -92,16 +89,5 @@ def change(experiment: R, options: dict[str, Any]) -> R:
 
 PRESETS = Presets(ExperimentConfig, FOLDER, "preset")
 VAE_PRESETS = Presets(VAEExperimentConfig, FOLDER / "vae", "autoencoder preset")
-
-
-def preset(name: str) -> ExperimentConfig:
-    """The experiment of a preset, or of a YAML file of options."""
-    return PRESETS.find(name)
-
-
-def vae_preset(name: str) -> VAEExperimentConfig:
-    """The autoencoder's experiment of a preset, or of a YAML file of options."""
-    return VAE_PRESETS.find(name)
-
-
+preset, vae_preset = PRESETS.find, VAE_PRESETS.find
 STABLE_DIFFUSION = ("stabilityai/sd-vae-ft-ema", "stabilityai/sd-vae-ft-mse")  # on the Hugging Face hub, MIT

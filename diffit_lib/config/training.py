@@ -1,10 +1,10 @@
-"""How a network is trained and sampled from: frozen dataclasses that check themselves, parts of a recipe."""
+"""How a network is trained: frozen dataclasses that check themselves, parts of an experiment."""
 
 import math
 from dataclasses import dataclass
 from typing import Literal
 
-from diffit_lib.utils.errors import check, check_positive, check_types
+from diffit_lib.utils.errors import check, check_not_negative, check_positive, check_types
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,11 @@ class TrainingConfig:
         check_types(self)
         check_positive(self, "images", "max_steps", "minutes", "batch_size", "accumulate", "lr")
         check_positive(self, "ema_halflife", "ema_rampup", "report_minutes", "threads", "memory_gb")
-        check(self.grad_clip >= 0, f"grad_clip is {self.grad_clip}; give 0 (off) or more")
-        check(0 <= self.augment <= 1, f"augment is {self.augment}; give a probability from 0 to 1")
-        check(0 <= self.lr_decay <= 1, f"lr_decay is {self.lr_decay}; give a share from 0 to 1")
-        check(0 <= self.label_dropout <= 1, f"label_dropout is {self.label_dropout}; give a share from 0 to 1")
+        check_not_negative(self, "grad_clip", "workers", "keep")
+        for name in ("augment", "lr_decay", "label_dropout"):
+            value = getattr(self, name)
+            check(0 <= value <= 1, f"{name} is {value}; give a share from 0 to 1")
         check(abs(self.seed) < 2**63, f"seed is {self.seed}; give a number of at most 18 digits")
-        check(self.workers >= 0, f"workers is {self.workers}; give 0 or more")
-        check(self.keep >= 0, f"keep is {self.keep}; give 0 or more")
         check(
             self.batch_size % self.accumulate == 0,
             f"batch_size {self.batch_size} does not split into accumulate {self.accumulate} parts; give a divisor",
@@ -77,9 +75,8 @@ class TrainingConfig:
 class VAELossConfig:
     """What a KL autoencoder minimises: the sum of these terms (Rombach et al. 2022, appendix G).
 
-    The reconstruction's difference is a mean over all values of an image, and the KL divergence from the standard
-    normal distribution a mean over all values of its latent: both mean the same at every size. Divergences summed over
-    a latent, as some have it, are these times its number of values.
+    The reconstruction's difference is a mean over an image's values, and the KL divergence from the standard normal
+    distribution a mean over its latent's values; where others sum over a latent, multiply by its number of values.
     """
 
     reconstruction: Literal["l1", "l2"] = "l1"  # Mean absolute or squared difference of pixels in [-1, 1].
@@ -93,6 +90,4 @@ class VAELossConfig:
     def __post_init__(self) -> None:
         check_types(self)
         check_positive(self, "disc_width")
-        for name in ("kl_weight", "perceptual_weight", "disc_weight", "disc_start"):
-            value = getattr(self, name)
-            check(value >= 0, f"{name} is {value}; give 0 (off) or more")
+        check_not_negative(self, "kl_weight", "perceptual_weight", "disc_weight", "disc_start")

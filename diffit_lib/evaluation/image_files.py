@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from diffit_lib.checkpoints.hub import WEIGHTS
+from diffit_lib.checkpoints.hub import pretrained
 from diffit_lib.data.datasets import Images, LazyImages, first_shape
 from diffit_lib.data.folders import find_images
 from diffit_lib.data.preprocess import to_pixels
 from diffit_lib.data.sources import from_files, name_classes
 from diffit_lib.utils.errors import check
-from diffit_lib.utils.files import PRETRAINED
+from diffit_lib.utils.files import WEIGHTS
 from diffit_lib.utils.npz import array, names
 
 
@@ -23,7 +23,7 @@ def is_image_files(what: str | Path) -> bool:
     A folder of images that has the name of pretrained weights is given as `./NAME`.
     """
     path = Path(what)
-    weights = str(what) in {file.stem for file in PRETRAINED.glob("*.safetensors")} or (path / WEIGHTS).is_file()
+    weights = str(what) in pretrained() or (path / WEIGHTS).is_file()
     return path.suffix.lower() in (".zip", ".npz") or (path.is_dir() and not weights)
 
 

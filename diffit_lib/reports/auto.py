@@ -161,7 +161,7 @@ def published_vae(*, download: bool) -> str:
     """The name of the published autoencoder; "" if it cannot be loaded, and a line says why."""
     name = STABLE_DIFFUSION[0]
     try:
-        check(download or in_hub_cache(name, SD_FILE), f"{name} is not here; training tries to download it")
+        check(download or bool(in_hub_cache(name, SD_FILE)), f"{name} is not here; training tries to download it")
         load_vae(name)
     except DiffitError as error:
         say(str(error))

@@ -11,10 +11,10 @@ import yaml
 
 from diffit_lib.config.experiment import BaseExperimentConfig, VAEExperimentConfig
 from diffit_lib.utils.errors import DiffitError, check
-from diffit_lib.utils.files import replacing, write_text
+from diffit_lib.utils.files import WEIGHTS, replacing, write_text
 
 RUNS = Path("runs")
-OPTIONS, CHECKPOINT, METRICS, WEIGHTS = "options.yaml", "last.ckpt", "metrics.csv", "weights.safetensors"
+OPTIONS, CHECKPOINT, METRICS = "options.yaml", "last.ckpt", "metrics.csv"
 END = "...\n"  # closes a YAML document: a file without it was cut off
 
 R = TypeVar("R", bound=BaseExperimentConfig)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from diffit_lib.checkpoints.autoencoders import VAECard, save_vae
+from diffit_lib.checkpoints.autoencoders import VAECard
+from diffit_lib.checkpoints.safetensors_io import write_checkpoint
 from diffit_lib.config.experiment import VAEExperimentConfig
 from diffit_lib.data.datasets import Images, Split, experiment_data
 from diffit_lib.evaluation.reconstruction import comparison, measure_vae, reconstructions
@@ -120,7 +121,7 @@ def write_vae_snapshot(
         device=device_name(device),
         numbers=numbers,
     )
-    save_vae(run / WEIGHTS, card, module.average)
+    write_checkpoint(run / WEIGHTS, card, module.average.state_dict())
     shown = held[torch.arange(min(GRID, count)) * count // min(GRID, count)]  # evenly spread, so of all classes
     write_png(run / f"samples/{module.images_seen:09d}.png", comparison(shown, reconstructions(space, shown)))
     row = {

@@ -53,6 +53,13 @@ def check_positive(part: Any, *names: str) -> None:
         check(value is None or value > 0, f"{name} is {value!r}; give a number above 0")
 
 
+def check_not_negative(part: Any, *names: str) -> None:
+    """Refuse a dataclass unless every named field is 0 or more."""
+    for name in names:
+        value = getattr(part, name)
+        check(value >= 0, f"{name} is {value}; give 0 or more")
+
+
 def _fits(value: Any, hint: Any) -> bool:
     """Whether a value has an annotated type; an int is a float too, a bool is neither."""
     origin, args = get_origin(hint), get_args(hint)

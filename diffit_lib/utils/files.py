@@ -11,6 +11,7 @@ from uuid import uuid4
 from diffit_lib.utils.errors import DiffitError
 
 MOST_IMAGES = 10_000_000  # in one folder: more is a typing error, and the list of them would fill the memory
+WEIGHTS = "weights.safetensors"  # in a run folder
 PRETRAINED = Path(__file__).resolve().parents[1] / "pretrained"  # our own weights and their cards
 
 
