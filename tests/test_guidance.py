@@ -6,10 +6,15 @@ from analytic import Gaussian
 
 from diffit_lib.config.diffusion import SamplingConfig, VPConfig
 from diffit_lib.diffusion.denoiser import VPDenoiser
-from diffit_lib.diffusion.guidance import Clipped, Guided, Interval, PowerCosine, guided
+from diffit_lib.diffusion.guidance import Clipped, Guided, guidance_scale
 from diffit_lib.diffusion.schedules import respaced, sigma_table
 
 SIGMAS = torch.tensor([0.002, 0.5, 80.0])
+
+
+def strength(guidance, **options):
+    """Sampling settings with this guidance: `schedule`, `tolerance`, `channels`, `low`, `high`."""
+    return SamplingConfig(guidance=guidance, **{f"guidance_{name}": value for name, value in options.items()})
 
 
 @pytest.fixture
@@ -36,16 +41,16 @@ class TestGuidance:
     @pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
     def test_extrapolates_from_no_class_to_class_on_all_channels(self, images, scale):
         conditional, unconditional = self.halves(images)
-        guided = Guided(Labelled(), scale, self.no_class, tolerance=0.0)(images, SIGMAS, self.classes)
+        guided = Guided(Labelled(), strength(scale, tolerance=0.0), self.no_class)(images, SIGMAS, self.classes)
         torch.testing.assert_close(guided, (1 - scale) * unconditional + scale * conditional)
 
     def test_scale_one_is_the_conditional_denoiser_bit_for_bit(self, images):
-        guided = Guided(Labelled(), 1.0, self.no_class)(images, SIGMAS, self.classes)
+        guided = Guided(Labelled(), strength(1.0), self.no_class)(images, SIGMAS, self.classes)
         assert torch.equal(guided, self.halves(images)[0])
 
     def test_only_the_first_channels_are_guided_where_asked(self, images):
         conditional, unconditional = self.halves(images)
-        guided = Guided(Labelled(), 3.0, self.no_class, channels=1)(images, SIGMAS, self.classes)
+        guided = Guided(Labelled(), strength(3.0, channels=1), self.no_class)(images, SIGMAS, self.classes)
         torch.testing.assert_close(guided[:, :1], (3 * conditional - 2 * unconditional)[:, :1])
         assert torch.equal(guided[:, 1:], conditional[:, 1:])
 
@@ -54,18 +59,20 @@ class TestGuidance:
             def with_variance(self, x, sigma, class_label=None):
                 return self(x, sigma, class_label), class_label.view(-1, 1, 1, 1).expand_as(x)
 
-        _, v = Guided(Learned(), 3.0, self.no_class).with_variance(images, SIGMAS, self.classes)
+        _, v = Guided(Learned(), strength(3.0), self.no_class).with_variance(images, SIGMAS, self.classes)
         assert torch.equal(v, self.classes.view(-1, 1, 1, 1).expand_as(images))
 
     def test_schedule_sets_each_images_scale(self, images):
         conditional, unconditional = self.halves(images)
-        guided = Guided(Labelled(), lambda sigma, t: sigma, self.no_class)(images, SIGMAS, self.classes)
-        scale = SIGMAS.view(-1, 1, 1, 1)
+        sampling = strength(3.0, schedule="interval", low=0.1, high=1.0)
+        guided = Guided(Labelled(), sampling, self.no_class)(images, SIGMAS, self.classes)
+        scale = torch.tensor([1.0, 3.0, 1.0]).view(-1, 1, 1, 1)
         torch.testing.assert_close(guided, (1 - scale) * unconditional + scale * conditional)
 
     def test_one_image_beyond_tolerance_is_enough_to_run_both_halves(self, images):
         denoiser = Labelled()
-        Guided(denoiser, Interval(3.0, high=0.01), self.no_class)(images, SIGMAS, self.classes)
+        sampling = strength(3.0, schedule="interval", high=0.01)
+        Guided(denoiser, sampling, self.no_class)(images, SIGMAS, self.classes)
         assert denoiser.batch == 6
 
     @pytest.mark.parametrize(
@@ -83,7 +90,10 @@ class TestGuidance:
         ],
     )
     def test_power_cosine_is_the_published_schedule(self, t, scale):
-        assert PowerCosine(4.4)(None, torch.tensor(float(t))).item() == pytest.approx(scale, abs=0.006)
+        sampling = strength(4.4, schedule="power-cosine")
+        assert guidance_scale(sampling, torch.ones(1), torch.tensor([float(t)])).item() == pytest.approx(
+            scale, abs=0.006
+        )
 
     def test_power_cosine_runs_one_half_only_in_108_of_250_steps(self):
         sizes = []
@@ -93,31 +103,32 @@ class TestGuidance:
                 sizes.append(len(x))
                 return x
 
-        guided = Guided(Counting(), PowerCosine(4.4), self.no_class, tolerance=0.01)
+        guided = Guided(Counting(), strength(4.4, schedule="power-cosine", tolerance=0.01), self.no_class)
         for sigma in respaced(sigma_table("linear", 1000), 250)[:-1]:
             guided(torch.zeros(1, 1, 2, 2), sigma[None], torch.zeros(1, dtype=torch.int64))
         assert sizes == [1] * 108 + [2] * 142
 
     def test_interval_guides_inside_alone(self):
         sigma = torch.tensor([0.1, 0.2, 1.0, 1.6, 1.7], dtype=torch.float64)
-        assert Interval(4.0, 0.1, 1.6)(sigma, None).tolist() == [1, 4, 4, 4, 1]
+        sampling = strength(4.0, schedule="interval", low=0.1, high=1.6)
+        assert guidance_scale(sampling, sigma, torch.zeros(5)).tolist() == [1, 4, 4, 4, 1]
 
     def test_guided_denoiser_has_the_noise_levels_of_the_one_inside(self):
         inside = VPDenoiser(torch.nn.Identity(), VPConfig())
-        guided = Clipped(Guided(inside, 2.0, self.no_class))
+        guided = Clipped(Guided(inside, strength(2.0), self.no_class))
         assert (guided.sigma_min, guided.sigma_max) == (inside.sigma_min, inside.sigma_max)
         assert (guided.initial, guided.levels, guided.t) == (inside.initial, inside.levels, inside.t)
 
     @pytest.mark.parametrize(("scale", "batch"), [(0.995, 3), (1.0, 3), (1.005, 3), (1.02, 6), (0.98, 6)])
     def test_runs_one_half_only_within_tolerance_of_one(self, images, scale, batch):
         denoiser = Labelled()
-        Guided(denoiser, scale, self.no_class, tolerance=0.01)(images, SIGMAS, self.classes)
+        Guided(denoiser, strength(scale, tolerance=0.01), self.no_class)(images, SIGMAS, self.classes)
         assert denoiser.batch == batch
 
 
 class TestClipping:
     def test_keeps_the_guided_image_in_range_and_leaves_the_rest_alone(self, images):
-        guided = Guided(Labelled(), 3.0, 5)
+        guided = Guided(Labelled(), strength(3.0), 5)
         classes = torch.tensor([0, 1, 2])
         clipped = Clipped(guided)(images, SIGMAS, classes)
         assert guided(images, SIGMAS, classes).abs().max() > 1
@@ -125,13 +136,6 @@ class TestClipping:
 
 
 class TestSettings:
-    def test_reach_the_guided_denoiser(self, images):
-        sampling = SamplingConfig(guidance=3.0, guidance_channels=1, guidance_tolerance=0.0)
-        classes = torch.tensor([0, 1, 2])
-        expected = Guided(Labelled(), 3.0, 5, tolerance=0.0, channels=1)(images, SIGMAS, classes)
-        assert torch.equal(guided(Labelled(), sampling, no_class=5)(images, SIGMAS, classes), expected)
-        assert guided(Labelled(), sampling, no_class=5).tolerance == 0
-
     @pytest.mark.parametrize(
         ("settings", "stamp"),
         [

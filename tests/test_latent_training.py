@@ -151,7 +151,7 @@ def test_an_autoencoder_that_cannot_be_had_is_told_before_anything_is_drawn(trai
 
     pipe = load(trained)
     pipe = Pipeline(pipe.denoiser, pipe.card, LazyLatentSpace(absent))
-    pipe.denoiser.forward = lambda *_: pytest.fail("drawn")
+    pipe.denoiser.network.forward = lambda *_: pytest.fail("drawn")
     with pytest.raises(DiffitError, match="no autoencoder here"):
         pipe([0])
 
@@ -161,7 +161,7 @@ def test_too_many_images_at_once_are_told_with_a_number_that_may_fit(trained, mo
         raise torch.OutOfMemoryError
 
     pipe = load(trained)
-    monkeypatch.setattr(pipe, "stream", greedy)
+    monkeypatch.setattr(pipe.denoiser.network, "forward", greedy)
     with pytest.raises(DiffitError, match="8 images at once exceed the memory of cpu; give batch_size=4"):
         pipe(range(20), batch_size=8)
 

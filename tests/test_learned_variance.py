@@ -10,7 +10,7 @@ from torch import nn
 from diffit_lib.config.diffusion import SamplingConfig, VPConfig
 from diffit_lib.config.models import TransformerConfig
 from diffit_lib.diffusion.denoiser import VPDenoiser
-from diffit_lib.diffusion.guidance import Clipped, guided
+from diffit_lib.diffusion.guidance import Clipped, Guided
 from diffit_lib.diffusion.loss import denoising_loss
 from diffit_lib.diffusion.samplers import ancestral
 from diffit_lib.diffusion.schedules import linear_betas, sigma_table
@@ -192,7 +192,7 @@ class TestSampling:
             guidance_channels=3,
             guidance_tolerance=0.0,
         )
-        denoiser = guided(VPDenoiser(network, VPConfig()), sampling, no_class=3)
+        denoiser = Guided(VPDenoiser(network, VPConfig()), sampling, no_class=3)
         noise = draws(1, shape)
         levels, start = denoiser.levels(250), denoiser.initial(noise())
         states = ancestral(denoiser, start, levels, label, noise, **sampling.options)

@@ -9,7 +9,7 @@ from analytic import Gaussian, final, moments
 
 from diffit_lib.config.diffusion import SAMPLER_OPTIONS, SamplingConfig, VPConfig
 from diffit_lib.diffusion.denoiser import VPDenoiser
-from diffit_lib.diffusion.guidance import Guided, PowerCosine
+from diffit_lib.diffusion.guidance import Guided
 from diffit_lib.diffusion.samplers import SAMPLERS, ancestral, dpm_solver_pp_2m, euler, heun
 from diffit_lib.diffusion.schedules import karras, linear_betas, respaced, sigma_table, sigma_to_t
 
@@ -173,7 +173,10 @@ def test_ancestral_sampling_is_the_textbooks_over_250_steps(options, words, scal
     draws = partial(noise, torch.Generator().manual_seed(1))
     expected = list(textbook(start, times, alpha_bar, textbook_guided_eps(scale), draws, **words))
     draws = partial(noise, torch.Generator().manual_seed(1))
-    denoiser = Guided(ToyDenoiser(), PowerCosine(scale), no_class=10, tolerance=0.0, channels=3)
+    sampling = SamplingConfig(
+        guidance=scale, guidance_schedule="power-cosine", guidance_channels=3, guidance_tolerance=0.0
+    )
+    denoiser = Guided(ToyDenoiser(), sampling, no_class=10)
     x = start * math.sqrt(1 + TABLE[-1].item() ** 2)
     labels = torch.ones(2, dtype=torch.int64)
     states = list(ancestral(denoiser, x, respaced(TABLE, 250), labels, draws, **options))

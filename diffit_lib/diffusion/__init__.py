@@ -1,1 +1,1 @@
-"""The method: noise schedules, denoisers, the loss, samplers, guidance."""
+"""Noise schedules, denoisers, the loss, samplers and guidance."""

@@ -1,6 +1,6 @@
-"""The denoiser contract: a noisy image and its sigma in, the clean image out, whatever the network was trained on.
+"""Denoisers estimate the clean image: `denoiser(x, sigma, class_label) -> x0` for x = x0 + sigma * noise.
 
-`denoiser(x, sigma, class_label) -> x0` with x = x0 + sigma * noise.
+The contract is the same whatever the network was trained to predict.
 """
 
 import math
@@ -16,24 +16,24 @@ from diffit_lib.diffusion.schedules import karras, respaced, sigma_table, sigma_
 from diffit_lib.utils.errors import check
 from diffit_lib.utils.tensors import expand_like
 
-LINEAR = sigma_table("linear", 1000)  # tells the time where a denoiser has no table of its own
+LINEAR = sigma_table("linear", 1000)  # gives EDM's noise levels a time
 MIN_SNR_GAMMA = 5.0
 
 
 class Denoiser(Protocol):
-    """What sampling needs. A sampler's sigma lies on the CPU, so that no decision about it waits for the device."""
+    """What samplers and guidance call. They keep sigma on the CPU, so that reading it does not wait for the GPU."""
 
     sigma_min: float
     sigma_max: float
 
     def __call__(self, x: Tensor, sigma: Tensor, class_label: Tensor | None = None) -> Tensor:
-        """(B, C, H, W) in any float dtype, (B,), (B,) int64 -> clean image, (B, C, H, W) in x's dtype."""
+        """x (B, C, H, W), sigma (B,), class (B,) int64 -> the clean image, (B, C, H, W) in x's dtype."""
         ...
 
     def with_variance(
         self, x: Tensor, sigma: Tensor, class_label: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """The clean image, and where the network has learned it the reverse step's variance as v (`bound.py`)."""
+        """The clean image, and v of the same shape if the network learned its variance (`learned_variance.py`)."""
         ...
 
     def initial(self, noise: Tensor) -> Tensor:
@@ -41,28 +41,30 @@ class Denoiser(Protocol):
         ...
 
     def levels(self, num_steps: int) -> Tensor:
-        """The noise levels to sample on unless told otherwise: `num_steps` of them, then 0."""
+        """`num_steps` falling noise levels to sample on, then 0: (num_steps + 1,)."""
         ...
 
     def t(self, sigma: Tensor) -> Tensor:
-        """(B,) -> the time of guidance schedules, in thousandths of the diffusion process: 0 is clean."""
+        """(B,) -> time in the diffusion process for guidance schedules: 0 (clean) to 1000 (noise)."""
         ...
 
 
 class Preconditioned(nn.Module):
     """D(x; sigma) = c_skip x + c_out F(c_in x; noise label) around a raw network F (Karras et al. 2022, equation 7).
 
-    What the network was trained to predict is a choice of these functions of sigma and nothing else.
+    The functions of sigma below determine what the network predicts.
     """
 
-    clip: bool  # keep clean images in [-1, 1] while sampling
+    clip: bool  # clamp clean images to [-1, 1] while sampling
     sigma_min: float
     sigma_max: float
     initial: Callable[[Tensor], Tensor]
     levels: Callable[[int], Tensor]
     t: Callable[[Tensor], Tensor]
-    draw_sigma: Callable[[Tensor], Tensor]
-    bound: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # where a variance can be learned
+    coefficients: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]  # c_skip, c_out, c_in, each of sigma's shape
+    noise_label: Callable[[Tensor], Tensor]  # (B,) sigma -> the (B,) number that the network is conditioned on
+    draw_sigma: Callable[[Tensor], Tensor]  # (B,) uniform in [0, 1) -> (B,) noise levels for training
+    bound: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # loss of a learned variance
 
     def __init__(self, network: nn.Module):
         super().__init__()
@@ -71,13 +73,13 @@ class Preconditioned(nn.Module):
     def forward(
         self, x: Tensor, sigma: Tensor, class_label: Tensor | None = None, augment_label: Tensor | None = None
     ) -> Tensor:
-        """(B, C, H, W), sigma (B,) -> the clean image, (B, C, H, W) in x's dtype."""
+        """x (B, C, H, W), sigma (B,) -> the clean image, (B, C, H, W) in x's dtype."""
         return self.with_variance(x, sigma, class_label, augment_label)[0]
 
     def with_variance(
         self, x: Tensor, sigma: Tensor, class_label: Tensor | None = None, augment_label: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """The clean image, and the second half of what a network with a learned variance answers: v, of x's shape."""
+        """The clean image, and v of the same shape if the network outputs 2C channels, else None."""
         noise_label = self.noise_label(sigma).to(x.device, torch.float32, non_blocking=True)
         sigma = expand_like(sigma.to(x.device, x.dtype, non_blocking=True), x)
         c_skip, c_out, c_in = self.coefficients(sigma)
@@ -85,16 +87,8 @@ class Preconditioned(nn.Module):
         raw, v = raw.chunk(2, dim=1) if raw.shape[1] == 2 * x.shape[1] else (raw, None)
         return c_skip * x + c_out * raw, v
 
-    def coefficients(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """c_skip, c_out and c_in, each of sigma's shape."""
-        raise NotImplementedError
-
-    def noise_label(self, sigma: Tensor) -> Tensor:
-        """What the network is told of the noise level: (B,) -> (B,)."""
-        raise NotImplementedError
-
     def weight(self, sigma: Tensor) -> Tensor:
-        """lambda(sigma), (B,) -> (B,): 1 / c_out^2 weighs the raw network's own error the same at every level."""
+        """Loss weight lambda(sigma), (B,) -> (B,): 1 / c_out^2, which weights the error of F equally at every sigma."""
         return 1 / self.coefficients(sigma)[1] ** 2
 
 
@@ -111,7 +105,7 @@ class EDMDenoiser(Preconditioned):
         self.sigma_min, self.sigma_max = config.sigma_min, config.sigma_max
 
     def coefficients(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Input and target of the network have unit variance, and its error is amplified as little as can be."""
+        """c_skip, c_out and c_in that give the network's input and target unit variance."""
         total = (sigma**2 + self.sigma_data**2).sqrt()
         return (self.sigma_data / total) ** 2, sigma * self.sigma_data / total, 1 / total
 
@@ -124,30 +118,29 @@ class EDMDenoiser(Preconditioned):
         return self.sigma_max * noise
 
     def levels(self, num_steps: int) -> Tensor:
-        """EDM's levels, `num_steps` of them, then 0."""
+        """EDM's noise levels: (num_steps + 1,), the last one 0."""
         return karras(num_steps, self.sigma_min, self.sigma_max)
 
     def t(self, sigma: Tensor) -> Tensor:
-        """(B,) -> the time at which the linear betas reach this noise level, 0 to 999."""
+        """(B,) -> the time, 0 to 999, at which Ho et al.'s linear betas reach this noise level."""
         return sigma_to_t(sigma, LINEAR)
 
     def draw_sigma(self, uniform: Tensor) -> Tensor:
-        """(B,) in [0, 1) -> log-normal noise levels, float32, by the inverse distribution function."""
-        normal = torch.special.ndtri(uniform.clamp(2**-25, 1 - 2**-24))  # what float32 can hold next to 0 and 1
+        """(B,) uniform in [0, 1) -> log-normal noise levels, float32 (inverse transform sampling)."""
+        normal = torch.special.ndtri(uniform.clamp(2**-25, 1 - 2**-24))  # 0 and 1 would be infinite
         return (self.config.p_mean + self.config.p_std * normal).exp().float()
 
 
 class VPDenoiser(Preconditioned):
-    """A network trained on the table of a variance-preserving process, predicting eps, v or x0.
+    """A variance-preserving process: predicts eps (Ho et al. 2020), v (Salimans and Ho 2022) or x0.
 
-    Ho et al. 2020 (eps), Salimans and Ho 2022 (v). That process's own state is x / sqrt(1 + sigma^2): it lives in here
-    and nowhere else. The noise label is the original t, fractional between two levels of the table.
+    The network sees that process's state, x / sqrt(1 + sigma^2). Its noise label is t, a fraction between two levels.
     """
 
     def __init__(self, network: nn.Module, config: VPConfig):
         super().__init__(network)
         self.config, self.clip = config, config.clip
-        self.table = sigma_table(config.noise_schedule, config.timesteps)  # (T,) float64, stays on the CPU
+        self.table = sigma_table(config.noise_schedule, config.timesteps)  # (T,) float64 on the CPU
         self.steps = ReverseSteps.of(self.table)
         first, last = self.table[[0, -1]].tolist()
         self.sigma_min, self.sigma_max = config.sigma_min or first, config.sigma_max or last
@@ -158,7 +151,7 @@ class VPDenoiser(Preconditioned):
         )
 
     def coefficients(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x = x0 + sigma eps, and v = (eps - sigma x0) / sqrt(1 + sigma^2), solved for x0."""
+        """c_skip, c_out and c_in: x = x0 + sigma eps and v = (eps - sigma x0) / sqrt(1 + sigma^2), solved for x0."""
         c_in = sigma_to_alpha_bar(sigma).sqrt()
         if self.config.prediction == "eps":
             return torch.ones_like(sigma), -sigma, c_in
@@ -171,30 +164,29 @@ class VPDenoiser(Preconditioned):
         return sigma_to_t(sigma, self.table)
 
     def initial(self, noise: Tensor) -> Tensor:
-        """Standard normal noise -> the state at sigma_max: unit variance in the process's own state."""
+        """Standard normal noise -> the state at sigma_max, of unit variance in the process's own state."""
         return math.sqrt(1 + self.sigma_max**2) * noise
 
     def levels(self, num_steps: int) -> Tensor:
-        """The table respaced to `num_steps` levels, or EDM's where a range was given; then 0."""
+        """`num_steps` levels of the table, or EDM's if sigma_min or sigma_max is set, then 0: (num_steps + 1,)."""
         if self.config.sigma_min or self.config.sigma_max:
             return karras(num_steps, self.sigma_min, self.sigma_max)
         return respaced(self.table, num_steps)
 
     def t(self, sigma: Tensor) -> Tensor:
-        """(B,) -> the noise label in thousandths of T."""
+        """(B,) -> t, scaled from T to 1000."""
         return self.noise_label(sigma) * (1000 / self.config.timesteps)
 
     def draw_sigma(self, uniform: Tensor) -> Tensor:
-        """(B,) in [0, 1) -> noise levels of the table, each equally likely, float32."""
-        t = (uniform * self.config.timesteps).floor()
-        return t_to_sigma(t, self.table).float()
+        """(B,) uniform in [0, 1) -> noise levels of the table, each equally likely, float32."""
+        return t_to_sigma((uniform * self.config.timesteps).floor(), self.table).float()
 
     def bound(self, images: Tensor, error: Tensor, v: Tensor, sigma: Tensor) -> Tensor:
-        """What a learned variance v costs at noise levels of the table: bits per number of an image, (B,)."""
+        """The loss of a learned variance v: `variational_bound` at sigma (B,), levels of the table -> (B,)."""
         return variational_bound(images, error, v, self.noise_label(sigma).round().long(), self.steps)
 
     def weight(self, sigma: Tensor) -> Tensor:
-        """The configured loss as a weight on the clean image's error; min-SNR is that of Hang et al. 2023."""
+        """The weight of the configured loss, (B,) -> (B,); min-snr is from Hang et al. 2023."""
         if self.config.loss == "min-snr":
             return (1 / sigma**2).clamp(max=MIN_SNR_GAMMA)
         if self.config.loss == "edm":

@@ -1,8 +1,6 @@
-"""Guidance and clipping: they wrap a denoiser and are one."""
+"""Guidance and clipping: denoisers that wrap another denoiser."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,49 +10,23 @@ from diffit_lib.diffusion.denoiser import Denoiser
 from diffit_lib.utils.tensors import expand_like
 
 
-@dataclass(frozen=True)
-class PowerCosine:
-    """Guidance that is 1 far from the image and rises to `scale` near it (Gao et al. 2023; DiffiT's ImageNet-256)."""
+def guidance_scale(sampling: SamplingConfig, sigma: Tensor, t: Tensor) -> Tensor:
+    """The strength of guidance at noise levels (B,) and times (B,), 0 to 1000 -> (B,).
 
-    scale: float
-    power: float = 4.0
-
-    def __call__(self, sigma: Tensor, t: Tensor) -> Tensor:
-        """1 + (scale - 1) (1 - cos(pi (1 - t / 1000)^power)) / 2."""
-        return 1 + (self.scale - 1) * (1 - torch.cos(math.pi * (1 - t / 1000) ** self.power)) / 2
-
-
-@dataclass(frozen=True)
-class Interval:
-    """Guidance at noise levels in (low, high] only (Kynkäänniemi et al. 2024)."""
-
-    scale: float
-    low: float = 0.0
-    high: float = math.inf
-
-    def __call__(self, sigma: Tensor, t: Tensor) -> Tensor:
-        """`scale` inside the interval, 1 outside."""
-        return torch.where((self.low < sigma) & (sigma <= self.high), self.scale, 1.0)
-
-
-def guided(denoiser: Denoiser, sampling: SamplingConfig, no_class: int) -> "Guided":
-    """A denoiser guided as the settings say; `no_class` is the last row of its label table."""
-    scale, tolerance = guidance_scale(sampling), sampling.guidance_tolerance
-    return Guided(denoiser, scale, no_class, tolerance=tolerance, channels=sampling.guidance_channels)
-
-
-def guidance_scale(sampling: SamplingConfig) -> float | Callable[[Tensor, Tensor], Tensor]:
-    """What `Guided` takes for a scale: a number, or the schedule that the settings name."""
+    constant: the same everywhere. power-cosine: rises from 1 at t = 1000 to the full strength at 0 (Gao et al. 2023;
+    DiffiT on ImageNet-256). interval: the full strength in (low, high], 1 outside (Kynkäänniemi et al. 2024).
+    """
+    scale = sampling.guidance
     if sampling.guidance_schedule == "power-cosine":
-        return PowerCosine(sampling.guidance, sampling.guidance_power)
+        return 1 + (scale - 1) * (1 - torch.cos(math.pi * (1 - t / 1000) ** sampling.guidance_power)) / 2
     if sampling.guidance_schedule == "interval":
         high = math.inf if sampling.guidance_high is None else sampling.guidance_high
-        return Interval(sampling.guidance, sampling.guidance_low, high)
-    return sampling.guidance
+        return torch.where((sampling.guidance_low < sigma) & (sigma <= high), scale, 1.0)
+    return torch.full_like(sigma, scale)
 
 
 class Wrapper:
-    """A denoiser around a denoiser: the same noise levels, another answer."""
+    """A denoiser with the noise levels of the one it wraps."""
 
     def __init__(self, denoiser: Denoiser):
         self.denoiser = denoiser
@@ -68,54 +40,46 @@ class Wrapper:
     def with_variance(
         self, x: Tensor, sigma: Tensor, class_label: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """The clean image and, where the network has learned one, the variance inside, which no wrapper changes."""
+        """The clean image, and the wrapped denoiser's learned variance, if it has one."""
         raise NotImplementedError
 
 
 class Guided(Wrapper):
     """Classifier-free guidance (Ho and Salimans 2022): D(no class) + scale (D(class) - D(no class)).
 
-    `scale` is a number or a schedule, (sigma, t) -> scale, each (B,). Both halves are run as one doubled batch. Where
-    the scale is within `tolerance` of 1 for every image the second half would change next to nothing and is not run.
-    `channels` guides the first of them alone, as the published latent weights want it (3); None guides all. A learned
-    variance is the conditional half's.
+    `no_class` is the label of "no class". One doubled batch computes both halves. If every scale is within
+    `guidance_tolerance` of 1, only the conditional half runs. `guidance_channels` guides only the first channels, as
+    the published latent weights do (3); None guides all.
     """
 
-    def __init__(
-        self,
-        denoiser: Denoiser,
-        scale: float | Callable[[Tensor, Tensor], Tensor],
-        no_class: int,
-        tolerance: float = 0.01,
-        channels: int | None = None,
-    ):
+    def __init__(self, denoiser: Denoiser, sampling: SamplingConfig, no_class: int):
         super().__init__(denoiser)
-        self.scale, self.no_class, self.tolerance, self.channels = scale, no_class, tolerance, channels
+        self.sampling, self.no_class = sampling, no_class
 
     def with_variance(
         self, x: Tensor, sigma: Tensor, class_label: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Guided clean image, (B, C, H, W), and the conditional variance; labels (B,) int64."""
+        """The guided clean image, (B, C, H, W), and the variance of the conditional half; labels (B,) int64."""
         assert class_label is not None, "guidance needs class labels"
-        scale = self.scale(sigma, self.t(sigma)) if callable(self.scale) else torch.full_like(sigma, self.scale)
-        if ((scale - 1).abs() <= self.tolerance).all():
+        scale = guidance_scale(self.sampling, sigma, self.t(sigma))
+        if ((scale - 1).abs() <= self.sampling.guidance_tolerance).all():
             return self.denoiser.with_variance(x, sigma, class_label)
         labels = torch.cat([class_label, torch.full_like(class_label, self.no_class)])
         both, v = self.denoiser.with_variance(x.repeat(2, 1, 1, 1), sigma.repeat(2), labels)
         conditional, unconditional = both.chunk(2)
         scale = expand_like(scale.to(x.device, x.dtype, non_blocking=True), x)
         guided = unconditional + scale * (conditional - unconditional)
-        if self.channels is not None:
-            guided = torch.cat([guided[:, : self.channels], conditional[:, self.channels :]], dim=1)
+        if (channels := self.sampling.guidance_channels) is not None:
+            guided = torch.cat([guided[:, :channels], conditional[:, channels:]], dim=1)
         return guided, None if v is None else v[: len(x)]
 
 
 class Clipped(Wrapper):
-    """The clean image kept within [-1, 1]: for pixels, around guidance, while sampling (never in the loss)."""
+    """Clamps the clean image to [-1, 1] while sampling pixels; the training loss is not clipped."""
 
     def with_variance(
         self, x: Tensor, sigma: Tensor, class_label: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """The wrapped answer, its image clamped."""
+        """The clamped clean image, and the variance unchanged."""
         denoised, v = self.denoiser.with_variance(x, sigma, class_label)
         return denoised.clamp(-1, 1), v

@@ -14,10 +14,10 @@ def denoising_loss(
     class_label: Tensor | None = None,
     augment_label: Tensor | None = None,
 ) -> Tensor:
-    """lambda(sigma) || D(x0 + sigma noise; sigma) - x0 ||^2 for each image, mean over its pixels: (B,).
+    """lambda(sigma) || D(x0 + sigma noise; sigma) - x0 ||^2 of each image, mean over pixels and channels: (B,).
 
-    A learned variance adds its bound, in bits and unscaled, whose gradient reaches the variance alone (Nichol and
-    Dhariwal 2021, section 3.1).
+    A learned variance adds its bound in bits; the bound's gradient reaches only the variance (Nichol and Dhariwal
+    2021, section 3.1).
     """
     noisy = images + expand_like(sigma, images) * noise
     denoised, v = denoiser.with_variance(noisy, sigma, class_label, augment_label)

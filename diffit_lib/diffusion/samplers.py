@@ -1,55 +1,42 @@
-"""Samplers: generators over (denoiser, x, sigmas) that yield their state after every step.
+"""Samplers: generators that yield their state after every step, in the symbols of EDM (Karras et al. 2022).
 
-x is the state at sigmas[0], in the dtype the arithmetic shall have; sigmas is 1-D and ends in 0; `noise` gives fresh
-standard normal noise of x's shape and is asked only where it is used. Symbols are EDM's (Karras et al. 2022).
+x (B, C, H, W) is the state at sigmas[0], and its dtype is that of the arithmetic. sigmas is 1-D, falls and ends in 0.
+`noise()` returns fresh standard normal noise of x's shape.
 """
 
 import math
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from diffit_lib.diffusion.denoiser import Denoiser
 from diffit_lib.diffusion.learned_variance import reverse_variances
 
 Noise = Callable[[], Tensor]
 
 
-class Denoise(Protocol):
-    """What a sampler asks of a denoiser; sigma (B,) lies on the CPU."""
-
-    def __call__(self, x: Tensor, sigma: Tensor, class_label: Tensor | None = None) -> Tensor:
-        """The clean image."""
-        ...
-
-    def with_variance(
-        self, x: Tensor, sigma: Tensor, class_label: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """The clean image and the learned variance; only `ancestral` asks for it."""
-        ...
-
-
 class State(NamedTuple):
-    """Where a sampler stands after one step."""
+    """The state of a sampler after one step."""
 
     step: int  # 1 after the first
-    sigma: float  # noise level of x now; 0 after the last step
+    sigma: float  # noise level of x; 0 after the last step
     x: Tensor  # (B, C, H, W)
-    denoised: Tensor  # the denoiser's latest clean image, (B, C, H, W)
+    denoised: Tensor  # the latest estimate of the clean image, (B, C, H, W)
 
 
 @torch.no_grad()
 def euler(
-    denoiser: Denoise,
+    denoiser: Denoiser,
     x: Tensor,
     sigmas: Tensor,
     class_label: Tensor | None = None,
     noise: Noise | None = None,
     churn: float = 0.0,
 ) -> Iterator[State]:
-    """Euler's method on the probability-flow ODE: first order, one evaluation a step. In this coordinate it is DDIM."""
+    """Euler's method on the probability-flow ODE, which is DDIM: first order, one evaluation a step."""
     for step, (sigma, sigma_next) in enumerate(pairwise(sigmas.tolist()), start=1):
         x_hat, sigma_hat = _churned(x, sigma, churn / (len(sigmas) - 1), noise)
         denoised = denoiser(x_hat, _batch(sigma_hat, x), class_label)
@@ -59,14 +46,14 @@ def euler(
 
 @torch.no_grad()
 def heun(
-    denoiser: Denoise,
+    denoiser: Denoiser,
     x: Tensor,
     sigmas: Tensor,
     class_label: Tensor | None = None,
     noise: Noise | None = None,
     churn: float = 0.0,
 ) -> Iterator[State]:
-    """Heun's method: second order, two evaluations a step but for the last, which is Euler's."""
+    """Heun's method: second order, two evaluations a step; the last step is Euler's."""
     for step, (sigma, sigma_next) in enumerate(pairwise(sigmas.tolist()), start=1):
         x_hat, sigma_hat = _churned(x, sigma, churn / (len(sigmas) - 1), noise)
         denoised = denoiser(x_hat, _batch(sigma_hat, x), class_label)
@@ -81,16 +68,16 @@ def heun(
 
 @torch.no_grad()
 def dpm_solver_pp_2m(
-    denoiser: Denoise,
+    denoiser: Denoiser,
     x: Tensor,
     sigmas: Tensor,
     class_label: Tensor | None = None,
     noise: Noise | None = None,
 ) -> Iterator[State]:
-    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): second order, one evaluation a step; draws no noise.
+    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): second order, one evaluation a step, no noise.
 
-    It extrapolates the clean image in the logarithm of sigma from its last two answers. The first step and the last,
-    whose sigma has no logarithm, are of first order.
+    It extrapolates the clean image from the last two estimates, linearly in log sigma. The first and the last step
+    are first order.
     """
     previous, h_previous = x, math.inf
     for step, (sigma, sigma_next) in enumerate(pairwise(sigmas.tolist()), start=1):
@@ -105,7 +92,7 @@ def dpm_solver_pp_2m(
 
 @torch.no_grad()
 def ancestral(
-    denoiser: Denoise,
+    denoiser: Denoiser,
     x: Tensor,
     sigmas: Tensor,
     class_label: Tensor | None = None,
@@ -113,11 +100,10 @@ def ancestral(
     eta: float = 1.0,
     variance: Literal["small", "large", "learned"] = "small",
 ) -> Iterator[State]:
-    """Ancestral sampling: DDPM at eta 1 (Ho et al. 2020), DDIM at eta 0, and between (Song et al. 2021, equation 16).
+    """Ancestral sampling (Song et al. 2021, equation 16): DDPM at eta = 1 (Ho et al. 2020), DDIM at eta = 0.
 
-    Fresh noise has the variance of the reverse step given the clean image ("small", beta~) or of the forward step
-    ("large", beta), both divided by alpha_bar to be in this coordinate, or lies between the two where the network has
-    learned it (`bound.py`). The last step draws none.
+    `variance` is that of the fresh noise: "small" (beta~), "large" (beta) or "learned" (between the two, see
+    `learned_variance.py`). The last step adds none.
     """
     for step, (sigma, sigma_next) in enumerate(pairwise(sigmas.tolist()), start=1):
         denoised, v = denoiser.with_variance(x, _batch(sigma, x), class_label)
@@ -125,7 +111,7 @@ def ancestral(
         x = denoised + math.sqrt(sigma_next**2 - eta**2 * small) / sigma * (x - denoised)
         if sigma_next > 0 and eta > 0:
             assert noise is not None, "ancestral sampling needs a source of noise"
-            share: float | Tensor = float(variance == "large")  # of the way from small to large, in logarithms
+            share: float | Tensor = float(variance == "large")  # 0 is small, 1 large; log-linear in between
             if variance == "learned":
                 assert v is not None, "this network has not learned its variance"
                 share = (v + 1) / 2
@@ -143,7 +129,7 @@ SAMPLERS: dict[str, Callable[..., Iterator[State]]] = {
 
 
 def _churned(x: Tensor, sigma: float, churn_per_step: float, noise: Noise | None) -> tuple[Tensor, float]:
-    """Raise the noise level before a step by EDM's gamma (S_min = 0, S_max = inf, S_noise = 1)."""
+    """x and sigma after EDM's churn: noise added by the factor gamma (S_min = 0, S_max = inf, S_noise = 1)."""
     gamma = min(churn_per_step, math.sqrt(2) - 1)
     if gamma == 0:
         return x, sigma
@@ -153,5 +139,5 @@ def _churned(x: Tensor, sigma: float, churn_per_step: float, noise: Noise | None
 
 
 def _batch(sigma: float, x: Tensor) -> Tensor:
-    """One noise level for the whole batch, (B,), left on the CPU, where it is known."""
+    """One noise level for the whole batch: (B,) float64 on the CPU."""
     return torch.full((len(x),), sigma, dtype=torch.float64)

@@ -1,7 +1,6 @@
-"""Noise levels: 1-D float64 tensors on the CPU that fall from the largest sigma and end in 0.
+"""Noise levels for sampling (1-D, falling, last one 0) and tables of variance-preserving processes, float64 on the CPU.
 
-A variance-preserving process is given by its betas, and here by its table of sigmas: (T,), one for each time t from 0
-to T - 1, rising. sigma^2 = (1 - alpha_bar) / alpha_bar is its noise level once its state is divided by sqrt(alpha_bar).
+A table holds the sigma of each time t from 0 to T - 1, rising: (T,), with sigma^2 = (1 - alpha_bar) / alpha_bar.
 """
 
 import math
@@ -13,14 +12,14 @@ from diffit_lib.utils.errors import DiffitError
 
 
 def karras(num_steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Tensor:
-    """EDM's levels (Karras et al. 2022, equation 5): `num_steps` of them, then 0; shape (num_steps + 1,)."""
+    """EDM's noise levels (Karras et al. 2022, equation 5), then 0: (num_steps + 1,)."""
     ramp = torch.linspace(0, 1, num_steps, dtype=torch.float64)
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
     return torch.cat([(high + ramp * (low - high)) ** rho, torch.zeros(1, dtype=torch.float64)])
 
 
 def respaced(table: Tensor, num_steps: int) -> Tensor:
-    """`num_steps` levels of a table at evenly spaced times, both ends among them, then 0; shape (num_steps + 1,)."""
+    """The table's levels at evenly spaced times, including both ends, then 0: (num_steps + 1,)."""
     if not 2 <= num_steps <= len(table):
         raise DiffitError(f"steps is {num_steps}; give 2 to {len(table)}, the noise levels this denoiser knows")
     times = [round(i * (len(table) - 1) / (num_steps - 1)) for i in range(num_steps)]
@@ -28,12 +27,12 @@ def respaced(table: Tensor, num_steps: int) -> Tensor:
 
 
 def linear_betas(timesteps: int) -> Tensor:
-    """Betas of Ho et al. 2020, 1e-4 to 0.02 at T = 1000, scaled so that any T destroys as much: (T,)."""
+    """Betas of Ho et al. 2020, 1e-4 to 0.02 at T = 1000, scaled by 1000 / T for other T: (T,)."""
     return torch.linspace(1e-4, 0.02, timesteps, dtype=torch.float64) * (1000 / timesteps)
 
 
 def cosine_betas(timesteps: int) -> Tensor:
-    """Betas that make alpha_bar a squared cosine of time (Nichol and Dhariwal 2021, equation 17): (T,)."""
+    """Betas for which alpha_bar is a squared cosine of t (Nichol and Dhariwal 2021, equation 17): (T,)."""
     time = torch.linspace(0, 1, timesteps + 1, dtype=torch.float64)
     alpha_bar = torch.cos((time + 0.008) / 1.008 * (math.pi / 2)) ** 2
     return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999)
@@ -43,29 +42,29 @@ BETAS = {"linear": linear_betas, "cosine": cosine_betas}
 
 
 def sigma_table(noise_schedule: str, timesteps: int) -> Tensor:
-    """The sigma of every time t of a variance-preserving process: (T,), rising."""
+    """The table of the "linear" or "cosine" schedule: (T,), rising."""
     return alpha_bar_to_sigma((1 - BETAS[noise_schedule](timesteps)).cumprod(0))
 
 
 def alpha_bar_to_sigma(alpha_bar: Tensor) -> Tensor:
-    """Share of the signal's variance, in (0, 1], any shape -> noise level."""
+    """alpha_bar in (0, 1], any shape -> sigma."""
     return ((1 - alpha_bar) / alpha_bar).sqrt()
 
 
 def sigma_to_alpha_bar(sigma: Tensor) -> Tensor:
-    """Noise level, any shape -> share of the signal's variance."""
+    """sigma, any shape -> alpha_bar."""
     return 1 / (1 + sigma**2)
 
 
 def t_to_sigma(t: Tensor, table: Tensor) -> Tensor:
-    """Times, (B,) from 0 to T - 1 -> noise levels; between two times of the table log sigma is linear."""
+    """Times (B,), 0 to T - 1 -> sigmas (B,); log sigma is interpolated linearly between two times."""
     table = _beside(table, t)
     low = t.long().clamp(0, len(table) - 2)
     return (table[low].log().lerp(table[low + 1].log(), t - low)).exp()
 
 
 def sigma_to_t(sigma: Tensor, table: Tensor) -> Tensor:
-    """The inverse of `t_to_sigma`; noise levels beyond the table become its ends."""
+    """The inverse of `t_to_sigma`; sigmas outside the table are clamped to its ends."""
     table = _beside(table, sigma)
     low = (torch.searchsorted(table, sigma.contiguous()) - 1).clamp(0, len(table) - 2)
     left, right = table[low].log(), table[low + 1].log()
@@ -73,5 +72,5 @@ def sigma_to_t(sigma: Tensor, table: Tensor) -> Tensor:
 
 
 def _beside(table: Tensor, values: Tensor) -> Tensor:
-    """The table in the dtype and on the device of values, without waiting for that device."""
+    """The table in the dtype and on the device of `values`."""
     return table.to(values.device, values.dtype, non_blocking=True)

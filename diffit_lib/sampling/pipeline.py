@@ -14,7 +14,7 @@ from torch import Tensor
 from diffit_lib.checkpoints.weights import ModelCard, few, load_own_space, load_weights
 from diffit_lib.config.diffusion import SamplingConfig
 from diffit_lib.diffusion.denoiser import Denoiser, Preconditioned
-from diffit_lib.diffusion.guidance import Clipped, guided
+from diffit_lib.diffusion.guidance import Clipped, Guided
 from diffit_lib.diffusion.samplers import SAMPLERS, State
 from diffit_lib.models.latent_space import PIXEL_SPACE, Space
 from diffit_lib.utils.errors import DiffitError, check
@@ -126,7 +126,7 @@ class Pipeline:
         denoiser: Denoiser = self.denoiser
         if class_label is not None:
             class_label = torch.cat([class_label, class_label.new_zeros(padding)]).to(self.device)
-            denoiser = guided(self.denoiser, sampling, no_class=network.num_classes)
+            denoiser = Guided(self.denoiser, sampling, no_class=network.num_classes)
         if self.denoiser.clip:
             denoiser = Clipped(denoiser)
         x = denoiser.initial((noise() if start is None else start).to(self.device, state_dtype(self.device)))
