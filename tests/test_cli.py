@@ -47,7 +47,7 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("command", "says"),
         [
-            ("", "demo,info,train,train-vae"),
+            ("", "demo,explore,info,train,train-vae"),
             ("draw", "invalid choice: 'draw' .*demo"),
             ("evalute digits", "invalid choice: 'evalute' .*; did you mean evaluate"),
             ("train", "no preset is named; give one, or --run FOLDER"),
@@ -65,7 +65,7 @@ class TestMistakes:
             ("train zzz", "unknown preset 'zzz'; the presets are celebhq, "),
             ("train-vae digits", "unknown autoencoder preset 'digits'; did you mean vae-digits"),
             ("train-vae vae-digits --image_size=7,8", "an image of 7x8 .* a height and a width that 2 divides"),
-            ("train-vae vae-digits --down=maybe", "down.*maybe"),
+            ("train-vae vae-digits --down=maybe", "down is .*maybe.*; give true or false for each"),
             ("train-vae vae-digits --channels=8", r"down has 1 entries, but channels \(8,\) make 1 levels; give 0"),
             ("train digits more", "unrecognized arguments: more"),
             ("train digits --widht 8", "--widht 8; did you mean width\\? `diffit train --help` tells more"),
@@ -75,7 +75,7 @@ class TestMistakes:
             ("train digits --flip maybe", "flip.*maybe"),
             ("train digits --precision fp8", "precision.*fp8"),
             ("train digits --channel_mult=[]", r"channel_mult is \(\); give one factor above 0 per level"),
-            ("train digits --channel_mult=1,x", "channel_mult.*1,x"),
+            ("train digits --channel_mult=1,x", r"channel_mult is \(1, 'x'\); give integers, e\.g\. 1,2,2"),
             ("train digits --image_size=8", "image_size.*8"),
             ("train digits --batch-size=16 --accumulate=3", "batch_size 16 does not split into accumulate 3"),
             ("train digits --minutes=-1", r"minutes is -1\.0; give a number above 0"),

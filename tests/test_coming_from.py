@@ -27,10 +27,10 @@ from diffit_lib.checkpoints import autoencoders
 from diffit_lib.checkpoints.autoencoders import VAECard
 from diffit_lib.checkpoints.hub import HUB_MODELS
 from diffit_lib.cli.main import main, parser, with_underscores
-from diffit_lib.cli.options import asked_for
-from diffit_lib.config.experiment import ExperimentConfig, VAEExperimentConfig
+from diffit_lib.cli.options import experiment_for
+from diffit_lib.config.experiment import VAEExperimentConfig
 from diffit_lib.config.models import AutoencoderConfig
-from diffit_lib.config.presets import preset, vae_preset
+from diffit_lib.config.presets import PRESETS, VAE_PRESETS
 from diffit_lib.data.folders import SUFFIXES
 from diffit_lib.evaluation import evaluator as evaluating
 from diffit_lib.evaluation import features as extractors
@@ -263,8 +263,7 @@ def shortened(command):
     more = SHORTER[verb].split()
     if verb in ("train", "train-vae"):
         given = {key: value for key, value in config.items() if key not in NOT_OF_THE_RECIPE}
-        kind, named = (ExperimentConfig, preset) if verb == "train" else (VAEExperimentConfig, vae_preset)
-        experiment = asked_for(kind, named, config["preset"], None, given)
+        experiment = experiment_for(PRESETS if verb == "train" else VAE_PRESETS, config["preset"], None, given)
         more += NARROWER[experiment.network.kind].split() if verb == "train" else []
         more += [] if verb == "train" else [f"--channels={','.join('8' for _ in experiment.network.channels)}"]
         more += [] if "workers" in given or verb == "train-vae" else ["--workers=0"]

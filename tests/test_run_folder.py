@@ -13,7 +13,7 @@ from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
 from diffit_lib.cli.main import main
-from diffit_lib.cli.options import asked_for
+from diffit_lib.cli.options import experiment_for
 from diffit_lib.config import presets
 from diffit_lib.config.experiment import ExperimentConfig, VAEExperimentConfig
 from diffit_lib.config.presets import PRESETS, VAE_PRESETS, preset
@@ -75,10 +75,10 @@ class TestOptions:
 
     def test_of_an_earlier_run_need_no_preset(self, tmp_path):
         write_options(preset("digits").override(width=48, sigma_data=0.75), tmp_path)
-        again = asked_for(ExperimentConfig, preset, None, str(tmp_path), {"max_steps": 9})
+        again = experiment_for(PRESETS, None, str(tmp_path), {"max_steps": 9})
         assert again == preset("digits").override(width=48, sigma_data=0.75, max_steps=9)
         with pytest.raises(DiffitError, match="no preset is named"):
-            asked_for(ExperimentConfig, preset, None, str(tmp_path / "nowhere"), {})
+            experiment_for(PRESETS, None, str(tmp_path / "nowhere"), {})
 
     @pytest.mark.parametrize(
         ("name", "options", "fields"),
@@ -93,7 +93,7 @@ class TestOptions:
         before = preset(name).network
         if before.in_channels == 2:
             options = options | {"in_channels": 1}
-        network = asked_for(ExperimentConfig, preset, name, None, options).network
+        network = experiment_for(PRESETS, name, None, options).network
         assert {field: getattr(network, field) for field in fields} == fields
         assert (network.image_size, network.num_classes) == (before.image_size, before.num_classes)
         assert network.in_channels == options.get("in_channels", before.in_channels)

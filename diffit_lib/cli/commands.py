@@ -1,19 +1,18 @@
-"""The verbs of the command line; each imports what it needs when it runs, so that `--help` answers at once."""
+"""The verbs of the command line; each imports what it needs when it runs, so that `--help` is quick."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 from diffit_lib.cli.options import (
-    asked_for,
+    experiment_for,
     parse_grid,
-    parse_numbers,
+    parse_guidance,
     parse_resolution,
     parse_seeds,
     previewed,
     report_of,
 )
-from diffit_lib.config.experiment import ExperimentConfig, VAEExperimentConfig
 from diffit_lib.config.presets import PRESETS, VAE_PRESETS
 from diffit_lib.training.run_dir import OPTIONS
 from diffit_lib.utils.errors import check
@@ -36,7 +35,7 @@ def run_explore(weights: str = "digits", port: int = 8866, no_browser: bool = Fa
 
     Args:
         weights: Weights file, run folder, or the name of pretrained weights.
-        port: Port on 127.0.0.1; nobody else's machine can reach it.
+        port: Port on 127.0.0.1, which only this machine can reach.
         no_browser: Print the address and open no browser.
         export: Write one HTML file that needs no server and no Python instead, e.g. page.html.
     """
@@ -88,7 +87,7 @@ def run_train(
     """
     begun = run is not None and (Path(run) / OPTIONS).is_file()
     by_images = preset is None and "data" in overrides and not begun
-    experiment = None if by_images else asked_for(ExperimentConfig, PRESETS.find, preset, run, overrides)
+    experiment = None if by_images else experiment_for(PRESETS, preset, run, overrides)
     if experiment is None and (dry_run or print_config):
         others = ", ".join(sorted(overrides.keys() - {"data"}))
         option = "--dry-run" if dry_run else "--print-config"
@@ -126,7 +125,7 @@ def run_train_vae(
         dry_run: Say what the training takes (parameters, memory), without training.
         print_config: Print every option with its value and meaning, as a file for --config, without training.
     """
-    experiment = asked_for(VAEExperimentConfig, VAE_PRESETS.find, preset, run, overrides)
+    experiment = experiment_for(VAE_PRESETS, preset, run, overrides)
     if not previewed(experiment, dry_run, print_config):
         from diffit_lib.training.train_vae import train_vae
 
@@ -171,8 +170,8 @@ def run_sample(
         None if seeds is None else parse_seeds(str(seeds)),
         classes,
         per_class=per_class,
-        guidance=parse_numbers("guidance", guidance) if isinstance(guidance, str) else guidance,
-        grid=None if grid is None else parse_grid(grid),
+        guidance=parse_guidance(guidance) if isinstance(guidance, str) else guidance,
+        grid=parse_grid(grid),
         format=format,
         trajectory=trajectory,
         batch_size=batch_size,

@@ -10,11 +10,10 @@ from typing import Any
 import torch
 
 from diffit_lib.checkpoints.autoencoders import load_vae
-from diffit_lib.checkpoints.hub import HUB_MODELS, find_weights
-from diffit_lib.checkpoints.weights import few, load_weights
-from diffit_lib.checkpoints.weights import image_shape as shape_of
-from diffit_lib.config.experiment import BaseExperimentConfig, ExperimentConfig, VAEExperimentConfig
-from diffit_lib.config.models import ImageNetworkConfig, TransformerConfig
+from diffit_lib.checkpoints.hub import HUB_MODELS, find_weights, pretrained
+from diffit_lib.checkpoints.weights import few, image_shape, load_weights
+from diffit_lib.config.experiment import BaseExperimentConfig, ExperimentConfig
+from diffit_lib.config.models import AutoencoderConfig, ImageNetworkConfig, TransformerConfig
 from diffit_lib.config.presets import PRESETS, VAE_PRESETS
 from diffit_lib.data.inspect import Inspection, look
 from diffit_lib.data.sources import NAMED, ImageList, Split, list_images
@@ -25,14 +24,13 @@ from diffit_lib.reports.auto import LONGEST, Choice, choose_experiment
 from diffit_lib.reports.cost import size, time_steps, training_cost
 from diffit_lib.training.run_dir import WEIGHTS
 from diffit_lib.utils.errors import DiffitError
-from diffit_lib.utils.files import PRETRAINED
 from diffit_lib.utils.tensors import best_device, device_name
 
 
 def list_all(verbs: dict[str, str]) -> str:
     """Verbs, presets, samplers, data sets and pretrained weights, each in one line."""
-    cards = {path.stem: path.with_suffix(".md") for path in sorted(PRETRAINED.glob("*.safetensors"))}
-    weights = {name: re.split("[;.] ", card.read_text("utf-8").split("\n\n")[2])[0] for name, card in cards.items()}
+    cards = {name: path.with_suffix(".md").read_text("utf-8") for name, path in pretrained().items()}
+    weights = {name: re.split("[;.] ", card.split("\n\n")[2])[0] for name, card in cards.items()}
     weights |= {name: f"of {model.by}, {model.licence}; downloaded once" for name, model in HUB_MODELS.items()}
     sections = {
         "Verbs: diffit VERB --help": verbs,
@@ -58,30 +56,13 @@ def first_line(function: Any) -> str:
 
 def info(name: str | Path) -> str:
     """A few lines on a preset and the pretrained weights of its name, or on a weights file."""
-    if str(name) in VAE_PRESETS and not Path(name).is_file():
-        return describe_vae(VAE_PRESETS[str(name)])
-    if str(name) not in PRESETS or Path(name).is_file():
+    name = str(name)
+    if Path(name).is_file() or name not in (*PRESETS, *VAE_PRESETS):
         return describe_weights(name)
-    lines = [f"preset {describe(PRESETS[str(name)])}"]
-    if (PRETRAINED / f"{name}.safetensors").is_file():
-        lines.append(describe_weights(name))
-    return "\n".join(lines)
-
-
-def describe_vae(experiment: VAEExperimentConfig) -> str:
-    """An autoencoder's preset: what goes in, what its latents are, how large it is."""
-    network, training = experiment.network, experiment.training
-    with torch.device("meta"):
-        count = parameters(KLAutoencoder(network))
-    shapes = (network.shape, network.latent_shape)
-    sizes = [f"{height}x{width}x{channels}" for channels, height, width in shapes]
-    return "\n".join(
-        [
-            f"{experiment.name}: KL autoencoder for {experiment.data}, {count:,} parameters",
-            f"  {sizes[0]} pixels to {sizes[1]} latents, channels {', '.join(map(str, network.channels))}",
-            f"  training: {training.total_images:,} images in batches of {training.batch_size}, lr {training.lr:g}",
-        ]
-    )
+    if name in VAE_PRESETS:
+        return describe(VAE_PRESETS[name])
+    weights = [describe_weights(name)] if name in pretrained() else []
+    return "\n".join([f"preset {describe(PRESETS[name])}", *weights])
 
 
 def describe_weights(name: str | Path) -> str:
@@ -97,26 +78,34 @@ def describe_weights(name: str | Path) -> str:
     return "\n".join([*facts, describe(card.experiment)])
 
 
-def describe(experiment: ExperimentConfig) -> str:
+def describe(experiment: BaseExperimentConfig) -> str:
     """The network level by level, and how it is trained and sampled."""
-    network, training, sampling = experiment.network, experiment.training, experiment.sampling
-    cost = denoiser_cost(network)
-    return "\n".join(
-        [
-            f"{experiment.name}: {title(network)} for {experiment.data}, {cost.parameters:,} parameters, "
-            f"{cost.macs / 1e9:.3g} GMAC an image",
-            levels_table(network) if isinstance(network, ImageNetworkConfig) else one_level(network),
-            f"  training: {training.total_images:,} images in batches of {training.batch_size}, lr {training.lr:g}",
-            f"  sampling: {sampling.method}, {sampling.steps} steps, guidance {sampling.guidance:g}",
-        ]
-    )
+    network, training = experiment.network, experiment.training
+    if isinstance(network, AutoencoderConfig):
+        with torch.device("meta"):
+            cost = f"{parameters(KLAutoencoder(network)):,} parameters"
+        pixels, latents = (f"{h}x{w}x{c}" for c, h, w in (network.shape, network.latent_shape))
+        levels = f"  {pixels} pixels to {latents} latents, channels {', '.join(map(str, network.channels))}"
+    else:
+        counted = denoiser_cost(network)
+        cost = f"{counted.parameters:,} parameters, {counted.macs / 1e9:.3g} GMAC an image"
+        levels = levels_table(network) if isinstance(network, ImageNetworkConfig) else one_level(network)
+    lines = [
+        f"{experiment.name}: {title(network)} for {experiment.data}, {cost}",
+        levels,
+        f"  training: {training.total_images:,} images in batches of {training.batch_size}, lr {training.lr:g}",
+    ]
+    if isinstance(experiment, ExperimentConfig):
+        sampling = experiment.sampling
+        lines.append(f"  sampling: {sampling.method}, {sampling.steps} steps, guidance {sampling.guidance:g}")
+    return "\n".join(lines)
 
 
-def title(network: ImageNetworkConfig | TransformerConfig) -> str:
+def title(network: ImageNetworkConfig | TransformerConfig | AutoencoderConfig) -> str:
     """What kind of network it is."""
-    if isinstance(network, ImageNetworkConfig):
-        return "image-space DiffiT"
-    return "DiT" if network.block == "dit" else "DiffiT without levels"
+    if isinstance(network, TransformerConfig):
+        return "DiT" if network.block == "dit" else "DiffiT without levels"
+    return "image-space DiffiT" if isinstance(network, ImageNetworkConfig) else "KL autoencoder"
 
 
 def one_level(network: TransformerConfig) -> str:
@@ -153,24 +142,16 @@ def are_images(name: str) -> bool:
 
 
 def describe_data(source: str | Path) -> str:
-    """Describe images (sizes, modes, classes, unreadable files, test part) and their training, in about 20 seconds.
-
-    Of many images only some are opened, in random order; a line says how many. Hours are estimated from a few steps of
-    training on this machine.
-    """
+    """Describe images (sizes, modes, classes, unreadable files, test part) and their training, in about 20 seconds."""
     parts = list_images(source)
-    survey, labels = look(*parts.distinct, seconds=SECONDS), labels_of_all(parts)
+    survey = look(*parts.distinct, seconds=SECONDS)
+    labels = [label for part in parts.distinct for label in part.labels.tolist()]
     lines = [f"{source}: {len(labels):,} images", *describe_images(survey, parts, labels)]
     try:
         choice = choose_experiment(source, download=False)
     except DiffitError as error:
         return "\n".join([*lines, f"  nothing to train: {error}"])
     return "\n".join([*lines, *describe_choice(source, choice, parts)])
-
-
-def labels_of_all(parts: Split[ImageList]) -> list[int]:
-    """The class numbers of both parts' images."""
-    return [label for part in parts.distinct for label in part.labels.tolist()]
 
 
 def describe_images(survey: Inspection, parts: Split[ImageList], labels: list[int]) -> list[str]:
@@ -202,9 +183,15 @@ def describe_choice(source: str | Path, choice: Choice, parts: Split[ImageList])
     names = [
         f"{stage.name} ({cost.parameters / 1e6:.2g} M parameters)" for stage, cost in zip(stages, costs, strict=True)
     ]
-    held = len(parts.train) * math.prod(image_shape(choice))
+    shape = stages[0].network.shape
+    if choice.experiment.vae and not choice.vae:
+        shape = image_shape(choice.experiment, load_vae(choice.experiment.vae)[1])
+    held = len(parts.train) * math.prod(shape)
     most = max(cost.states + cost.activations for cost in costs)
-    hours = [hours_of(stage) for stage in stages]
+    hours = []
+    for stage in stages:
+        images = stage.training.total_images
+        hours.append(f"{images * time_steps(stage) / 3600:.2g} for {images:,} images of {stage.name}")
     limits = " and ".join(f"{stage.training.minutes or LONGEST:g}" for stage in stages)
     return [
         f"  train    {choice.why}: {', then '.join(names)}",
@@ -212,19 +199,6 @@ def describe_choice(source: str | Path, choice: Choice, parts: Split[ImageList])
         f"  hours    {', '.join(hours)}; an estimate, of some steps on {device_name(best_device())} as busy as now",
         f"  start    diffit train --data {source}   (stops after {limits} minutes; --minutes 600 for a night)",
     ]
-
-
-def hours_of(experiment: BaseExperimentConfig) -> str:
-    """How long the experiment's whole plan takes, in words, by a few timed steps."""
-    images = experiment.training.total_images
-    return f"{images * time_steps(experiment) / 3600:.2g} for {images:,} images of {experiment.name}"
-
-
-def image_shape(choice: Choice) -> tuple[int, ...]:
-    """(C, H, W) of the images that are held in memory."""
-    if choice.vae or not choice.experiment.vae:
-        return (choice.vae or choice.experiment).network.shape
-    return shape_of(choice.experiment, load_vae(choice.experiment.vae)[1])
 
 
 def some(names: list[str], most: int) -> str:

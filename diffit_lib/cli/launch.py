@@ -1,4 +1,4 @@
-"""One command in several processes: started by torch's own launcher, and quiet but for the first of them."""
+"""One command in several processes: torch's launcher starts them, and only the first one prints."""
 
 import logging
 import os
@@ -12,8 +12,8 @@ from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_st
 from diffit_lib.utils.errors import DiffitError, check
 
 GRACE = "300"  # seconds a process has for its last checkpoint after SIGTERM, before it is killed
-PATIENCE = 3.0  # seconds in which whoever started the processes ends all, once one of them has told what is wrong
-TOLD = "DIFFIT_TOLD"  # in the environment: a file that the first process to fail makes, so that the others keep quiet
+PATIENCE = 3.0  # seconds for the launcher to end all processes after one printed an error
+TOLD = "DIFFIT_TOLD"  # environment variable: the file by which the first process to fail silences the others
 
 
 def number(words: str | int) -> int:
@@ -24,7 +24,7 @@ def number(words: str | int) -> int:
 
 
 def number_or_auto(words: str | int) -> str | int:
-    """`--devices`; "auto" is looked up where the devices are."""
+    """`--devices`; `count` looks up "auto", with torch."""
     return words if words == "auto" else number(words)
 
 
@@ -36,8 +36,7 @@ def is_distributed() -> bool:
 def launch(words: Sequence[str], processes: int, num_nodes: int) -> int:
     """Run `diffit WORDS` in so many processes on this machine, one for each device; return the exit status.
 
-    On each of several machines the same command is given, with the first one's name in MASTER_ADDR. The status is that
-    of the first process to fail; 143 says that SIGTERM was obeyed, and that the same command goes on.
+    The status is that of the first process to fail; 143: SIGTERM stopped the run, and the same command resumes it.
     """
     import torch
     from torch.distributed.elastic.multiprocessing import SignalException
@@ -90,9 +89,9 @@ def count(given: int | str) -> int:
 
 @contextmanager
 def join_group(given: int | str, num_nodes: int) -> Iterator[None]:
-    """What a process does to be one of several: it takes its own GPU, and only the first one speaks.
+    """Make this process one of several: it takes its own GPU, and only the first one prints.
 
-    What goes wrong is told once, by the first process to see it: the other ones fail of the same, or of its end.
+    An error is printed once, by the first process to see it; the others fail of the same, or because that one ended.
     """
     if not is_distributed():
         yield
@@ -121,7 +120,7 @@ def join_group(given: int | str, num_nodes: int) -> Iterator[None]:
 
 
 def speaks_first(surely: bool) -> bool:
-    """Whether this process tells what went wrong; without our own launcher, who is not `surely` to be first waits."""
+    """Whether this process prints the error; without our own launcher it waits first, unless `surely` the first."""
     if TOLD not in os.environ:
         time.sleep(0 if surely else PATIENCE)
         return True

@@ -32,6 +32,7 @@ from diffit_lib.utils.files import siblings
 
 DISTRIBUTED = (run_train, run_train_vae, run_encode, run_sample, run_evaluate)  # run on several devices
 TRAINING: dict[Callable[..., None], Presets[Any]] = {run_train: PRESETS, run_train_vae: VAE_PRESETS}
+OPTIONAL = {run_train: "preset", run_train_vae: "preset", run_info: "name", run_explore: "weights"}  # positionals
 
 DEVICES = "GPUs on this machine, or processes where it has none; auto: all GPUs. batch_size is that of all together."
 
@@ -101,18 +102,11 @@ def verb_parser(name: str, verb: Callable[..., None]) -> Parser:
     """The options of one verb."""
     sub = Parser(description=summary(verb), print_config=None if verb in TRAINING else "--print_config")
     sub.add_argument("--config", action=ConfigFile, help="YAML file of these options; the command line wins.")
-    optional = (
-        {"preset"}
-        if verb in TRAINING
-        else {"name"}
-        if verb is run_info
-        else {"weights"}
-        if verb is run_explore
-        else set()
-    )
-    for word in optional:  # a positional that may be missing
-        sub.add_argument(word, nargs="?", type=str, default=SUPPRESS, help=arguments_help(verb)[word])
-    sub.add_function_arguments(verb, as_positional=True, skip=set(optional))
+    optional = OPTIONAL.get(verb, "")
+    if optional:
+        helps = {param.arg_name: param.description for param in docstring_parser.parse(verb.__doc__ or "").params}
+        sub.add_argument(optional, nargs="?", type=str, default=SUPPRESS, help=helps.get(optional))
+    sub.add_function_arguments(verb, as_positional=True, skip={optional})
     sub._action_groups[-1].title = "arguments"
     if "--print_config" in sub._option_string_actions:
         sub._option_string_actions["--print_config"].help = "Print these options as a file for --config, and exit."
@@ -131,11 +125,6 @@ def verb_parser(name: str, verb: Callable[..., None]) -> Parser:
     words = [f"[{action.dest}]" if action.nargs == "?" else action.dest for action in sub._get_positional_actions()]
     sub.usage = " ".join(["diffit", name, *words, "[options]"])
     return sub
-
-
-def arguments_help(verb: Callable[..., None]) -> dict[str, str]:
-    """What the arguments of a verb mean, from its docstring."""
-    return {param.arg_name: param.description or "" for param in docstring_parser.parse(verb.__doc__ or "").params}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

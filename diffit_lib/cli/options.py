@@ -1,16 +1,16 @@
-"""Options of the command line: one for every field of a recipe, and the words that stand for numbers."""
+"""Options of the command line: one for every field of an experiment, and the words that stand for numbers."""
 
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_origin
 
 from jsonargparse import SUPPRESS, ArgumentParser
 
 from diffit_lib.config.experiment import BaseExperimentConfig, field_help
-from diffit_lib.config.presets import NETWORKS, change
+from diffit_lib.config.presets import NETWORKS, Presets, change, load_options
 from diffit_lib.training.run_dir import OPTIONS, read_options
 from diffit_lib.utils.errors import DiffitError
 from diffit_lib.utils.files import MOST_IMAGES
@@ -18,18 +18,14 @@ from diffit_lib.utils.files import MOST_IMAGES
 R = TypeVar("R", bound=BaseExperimentConfig)
 
 
-def asked_for(
-    kind: type[R], preset: Callable[[str], R], name: str | None, run: str | None, options: dict[str, Any]
-) -> R:
-    """The preset, or without one the recipe that the run folder was begun with, some of its fields changed."""
-    if name is None and run is not None and (Path(run) / OPTIONS).is_file():
-        experiment = read_options(kind, Path(run))
-    elif name is None:
-        here = f", and {run} holds no {OPTIONS} to go on from" if run else ""
-        raise DiffitError(f"no preset is named{here}; give one, or --run FOLDER of an earlier run, or --data PICTURES")
-    else:
-        experiment = preset(name)
-    return change(experiment, options)
+def experiment_for(presets: Presets[R], name: str | None, run: str | None, options: dict[str, Any]) -> R:
+    """The preset, or without one the experiment that the run folder was begun with, some of its fields changed."""
+    if name is not None:
+        return change(presets.find(name), options)
+    if run is not None and (Path(run) / OPTIONS).is_file():
+        return change(read_options(presets.kind, Path(run)), options)
+    here = f", and {run} holds no {OPTIONS} to go on from" if run else ""
+    raise DiffitError(f"no preset is named{here}; give one, or --run FOLDER of an earlier run, or --data PICTURES")
 
 
 def previewed(experiment: Any, dry_run: bool, print_config: bool) -> bool:
@@ -72,7 +68,7 @@ def add_experiment_fields(sub: ArgumentParser, kind: type[BaseExperimentConfig])
 def add_fields(sub: ArgumentParser, title: str, kinds: Sequence[Any], taken: set[str], *, several: bool = False) -> Any:
     """A group of options, one for each field of these dataclasses that is not taken yet, absent unless given.
 
-    With `several`, each takes several values; the dataclass checks them later.
+    With `several`, each takes several values.
     """
     group, meanings = sub.add_argument_group(title), {kind: field_help(kind) for kind in kinds}
     for name in dict.fromkeys(f.name for kind in kinds for f in fields(kind) if f.name not in taken):
@@ -81,11 +77,9 @@ def add_fields(sub: ArgumentParser, title: str, kinds: Sequence[Any], taken: set
         helps = [meanings[kind][name] + default_words(getattr(kind, name, None)) for kind in owners]
         if len(set(helps)) > 1:
             helps = [f"{kind.kind}: {words}" for kind, words in zip(owners, helps, strict=True)]
-        value = owners[0].__dataclass_fields__[name].type
-        if get_origin(value) is tuple:
-            value = booleans if get_args(value)[0] is bool else integers
-        text = " ".join(dict.fromkeys(helps))
-        group.add_argument(f"--{name}", type=some if several else value, default=SUPPRESS, help=text)
+        value, text = owners[0].__dataclass_fields__[name].type, " ".join(dict.fromkeys(helps))
+        value = parse_list if several or get_origin(value) is tuple else value
+        group.add_argument(f"--{name}", type=value, default=SUPPRESS, help=text)
     return group
 
 
@@ -97,37 +91,11 @@ def default_words(value: Any) -> str:
     return f" [{words.lower() if words in ('True', 'False') or isinstance(value, tuple) else words}]"
 
 
-def integers(text: str | int | Sequence[int]) -> tuple[int, ...]:
-    """The numbers in "1,2,2" or "[1,2,2]"."""
-    if not isinstance(text, str):  # a number or a list in YAML; jsonargparse shows its results to the type again, too
-        return (text,) if isinstance(text, int) else tuple(text)
-    return tuple(int(part) for part in text.strip("[]() ").split(",") if part)
-
-
-def booleans(text: str | bool | Sequence[bool]) -> tuple[bool, ...]:
-    """The choices in "true,true,false"."""
-    if not isinstance(text, str):
-        return (text,) if isinstance(text, bool) else tuple(text)
-    words = [part.strip().lower() for part in text.strip("[]() ").split(",") if part]
-    if wrong := set(words) - {"true", "false"}:
-        raise ValueError(f"{min(wrong)!r} is neither true nor false")
-    return tuple(word == "true" for word in words)
-
-
-def some(given: Any) -> tuple[int | float | str, ...]:
-    """The words, numbers where they are such, in "heun,ddim", "5,10,20" or "1.5"; of a YAML list as they are."""
-    if isinstance(given, list | tuple):
-        return tuple(given)
-    return tuple(_number(word.strip()) for word in str(given).strip("[]() ").split(",") if word.strip())
-
-
-def _number(word: str) -> int | float | str:
-    for kind in (int, float):
-        try:
-            return kind(word)
-        except ValueError:
-            continue
-    return word
+def parse_list(given: Any) -> tuple[Any, ...]:
+    """The values in "1,2,2", "[1,2,2]", "true,false" or "heun,ddim"; the dataclass checks them."""
+    if not isinstance(given, str):  # from YAML; jsonargparse shows its results to the type again, too
+        return tuple(given) if isinstance(given, list | tuple) else (given,)
+    return tuple(load_options(word) for word in given.strip("[]() ").split(",") if word.strip())
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -146,25 +114,28 @@ def parse_seeds(text: str) -> list[int]:
 
 def parse_resolution(text: str | None) -> tuple[int, int] | None:
     """(height, width) from "WxH" or "W", which is a square."""
+    size = parse_pair("resolution", text, "width and height, e.g. 64x48, or one number for both")
+    return size and size[::-1]
+
+
+def parse_grid(text: str | None) -> tuple[int, int] | None:
+    """Columns and rows in "8x4"; one number is both."""
+    return parse_pair("grid", text, "columns and rows, e.g. 8x8")
+
+
+def parse_pair(name: str, text: str | None, remedy: str) -> tuple[int, int] | None:
+    """The numbers in "8x4" or "8"."""
     if text is None:
         return None
     match = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text.strip().lower())
     if not match:
-        raise DiffitError(f"resolution is {text!r}; give width and height, e.g. 64x48, or one number for both")
-    return int(match[2] or match[1]), int(match[1])
+        raise DiffitError(f"{name} is {text!r}; give {remedy}")
+    return int(match[1]), int(match[2] or match[1])
 
 
-def parse_numbers(name: str, text: str) -> list[float]:
-    """The numbers in "1,2,4"; `name` is what they are for."""
+def parse_guidance(text: str) -> list[float]:
+    """The numbers in "1,2,4"."""
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
-        raise DiffitError(f"{name} is {text!r}; give a number, or several, e.g. 1,2,4") from None
-
-
-def parse_grid(text: str) -> tuple[int, int]:
-    """Columns and rows in "8x4"."""
-    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text.strip().lower())
-    if not match:
-        raise DiffitError(f"grid is {text!r}; give columns and rows, e.g. 8x8")
-    return int(match[1]), int(match[2])
+        raise DiffitError(f"guidance is {text!r}; give a number, or several, e.g. 1,2,4") from None

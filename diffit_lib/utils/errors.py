@@ -78,6 +78,8 @@ def _fits(value: Any, hint: Any) -> bool:
 def _name(hint: Any) -> str:
     """A type in words for an error message."""
     if get_origin(hint) is tuple:
+        if bool in get_args(hint):
+            return "true or false for each, e.g. true,false"
         return "integers, e.g. 1,2,2" if ... in get_args(hint) else f"{len(get_args(hint))} integers, e.g. 32,32"
     words = hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)
     return words.replace("float", "a finite number").replace("int", "an integer")
