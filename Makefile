@@ -9,7 +9,7 @@ help:
 	@echo "make test      lint, types and all quick tests, about 6 minutes on two cores"
 	@echo "make test-all  the slow tests too"
 	@echo "make figures   draw the figures of README and notebooks"
-	@echo "make colab     pack what Colab needs into dist/diffit_colab.zip"
+	@echo "make colab     pack what Colab needs into dist/diffit_colab.zip; REPO_URL=https://github.com/OWNER/NAME adds a badge"
 
 install: .venv/installed
 
@@ -40,4 +40,4 @@ figures: install
 	@$(BIN)/python tools/figures.py
 
 colab: install
-	@$(BIN)/python tools/pack_colab.py dist/diffit_colab.zip
+	@$(BIN)/python tools/pack_colab.py dist/diffit_colab.zip $(REPO_URL)

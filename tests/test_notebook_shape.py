@@ -2,22 +2,25 @@
 
 import ast
 import re
+import zipfile
 from importlib import import_module
 from pathlib import Path
 
 import nbformat
 import pytest
+from pack_colab import pack
 
 ROOT = Path(__file__).resolve().parent.parent
 PATHS = sorted(ROOT.glob("*.ipynb"))
-FORMS = {
+FIRST = ["DATASET", "IS_TRAIN", "TRAIN_MINUTES"]
+MORE = {
     "DiffiT_Image_Space_Architecture": """
-        IS_TRAIN IS_TEST IS_METRIC DATASET PRESET TRAIN_MINUTES METRIC_SAMPLES DIR_WEIGHTS PATH_WEIGHTS SEED SAMPLER
-        STEPS GUIDANCE USE_DRIVE OVERRIDES
+        IS_TEST IS_METRIC PRESET METRIC_SAMPLES DIR_WEIGHTS PATH_WEIGHTS SEED SAMPLER STEPS GUIDANCE USE_DRIVE REPO_URL
+        OVERRIDES
     """,
     "DiffiT_Latent_Space_Architecture": """
-        IS_TRAIN IS_TEST IS_METRIC DATASET PRESET BLOCK VAE VAE_MINUTES TRAIN_MINUTES METRIC_SAMPLES DIR_WEIGHTS
-        PATH_WEIGHTS SEED USE_DRIVE OVERRIDES
+        IS_TEST IS_METRIC PRESET BLOCK VAE VAE_MINUTES METRIC_SAMPLES DIR_WEIGHTS PATH_WEIGHTS SEED USE_DRIVE REPO_URL
+        OVERRIDES
     """,
 }
 ORDER = {
@@ -33,6 +36,7 @@ ORDER = {
         "Test",
         "Sample",
         "Measure",
+        "Answer five questions",
         "What you have now",
         "Your turn",
         "References",
@@ -49,6 +53,7 @@ ORDER = {
         "Test",
         "Sample",
         "Measure",
+        "Answer five questions",
         "Run a published model",
         "What you have now",
         "Your turn",
@@ -76,9 +81,10 @@ def code(notebook):
 
 
 @pytest.fixture
-def form(notebook):
-    """Its form cell."""
-    return next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ()))
+def forms(notebook):
+    """Its two form cells: the first settings, and the rest."""
+    first, more = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ()))
+    return first, more
 
 
 def python(source):
@@ -106,27 +112,36 @@ def test_is_valid_and_keeps_no_outputs(notebook):
 
 
 def test_cells_are_short(notebook, code):
-    assert len(code) <= 20
+    assert len(code) <= 26
     assert max(len(cell.source.splitlines()) for cell in notebook.cells) <= 15
 
 
-@pytest.fixture
-def settings(path):
-    """The names in its form."""
-    return FORMS[path.stem].split()
-
-
 def test_set_up_is_the_same_in_all():
-    cells = [nbformat.read(path, 4).cells for path in PATHS]
-    assert len({next(cell.source for cell in each if "REPO_URL = " in cell.source) for each in cells}) == 1
+    codes = [[cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"] for path in PATHS]
+    assert codes[0][2:4] == codes[1][2:4]
+    assert "drive.mount" in codes[0][2]
+    assert "unpack_archive" in codes[0][3]
 
 
-def test_form_is_one_line_a_setting_and_no_logic(form, settings):
-    statements = ast.parse(form.source).body
-    assert [statement.targets[0].id for statement in statements] == settings
-    assert all(isinstance(statement.value, ast.Constant) for statement in statements)
-    assert all(re.search(r"  # @param (\{.*\}|\[.*\])", line) for line in form.source.splitlines())
-    values = {statement.targets[0].id: statement.value.value for statement in statements}
+def names(form):
+    """The settings of a form."""
+    return [statement.targets[0].id for statement in ast.parse(form.source).body]
+
+
+def test_three_settings_come_first_and_the_rest_is_folded(path, forms):
+    first, more = forms
+    assert (names(first), names(more)) == (FIRST, MORE[path.stem].split())
+    assert more.source.startswith("# @title More settings\n")
+    assert more.metadata["jupyter"] == {"source_hidden": True}
+
+
+def test_forms_are_one_line_a_setting_and_no_logic(forms):
+    values = {}
+    for form in forms:
+        assert form.metadata["cellView"] == "form"
+        lines = form.source.removeprefix("# @title More settings\n").splitlines()
+        assert all(re.search(r"  # @param (\{.*\}|\[.*\])", line) for line in lines)
+        values |= {each.targets[0].id: ast.literal_eval(each.value) for each in ast.parse(form.source).body}
     assert all(values[name] is True for name in ("IS_TRAIN", "IS_TEST", "IS_METRIC", "USE_DRIVE"))
 
 
@@ -178,6 +193,44 @@ def test_at_most_three_packages_of_the_library_are_used(code):
     assert len(packages) <= 3
 
 
-def test_form_settings_are_all_used(notebook, form, settings):
-    elsewhere = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code" and cell != form)
-    assert [name for name in settings if not re.search(rf"\b{name}\b", elsewhere)] == []
+def test_form_settings_are_all_used(notebook, forms):
+    elsewhere = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code" and cell not in forms)
+    assert [name for form in forms for name in names(form) if not re.search(rf"\b{name}\b", elsewhere)] == []
+
+
+def test_the_method_stands_beside_the_librarys_own(path, code):
+    """The loss and guidance in both; TMSA and Euler's method on pixels. Each is asserted to be equal."""
+    asserted = [source for source in code if "assert torch.allclose(" in source]
+    assert len(asserted) == (4 if "Image" in path.stem else 2)
+
+
+def test_five_questions_have_folded_answers(notebook):
+    (questions,) = (cell.source for cell in notebook.cells if "<details>" in cell.source)
+    assert re.findall(r"(?m)^(\d)\. .*\?<details><summary>Answer</summary>.+</details>$", questions) == list("12345")
+
+
+def test_formulas_need_no_script_from_elsewhere(notebook):
+    """MathJax is loaded from the network; HTML is not."""
+    prose = [cell.source for cell in notebook.cells if cell.cell_type == "markdown" and "```" not in cell.source]
+    assert not [text for text in prose if "$" in text]
+
+
+def test_the_four_answers_stand_in_the_first_notebook():
+    text = "\n".join(cell.source for cell in nbformat.read(PATHS[0], 4).cells if cell.cell_type == "markdown")
+    for words in ("What is learned:", "The loss", "What the sampler does:", "What the time token does:"):
+        assert f"**{words}**" in text
+
+
+def test_the_zip_holds_both_notebooks_and_a_badge_only_with_an_address(tmp_path):
+    def notebooks(*url):
+        pack(tmp_path / "all.zip", *url)
+        with zipfile.ZipFile(tmp_path / "all.zip") as archive:
+            return {path.name: archive.read(path.name).decode() for path in PATHS}
+
+    assert notebooks() == {path.name: path.read_text() for path in PATHS}
+    for name, text in notebooks("https://github.com/someone/diffit.git").items():
+        cells = nbformat.reads(text, 4).cells
+        address = f"(https://colab.research.google.com/github/someone/diffit/blob/main/{name})"
+        assert address in cells[0].source
+        assert any('REPO_URL = "https://github.com/someone/diffit.git"' in cell.source for cell in cells)
+    assert not [text for text in notebooks("https://example.org/diffit").values() if "colab-badge" in text]

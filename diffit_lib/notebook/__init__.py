@@ -4,16 +4,22 @@ from importlib import import_module
 from typing import Any
 
 _NAMES = {
-    "notebook.cells": "attention_maps class_examples closing_card count_images legibility load_published "
-    "measure_samples open_weights results_table sampling_settings show_figures tile_columns train_live untrained",
+    "notebook.cells": "class_examples closing_card count_images explore legibility load_published measure_samples "
+    "open_weights results_table sampling_settings show_figures tile_columns train_live untrained",
     "notebook.drive": "copies_folder",
     "notebook.form": "choose_vae choose_weights open_run pretrained pretrained_latent start start_latent",
     "diffusion.schedules": "karras",
     "evaluation.reconstruction": "comparison reconstructions",
+    "models.blocks": "DiffiTBlock TMSA",
+    "models.cost": "parameters",
     "sampling.grids": "draw_grid draw_strip draw_sweep",
     "training.diffusion": "loss_by_level",
-    "utils.plots": "attention_figure latent_maps level_curves tile",
+    "utils.plots": "latent_maps level_curves tile",
     "utils.tensors": "SeededNoise best_device to_float",
+    "viz.attention": "attention_at attention_blocks noisy_states",
+    "viz.figures": "attention_figure denoising_figure frozen_time_figure picture_rows preconditioning_figure "
+    "schedules_figure",
+    "viz.walk": "walk_classes walk_seeds",
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names.split()}
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from IPython.display import HTML, Image, display
 from matplotlib.figure import Figure
+from PIL import Image as Pillow
 from torch import Tensor
 
 from diffit_lib.checkpoints.hub import HUB_MODELS, is_here
@@ -23,7 +24,6 @@ from diffit_lib.evaluation.features import train_classifier
 from diffit_lib.evaluation.metrics import class_accuracy
 from diffit_lib.evaluation.provenance import Provenance
 from diffit_lib.evaluation.reconstruction import reconstructions
-from diffit_lib.models.blocks import TMSA
 from diffit_lib.models.latent_space import Space
 from diffit_lib.notebook.drive import Backup, offer_download, warn
 from diffit_lib.reports.auto import IMAGE_SPACE, LATENT_SPACE
@@ -33,34 +33,44 @@ from diffit_lib.training.train import train
 from diffit_lib.training.train_vae import train_vae
 from diffit_lib.utils.errors import DiffitError
 from diffit_lib.utils.plots import enlargement, tile, to_image
-from diffit_lib.utils.tensors import SeededNoise, best_device, to_float, to_uint8
+from diffit_lib.utils.tensors import best_device, to_float, to_uint8
 
+POINTS = 72  # to an inch of a figure; a screen of high resolution has two pixels to a point
 FIGURES = Path(__file__).parent / "figures"  # of the paper's blocks
 PAPER = {"CIFAR-10": 1.95, "FFHQ-64": 2.22}  # FID of the image-space network, table 2
 PAPER_LATENT = {"ImageNet-256": 1.73, "ImageNet-512": 2.67}  # of the latent one
 
 
-def png_bytes(thing: Figure | np.ndarray | Path) -> bytes:
-    """A figure, a uint8 picture (H, W, C) or a PNG file as the bytes of a PNG."""
-    if isinstance(thing, Path):
-        return thing.read_bytes()
+def png(thing: Figure | np.ndarray | Path) -> tuple[bytes, int]:
+    """A figure, a uint8 picture (H, W, C) or a PNG file as a PNG, two pixels to a point; and its width in points."""
     data = io.BytesIO()
     if isinstance(thing, Figure):
-        thing.savefig(data, format="png", dpi=110)
-    else:
-        to_image(thing).save(data, "PNG")
-    return data.getvalue()
+        thing.savefig(data, format="png", dpi=2 * POINTS, facecolor="white")  # reads on a dark page too
+        return data.getvalue(), round(thing.get_figwidth() * POINTS)
+    picture = Pillow.open(thing) if isinstance(thing, Path) else to_image(thing.repeat(2, 0).repeat(2, 1))
+    picture.save(data, "PNG")
+    return data.getvalue(), picture.width // 2
 
 
 def image_html(thing: Figure | np.ndarray | Path, style: str = "") -> str:
     """The same as an HTML element that contains its data."""
-    return f'<img style="{style}" src="data:image/png;base64,{base64.b64encode(png_bytes(thing)).decode()}"/>'
+    return f'<img style="{style}" src="data:image/png;base64,{base64.b64encode(png(thing)[0]).decode()}"/>'
 
 
 def show_figures(*things: Figure | np.ndarray | Path | str) -> None:
     """Show figures, uint8 pictures (H, W, C), and drawings of the paper's blocks by name, one below the other."""
     for thing in things:
-        display(Image(png_bytes(FIGURES / f"{thing}.png" if isinstance(thing, str) else thing)))
+        data, width = png(FIGURES / f"{thing}.png" if isinstance(thing, str) else thing)
+        display(Image(data, width=width))
+
+
+def explore(weights: str | Path, views: Sequence[str]) -> Any:
+    """The explorer's widget for these weights; one line where widgets are not installed."""
+    try:
+        from diffit_lib.viz.explorer import explore as widget
+    except ImportError as error:
+        return print(f"no explorer here ({error}); run: pip install ipywidgets")
+    return widget(weights, views)
 
 
 def tile_columns(columns: Sequence[Tensor]) -> np.ndarray:
@@ -84,29 +94,13 @@ def class_examples(images: Images, each: int = 8) -> np.ndarray:
     return tile_columns(to_float(images.images[chosen]).unflatten(0, (len(classes), -1)).unbind(1))
 
 
-def attention_maps(pipe: Pipeline, sigma: float) -> Tensor:
-    """Attention of the first block in one window of a drawn image, with noise of this level added: (heads, N, N)."""
-    maps: list[Tensor] = []
-    layer = next(module for module in pipe.denoiser.modules() if isinstance(module, TMSA))
-    hook = layer.register_forward_pre_hook(lambda layer, inputs: maps.append(layer.attention_map(*inputs[:2])))
-    with torch.no_grad():
-        clean = to_float(torch.from_numpy(pipe([0], batch_size=1)).movedim(-1, 1)).to(pipe.device)
-        maps.clear()
-        noise = SeededNoise([0], clean.shape[1:])().to(pipe.device)
-        label = pipe.class_label([0], None)
-        label = None if label is None else label.to(pipe.device)
-        pipe.denoiser(clean + sigma * noise, torch.tensor([sigma]), label)
-    hook.remove()
-    return maps[0][len(maps[0]) // 2].cpu()
-
-
 def train_live(experiment: ExperimentConfig | VAEExperimentConfig, data: Split, run: Backup) -> Path:
     """Train, or go on, and keep a curve and a grid of pictures up to date; return the path of the weights."""
     screen = display(HTML("<i>The curve and the first pictures come with the first report.</i>"), display_id=True)
 
     def update() -> None:
         newest = max((run.run / "samples").glob("*.png"))
-        screen.update(HTML(f"{image_html(run.run / 'loss.png', 'width:100%')}<br>{image_html(newest)}"))
+        screen.update(HTML(f"{image_html(run.run / 'loss.png', 'max-width:100%')}<br>{image_html(newest)}"))
         run()
 
     if isinstance(experiment, VAEExperimentConfig):

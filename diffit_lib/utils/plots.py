@@ -149,23 +149,6 @@ def sweep_curves(rows: Sequence[dict[str, Any]], varied: Sequence[str]) -> Figur
     return figure
 
 
-def attention_figure(maps: dict[str, Any]) -> Figure:
-    """Attention of one window, (h, N, N) for each name: a row of heads, every token's view of all tokens as a row."""
-    heads = max(len(each) for each in maps.values())
-    figure = _new_figure(2.3 * heads + 0.6, 2.3 * len(maps))
-    grid = figure.subplots(len(maps), heads, squeeze=False)
-    top = max(float(each.max()) for each in maps.values())
-    for row, (name, each) in zip(grid, maps.items(), strict=True):
-        for axes, weights in zip(row, each, strict=True):
-            shown = axes.imshow(weights, vmin=0, vmax=top, cmap="magma")
-            axes.set(xticks=[], yticks=[])
-        row[0].set_ylabel(name)
-    for head, axes in enumerate(grid[0], start=1):
-        axes.set_title(f"head {head}")
-    figure.colorbar(shown, ax=grid, shrink=0.8, label="attention")
-    return figure
-
-
 def latent_maps(images: np.ndarray, latents: Any) -> Figure:
     """Pictures, uint8 (N, H, W, C), a row each, and beside each the channels of its latent, (N, z, h, w)."""
     figure = _new_figure(1.7 * (1 + latents.shape[1]) + 0.8, 1.7 * len(images))
