@@ -15,7 +15,9 @@ from PIL import Image
 
 pytestmark = needs_chromium
 PIXELS = """
-const image = arguments[0], canvas = document.createElement('canvas');
+const image = arguments[0];
+if (!image.complete || !image.naturalWidth) return null;
+const canvas = document.createElement('canvas');
 canvas.width = image.naturalWidth; canvas.height = image.naturalHeight;
 canvas.getContext('2d').drawImage(image, 0, 0);
 return canvas.toDataURL('image/png').split(',')[1];
@@ -87,7 +89,7 @@ class Page:
         """What the picture shows, uint8 (H, W, 3)."""
         import base64
 
-        data = base64.b64decode(self.driver.execute_script(PIXELS, self.pictures()[number]))
+        data = base64.b64decode(wait_for(lambda: self.driver.execute_script(PIXELS, self.pictures()[number])))
         return np.asarray(Image.open(BytesIO(data)).convert("RGB"))
 
     def quiet(self):

@@ -44,7 +44,7 @@ class OnlineMetric:
                 self.extractor = self.inception()
             except DiffitError as error:
                 why = "has no classes" if small else "is of large images"
-                say(f"{train.name} {why}; no Frechet distance is taken in training, since {error}")
+                say(f"{train.name} {why}; no Frechet distance is taken in training. {error}")
                 self.kind = ""
 
     def inception(self) -> Extractor:

@@ -86,7 +86,7 @@ def has_lpips(experiment: VAEExperimentConfig) -> bool:
         )
         load_perceptual(experiment.loss.vgg)
     except DiffitError as error:
-        say(f"{experiment.name} trains without the perceptual loss, since {error}")
+        say(f"{experiment.name} trains without the perceptual loss. {error}")
         return False
     return True
 
