@@ -33,11 +33,16 @@ def pictures(*shape, seed=0):
     return torch.randint(256, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
 
 
+def frechet(*statistics):
+    """The Frechet distance of two Gaussians' moments, given as arrays."""
+    return frechet_from_moments(*map(torch.from_numpy, statistics))
+
+
 def test_frechet_distance_of_diagonal_gaussians_is_the_textbook_sum():
     mu1, mu2 = np.array([0.0, 1.0, 2.0]), np.array([1.0, 1.0, -1.0])
     deviation1, deviation2 = np.array([1.0, 2.0, 3.0]), np.array([2.0, 2.0, 0.5])
     expected = np.square(mu1 - mu2).sum() + np.square(deviation1 - deviation2).sum()
-    actual = frechet_from_moments(mu1, np.diag(deviation1**2), mu2, np.diag(deviation2**2))
+    actual = frechet(mu1, np.diag(deviation1**2), mu2, np.diag(deviation2**2))
     assert actual == pytest.approx(expected, rel=1e-12)
 
 
@@ -46,16 +51,16 @@ def test_frechet_distance_equals_the_matrix_square_root_where_covariances_do_not
 
     sigma1, sigma2, mu = covariance(6, 9, seed=0), covariance(6, 9, seed=1), np.zeros(6)
     expected = np.trace(sigma1 + sigma2 - 2 * scipy.linalg.sqrtm(sigma1 @ sigma2).real)
-    assert frechet_from_moments(mu, sigma1, mu, sigma2) == pytest.approx(expected, rel=1e-9)
+    assert frechet(mu, sigma1, mu, sigma2) == pytest.approx(expected, rel=1e-9)
 
 
 def test_singular_covariances_give_a_finite_real_distance():
     sigma1, sigma2, mu = covariance(20, 3, seed=0), covariance(20, 2, seed=1), np.zeros(20)
-    mixed = frechet_from_moments(mu, sigma1, mu, sigma2)
+    mixed = frechet(mu, sigma1, mu, sigma2)
     assert isinstance(mixed, float)
     assert np.isfinite(mixed)
-    assert mixed == pytest.approx(frechet_from_moments(mu, sigma2, mu, sigma1), rel=1e-9)
-    assert frechet_from_moments(mu, sigma1, mu, 0 * sigma1) == pytest.approx(np.trace(sigma1), rel=1e-12)
+    assert mixed == pytest.approx(frechet(mu, sigma2, mu, sigma1), rel=1e-9)
+    assert frechet(mu, sigma1, mu, 0 * sigma1) == pytest.approx(np.trace(sigma1), rel=1e-12)
 
 
 def test_distance_of_features_to_themselves_is_zero_even_with_fewer_images_than_features():

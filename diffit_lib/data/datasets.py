@@ -144,7 +144,12 @@ def load_data(
     check_classes(listed.train)
     make = partial(to_pixels, image_size=image_size, in_channels=in_channels, crop=crop)
     shape = first_shape(listed.train, make, skip_bad=skip_bad)
-    memory = half_of_memory() / local_world_size() if memory_gb is None else memory_gb * 1e9
+    if memory_gb is not None:
+        memory = memory_gb * 1e9
+    elif hasattr(os, "sysconf"):
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2 / local_world_size()
+    else:  # Windows
+        memory = math.inf
     train, *test = (
         load_part(LazyImages(part, make, shape), name, skip_bad=skip_bad, memory=memory)
         for part, name in zip(listed.distinct, ("train", "test"), strict=False)
@@ -212,10 +217,3 @@ def check_classes(data: ImageList | Images) -> None:
         hole = counts.index(0)
         name = data.class_names[hole]
         raise DiffitError(f"{data.name} has no image of class {hole}, {name!r}; number the classes without holes")
-
-
-def half_of_memory() -> float:
-    """Half of the machine's memory in bytes."""
-    if not hasattr(os, "sysconf"):  # Windows
-        return math.inf
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2

@@ -4,7 +4,7 @@ import json
 import os
 import posixpath
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cache, lru_cache
 from importlib import resources
 from pathlib import Path, PurePosixPath
@@ -33,10 +33,11 @@ def find_images(source: Path) -> ImageFiles:
     Labels come from a `dataset.json` above all images, {"labels": [["a/b.png", 0], ...], "class_names": [...]}, if
     there is one. Otherwise the outermost folders that differ are the classes, in order of their names.
     """
-    if not source.is_dir() and not _is_whole_zip(source):
-        raise DiffitError(f"{source} is neither a folder nor a whole zip; give a folder or zip of images")
     _archive.cache_clear()
-    files = set(_list(source))
+    if source.is_dir():
+        files = {Path(path).relative_to(source).as_posix() for path in _walk(source)}
+    else:
+        files = set(_archive(source, os.getpid()).namelist())
     visible = (path for path in files if not any(part.startswith(IGNORED) for part in path.split("/")))
     paths = sorted(path for path in visible if path.lower().endswith(SUFFIXES))
     if not paths:
@@ -63,36 +64,19 @@ def imagenet_names() -> dict[str, str]:
     return dict(line.split(" ", 1) for line in text.splitlines())
 
 
-def replace_wordnet_ids(names: Sequence[str]) -> tuple[str, ...]:
-    """Class names, with ImageNet's names in place of WordNet ids."""
-    return tuple(imagenet_names().get(name, name) for name in names)
-
-
 def read(source: Path, path: str) -> bytes:
     """The bytes of one file below a folder or in a zip."""
     return (source / path).read_bytes() if source.is_dir() else _archive(source, os.getpid()).read(path)
 
 
-def _is_whole_zip(source: Path) -> bool:
-    """Whether the table of contents, at the end of the file, can be read."""
-    try:
-        zipfile.ZipFile(source).close()
-    except zipfile.BadZipFile:
-        return False
-    return True
-
-
 @lru_cache(maxsize=2)
 def _archive(source: Path, process: int) -> zipfile.ZipFile:
     """A zip, opened once by every process: forked ones would share one position in the file."""
-    return zipfile.ZipFile(source)
-
-
-def _list(source: Path) -> Iterator[str]:
-    """Paths of all files."""
-    if source.is_dir():
-        return (Path(path).relative_to(source).as_posix() for path in _walk(source))
-    return iter(_archive(source, os.getpid()).namelist())
+    try:
+        return zipfile.ZipFile(source)
+    except zipfile.BadZipFile:
+        message = f"{source} is neither a folder nor a whole zip; give a folder or zip of images"
+        raise DiffitError(message) from None
 
 
 def _walk(folder: str | Path, above: tuple[str, ...] = ()) -> Iterator[str]:

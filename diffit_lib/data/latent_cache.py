@@ -99,7 +99,16 @@ def write_latents(space: LatentSpace, images: Images, folder: str | Path, *, mir
     if not missing and is_latents(folder):
         return
     shape = tuple(space.moments(images.images[torch.arange(1)]).shape[1:])
-    check_disk(folder, len(missing) * min(SHARD, count) * prod(shape) * 2 * len(names), images.name)
+    size = len(missing) * min(SHARD, count) * prod(shape) * 2 * len(names)  # bytes
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    check(
+        size < free,
+        f"the latents of {images.name} take {size / 1e9:,.1f} GB, but {place} has {free / 1e9:,.1f} GB; "
+        "give another folder",
+    )
+    if size > 1_000_000:
+        say(f"{images.name}: {size / 1e6:,.1f} MB of latents into {folder}")
     with progress(total=count, desc=f"encoding {images.name}", unit=" images") as bar:
         for number in missing:
             rows = torch.arange(number * SHARD, min((number + 1) * SHARD, count))
@@ -165,15 +174,3 @@ def contents(path: Path) -> tuple[str, set[str]]:
             return json.loads(file.metadata()[FORMAT])["source"], set(file.keys())
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return "", set()
-
-
-def check_disk(folder: Path, size: int, name: str) -> None:
-    """Say how many bytes will be written, and refuse a disk that is too small for them."""
-    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(place).free
-    check(
-        size < free,
-        f"the latents of {name} take {size / 1e9:,.1f} GB, but {place} has {free / 1e9:,.1f} GB; give another folder",
-    )
-    if size > 1_000_000:
-        say(f"{name}: {size / 1e6:,.1f} MB of latents into {folder}")

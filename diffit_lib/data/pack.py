@@ -55,7 +55,13 @@ def pack(
         make = partial(to_pixels, image_size=image_size, crop=crop)
         pieces = write_pieces(folders, beside, make, stamp, skip_bad=skip_bad)
         whole = beside / f"whole.{os.getpid()}.zip"
-        join(pieces, folders, whole, stamp)
+        with zipfile.ZipFile(whole, "w") as archive:
+            archive.comment = stamp
+            for path in pieces:
+                with zipfile.ZipFile(path) as piece:
+                    for name in piece.namelist():
+                        add(archive, name, piece.read(name))
+            add(archive, "dataset.json", json.dumps(table(folders, set(archive.namelist()))).encode())
         os.replace(whole, out)
     shutil.rmtree(beside, ignore_errors=True)
     return out
@@ -127,17 +133,6 @@ def add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
     info = zipfile.ZipInfo(name)  # of 1 January 1980
     info.create_system, info.external_attr = 3, 0o644 << 16
     archive.writestr(info, content)
-
-
-def join(pieces: list[Path], folders: dict[str, ImageList], whole: Path, stamp: bytes) -> None:
-    """Write the zip from all pieces."""
-    with zipfile.ZipFile(whole, "w") as archive:
-        archive.comment = stamp
-        for path in pieces:
-            with zipfile.ZipFile(path) as piece:
-                for name in piece.namelist():
-                    add(archive, name, piece.read(name))
-        add(archive, "dataset.json", json.dumps(table(folders, set(archive.namelist()))).encode())
 
 
 def table(folders: dict[str, ImageList], packed: set[str]) -> dict[str, list | None]:

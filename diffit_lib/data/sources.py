@@ -8,7 +8,6 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from functools import partial
 from hashlib import sha256
 from importlib import import_module
@@ -22,9 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
-from diffit_lib.data.folders import find_images, read, replace_wordnet_ids
-from diffit_lib.utils.errors import DiffitError
-from diffit_lib.utils.files import cache_folder
+from diffit_lib.data.folders import find_images, imagenet_names, read
+from diffit_lib.utils.errors import DiffitError, closest
+from diffit_lib.utils.files import cache_folder, siblings
 from diffit_lib.utils.logging import say
 
 FEWEST_TO_SPLIT, LARGEST_TEST_PART = 50, 10_000
@@ -86,12 +85,11 @@ def list_images(
         return from_folder(path)
     if str(source).lower() in NAMED:  # as torchvision writes it
         return from_name(str(source).lower(), image_size)
-    beside = os.listdir(path.parent) if path.parent.is_dir() else []
-    near = [*get_close_matches(str(source).lower(), NAMED, n=1), *get_close_matches(path.name, beside, n=1)]
+    near = closest(str(source).lower(), NAMED) or closest(path.name, (Path(other).name for other in siblings(path)))
     where = path if path.is_absolute() else f"./{path}"
     raise DiffitError(
         f"no data set or path {str(source)!r}: looked for a data set by that name ({', '.join([*NAMED][:5])}, ...; see "
-        f"`diffit info`) and for {where}; {f'did you mean {near[0]}?' if near else 'give one that is there'}"
+        f"`diffit info`) and for {where}; {near or 'give one that is there'}"
     )
 
 
@@ -152,7 +150,8 @@ def from_folder(source: Path) -> Split[ImageList]:
     """List a folder or zip; its folders `train` and `test` (or `val`) are the parts, else `split` draws them."""
     files = find_images(source)
     name = source.resolve().name.removesuffix(".zip")
-    classes = name_classes(name, files.labels, replace_wordnet_ids(files.class_names))
+    class_names = [imagenet_names().get(name, name) for name in files.class_names]
+    classes = name_classes(name, files.labels, class_names)
     images = from_files(name, source, files.paths, *classes)
     if not any(files.parts):
         return split(images)
@@ -163,7 +162,7 @@ def from_folder(source: Path) -> Split[ImageList]:
 def from_files(
     name: str, source: Path, paths: Sequence[str], labels: Tensor, class_names: tuple[str, ...]
 ) -> ImageList:
-    """List image files below a folder or in a zip."""
+    """List these image files below a folder or in a zip."""
     return ImageList(name, paths, partial(read, source), labels, class_names, threads=os.cpu_count() or 1)
 
 

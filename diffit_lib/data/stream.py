@@ -68,7 +68,7 @@ class TrainingStream(IterableDataset[Batch]):
             yield self.batch(number)
 
     def batch(self, number: int) -> Batch:
-        """This process's share of micro-batch `number`."""
+        """This process's part of micro-batch `number`."""
         share = self.micro_batch // self.world
         first = number * self.micro_batch + self.rank * share
         rows = [self._draw(n) for n in range(first, first + share)]

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from diffit_lib.checkpoints.weights import ModelCard, check_fits, few
 from diffit_lib.data.datasets import Images, Split, experiment_data, load_data
@@ -62,9 +61,9 @@ def evaluate_each(
     Weights draw `images` (500), as many of each class, from seeds 10000, 10001, ..., `batch_size` at once. `settings`
     are those of `Pipeline.__call__`; a tuple of values measures each combination, in the order of `combinations`, and
     nothing is drawn if one of them is wrong. `protocol` "adm" truncates floats to uint8, as the published evaluators
-    do. Drawn images lie in the cache folder until they are measured, so that a broken-off measurement goes on; in the
-    folder `drawn` they stay. `after_batch` is called after each batch. Of images in files `images` (all) are measured,
-    evenly spread.
+    do. Drawn images stay in the cache folder until they are measured, so that a stopped measurement continues; in the
+    folder `drawn` they stay for good. `after_batch` is called after each batch. Of images in files, `images` (all) are
+    measured, evenly spread.
 
     Each of several processes draws its share; the first one measures, the others return an empty list.
     """
@@ -149,7 +148,7 @@ def combinations(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def weights_reference(card: ModelCard, weights: str, data: Split | str | Path | None) -> Split | Path:
-    """What weights are measured against: `data`, else the data they were trained on."""
+    """The reference for weights: `data`, by default the data they were trained on."""
     if is_npz(data):
         return Path(str(data))
     check(
@@ -163,10 +162,10 @@ def weights_reference(card: ModelCard, weights: str, data: Split | str | Path | 
 
 
 def images_reference(given: Images, data: Split | str | Path | None, extractor: str | None) -> Split | Images | Path:
-    """What images in files are measured against: both parts of a data set, or all images of a folder, zip or `.npz`.
+    """The reference for images in files: both parts of a data set, or all images of a folder, zip or `.npz`.
 
-    Inception takes all images of a folder or zip, as other evaluators do; a classifier is trained on one part of them.
-    They are cropped and resized like training images, to the size of those that are measured.
+    Inception takes all images of a folder or zip, as other evaluators do; a classifier needs both parts. Images are
+    cropped and resized like training images, to the size of `given`.
     """
     if data is None:
         raise DiffitError(f"{given.name} holds images; give what to measure them against as --data")
@@ -190,24 +189,21 @@ def images_reference(given: Images, data: Split | str | Path | None, extractor: 
 def measure_images(
     evaluator: ClassifierEvaluator | InceptionEvaluator, given: Images, count: int | None
 ) -> dict[str, Any]:
-    """Numbers of images in files, or of `count` of them, evenly spread."""
+    """Numbers of images in files, or of `count` of them, evenly spread.
+
+    They have class accuracy if the classes are the evaluator's, by name or by number.
+    """
     total = len(given)
     check(count is None or count <= total, f"images is {count}, but {given.name} holds {total}; give {total} or fewer")
     chosen = torch.arange(count or total) * total // (count or total)
-    labels = known_labels(given, evaluator.class_names)
+    theirs, ours = given.class_names, tuple(evaluator.class_names)
+    known = bool(ours) and theirs in (ours, tuple(map(str, range(len(ours)))))
+    if theirs and ours and not known:
+        say(f"{given.name} has {few(theirs)}, not {few(ours)}: class accuracy is left out")
     # one memory layout, since convolutions round differently in another
     batches = (given.images[part].clone(memory_format=torch.contiguous_format) for part in chosen.split(100))
     stamp = Provenance(images=given.name, images_hash=given.fingerprint(), rounding=None)
-    return evaluator(batches, None if labels is None else labels[chosen], stamp)
-
-
-def known_labels(given: Images, class_names: Sequence[str]) -> Tensor | None:
-    """The labels of images in files, if their classes are `class_names` or the numbers of these; else None."""
-    if given.class_names == tuple(class_names) or given.class_names == tuple(map(str, range(len(class_names)))):
-        return given.labels if class_names else None
-    if given.class_names and class_names:
-        say(f"{given.name} has {few(given.class_names)}, not {few(class_names)}: class accuracy is left out")
-    return None
+    return evaluator(batches, given.labels[chosen] if known else None, stamp)
 
 
 def make_provenance(

@@ -1,12 +1,11 @@
-"""What measures images: made once for a reference, then called for each set of images."""
+"""Evaluators: made once for a reference, then called for each set of images to measure."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +21,6 @@ from diffit_lib.evaluation.features import (
 from diffit_lib.evaluation.image_files import read_npz
 from diffit_lib.evaluation.metrics import (
     NAMES,
-    Moments,
     Reference,
     class_accuracy,
     evenly,
@@ -40,7 +38,7 @@ from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.npz import names
 from diffit_lib.utils.tensors import digest
 
-HELD = 20_000  # images read into memory, of data that are not there yet, to train the classifier and to find copies
+HELD = 20_000  # images loaded into memory, where data are not, to train the classifier and to find copies
 
 
 def kind_of(data: Split | Images | Path, extractor: str | None) -> str:
@@ -95,13 +93,13 @@ class ClassifierEvaluator:
         """What depends on the real images alone, float64, in the order of the classifiers."""
         pairs = [moments(classifier.features(self.train.images)) for classifier in self.classifiers]
         predicted = [classifier.predict(self.test.images) for classifier in self.classifiers]
-        found = {
-            "means": np.stack([mean for mean, _ in pairs]),
-            "covariances": np.stack([covariance for _, covariance in pairs]),
-            "accuracies": np.array([class_accuracy(classes, self.test.labels) for classes in predicted]),
-            "distance": np.array(real_distance(self.train.images, self.test.images)),
+        accuracies = [class_accuracy(classes, self.test.labels) for classes in predicted]
+        return {
+            "means": torch.stack([mean for mean, _ in pairs]),
+            "covariances": torch.stack([covariance for _, covariance in pairs]),
+            "accuracies": torch.tensor(accuracies, dtype=torch.float64),
+            "distance": torch.tensor(real_distance(self.train.images, self.test.images), dtype=torch.float64),
         }
-        return {name: torch.from_numpy(values) for name, values in found.items()}
 
     def __call__(self, batches: Iterable[Tensor], labels: Tensor | None, stamp: Provenance) -> dict[str, Any]:
         """Numbers, ready for JSON, of uint8 images (B, C, H, W) and the classes asked for, (N,) int64, if any.
@@ -112,17 +110,18 @@ class ClassifierEvaluator:
         n = min(len(samples), len(test))
         drawn = samples[evenly(torch.zeros(len(samples)) if labels is None else labels, n)]
         held_out = test.images[evenly(test.labels, n)]
+        real = list(zip(self.classifiers, self.real["means"], self.real["covariances"], strict=True))
         generated, floor = (
             [
-                frechet_from_moments(*moments(classifier.features(images)), mean, covariance)
-                for classifier, mean, covariance in zip(
-                    self.classifiers, self.real["means"], self.real["covariances"], strict=True
-                )
+                frechet_from_moments(*moments(classifier.features(images)), *statistics)
+                for classifier, *statistics in real
             ]
             for images in (drawn, held_out)
         )
         stamp = replace(
-            stamp.against(self.reference.name, self.reference.fingerprint()),
+            stamp,
+            reference=self.reference.name,
+            reference_hash=self.reference.fingerprint(),
             n=n,
             drawn=len(samples),
             extractor=f"{len(self.classifiers)} x {self.classifiers[0].name}",
@@ -138,7 +137,7 @@ class ClassifierEvaluator:
             "frechet_floor": fmean(floor),
             "frechet_ratio": fmean(g / f for g, f in zip(generated, floor, strict=True)),
             "copy_ratio": nearest(samples, self.train.images)[0].median().item() / self.real["distance"].item(),
-            "stamp": stamp.to_dict(),
+            "stamp": asdict(stamp),
             "warnings": stamp.warnings(),
         }
 
@@ -158,14 +157,10 @@ class InceptionEvaluator:
 
     def __call__(self, batches: Iterable[Tensor], labels: Tensor | None, stamp: Provenance) -> dict[str, Any]:
         """Numbers, ready for JSON, of uint8 images (B, C, H, W); their features are kept, the images are not."""
-        reference, found, spatial = self.reference, [], Moments()
-        for images in batches:
-            seen = self.inception(images)
-            found.append(seen[:2])
-            spatial.add(seen.spatial)
+        reference, found = self.reference, list(map(self.inception, batches))
         if not found:
             raise DiffitError("there are no images to measure")
-        features, logits = (torch.cat(part) for part in zip(*found, strict=True))
+        features, logits, spatial = (torch.cat(part) for part in zip(*found, strict=True))
         n = len(features) if reference.features is None else min(len(features), len(reference.features))
         if n < 10:
             raise DiffitError(f"Inception metrics need at least 10 images on each side and got {n}; give more")
@@ -173,7 +168,7 @@ class InceptionEvaluator:
         left_out = []
         if reference.spatial_mean is not None and reference.spatial_covariance is not None:
             real = reference.spatial_mean, reference.spatial_covariance
-            numbers["sfid"] = frechet_from_moments(spatial.mean, spatial.covariance, *real)
+            numbers["sfid"] = frechet_from_moments(*moments(spatial), *real)
         else:
             left_out.append("sFID is left out: the reference has no mu_s and sigma_s")
         numbers |= inception_score(logits)
@@ -182,13 +177,15 @@ class InceptionEvaluator:
         else:
             left_out.append("KID, precision and recall are left out: the reference is statistics alone, without images")
         stamp = replace(
-            stamp.against(self.name, self.checksum),
+            stamp,
+            reference=self.name,
+            reference_hash=self.checksum,
             n=len(features),
             drawn=len(features),
             extractor=self.inception.name,
             extractor_checksum=self.inception.checksum,
         )
-        return numbers | {"stamp": stamp.to_dict(), "warnings": stamp.warnings() + left_out}
+        return numbers | {"stamp": asdict(stamp), "warnings": stamp.warnings() + left_out}
 
 
 def npz_reference(path: Path, inception: Inception) -> Reference:

@@ -1,6 +1,5 @@
 """Images in files that are to be measured: a folder, a zip, or an `.npz` as public evaluators read it."""
 
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -75,7 +74,8 @@ def read_npz(path: str | Path) -> Images:
         pixels.dtype == np.uint8 and pixels.ndim == 4 and pixels.shape[-1] in (1, 3) and min(pixels.shape) > 0,
         f"{path}: arr_0 is {pixels.dtype} {pixels.shape}; give uint8 (N, H, W, C), C 1 or 3",
     )
-    if pixels.shape[-1] == 3 and all((chunk == chunk[..., :1]).all() for chunk in _chunks(pixels)):
+    chunks = (pixels[first : first + 64] for first in range(0, len(pixels), 64))  # the first in colour ends the search
+    if pixels.shape[-1] == 3 and all((chunk == chunk[..., :1]).all() for chunk in chunks):
         pixels = pixels[..., :1]
     labels, class_names = torch.zeros(len(pixels), dtype=torch.int64), tuple[str, ...]()
     if "arr_1" in found:
@@ -87,8 +87,3 @@ def read_npz(path: str | Path) -> Images:
         labels = torch.from_numpy(classes.astype(np.int64))
         class_names = tuple(map(str, range(int(labels.max()) + 1)))
     return Images(Path(path).name, torch.from_numpy(pixels).permute(0, 3, 1, 2), labels, class_names)
-
-
-def _chunks(pixels: np.ndarray) -> Iterator[np.ndarray]:
-    """64 images at a time, so that the first coloured ones end the search."""
-    return (pixels[first : first + 64] for first in range(0, len(pixels), 64))

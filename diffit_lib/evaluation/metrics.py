@@ -22,32 +22,28 @@ from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.files import replacing
 from diffit_lib.utils.npz import array, names
 
-Array = np.ndarray | Tensor
 
-
-def moments(features: Tensor) -> tuple[np.ndarray, np.ndarray]:
+def moments(features: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (D,) and unbiased covariance (D, D) in float64 of features (N, D); N is at least 2."""
-    if len(features) < 2:
-        raise DiffitError(f"a Frechet distance needs at least 2 images on each side and got {len(features)}; give more")
-    values = features.double().cpu().numpy()
-    return values.mean(0), np.atleast_2d(np.cov(values, rowvar=False))
+    found = Moments()
+    found.add(features)
+    return found.mean, found.covariance
 
 
-def frechet_from_moments(mu1: Array, sigma1: Array, mu2: Array, sigma2: Array) -> float:
+def frechet_from_moments(mu1: Tensor, sigma1: Tensor, mu2: Tensor, sigma2: Tensor) -> float:
     """|mu1 - mu2|^2 + tr(sigma1 + sigma2 - 2 (sigma1 sigma2)^(1/2)), squared distance of two Gaussians, float64.
 
     Dowson and Landau 1982. The trace of the root is the sum of the singular values of sigma1^(1/2) sigma2^(1/2), which
     is real and finite for singular covariances too.
     """
-    mu1, sigma1, mu2, sigma2 = (np.asarray(values) for values in (mu1, sigma1, mu2, sigma2))
     overlap = scipy.linalg.svdvals(_root(sigma1) @ _root(sigma2)).sum()
-    distance = np.square(mu1 - mu2).sum() + np.trace(sigma1) + np.trace(sigma2) - 2 * overlap
+    distance = (mu1 - mu2).square().sum() + sigma1.trace() + sigma2.trace() - 2 * overlap
     return max(0.0, float(distance))
 
 
-def _root(sigma: np.ndarray) -> np.ndarray:
+def _root(sigma: Tensor) -> np.ndarray:
     """The symmetric square root of a covariance; eigenvalues that rounding made negative count as 0."""
-    values, vectors = scipy.linalg.eigh(sigma)
+    values, vectors = scipy.linalg.eigh(sigma.numpy())
     return (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
 
 
@@ -57,7 +53,7 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
 
 
 def class_accuracy(predicted: Tensor, labels: Tensor) -> float:
-    """Share of images whose predicted class is the one asked for, both (N,) int64."""
+    """Share of predicted classes (N,) that equal the labels (N,)."""
     return (predicted == labels).double().mean().item()
 
 
@@ -145,9 +141,11 @@ class Moments:
 
     @property
     def covariance(self) -> Tensor:
-        """(D, D)."""
+        """(D, D); a DiffitError for fewer than 2 images."""
+        count = self.count
+        check(count > 1, f"a Frechet distance needs at least 2 images on each side and got {count}; give more")
         mean = self.total / self.count
-        return (self.square - self.count * mean.outer(mean)) / (self.count - 1)
+        return (self.square - count * mean.outer(mean)) / (count - 1)
 
 
 class Reference(NamedTuple):
@@ -160,7 +158,7 @@ class Reference(NamedTuple):
     spatial_covariance: Tensor | None = None  # (S, S) float64
 
     def tensors(self) -> dict[str, Tensor]:
-        """Those that are not None, by name."""
+        """Those that are there, by name."""
         return {name: tensor for name, tensor in self._asdict().items() if tensor is not None}
 
 
@@ -170,22 +168,18 @@ def reference_statistics(images: Any, extractor: Extractor) -> Reference:
     Takes one pass, 512 images at a time. Inception's include those for sFID.
     """
     count = images.shape[0]
-    if count < 2:
-        raise DiffitError(f"a Frechet distance needs at least 2 images on each side and got {count}; give more")
     kept, found = evenly(torch.zeros(count), min(count, 10_000)), []
-    moments, spatial_moments = Moments(), Moments()
+    moments, spatial = Moments(), Moments()
     for indices in torch.arange(count).split(512):
         if extractor.num_spatial:
-            features, _, spatial = extractor(images[indices])
-            spatial_moments.add(spatial)
+            features, _, maps = extractor(images[indices])
+            spatial.add(maps)
         else:
             features = extractor.features(images[indices])
         moments.add(features)
         found.append(features.cpu()[kept[(kept >= indices[0]) & (kept <= indices[-1])] - indices[0]])
-    reference = Reference(moments.mean, moments.covariance, torch.cat(found))
-    if not spatial_moments.count:
-        return reference
-    return reference._replace(spatial_mean=spatial_moments.mean, spatial_covariance=spatial_moments.covariance)
+    for_sfid = (spatial.mean, spatial.covariance) if spatial.count else ()
+    return Reference(moments.mean, moments.covariance, torch.cat(found), *for_sfid)
 
 
 NAMES = {"mean": "mu", "covariance": "sigma", "spatial_mean": "mu_s", "spatial_covariance": "sigma_s"}  # in the files
@@ -200,22 +194,20 @@ def write_statistics(path: str | Path, reference: Reference) -> None:
 
 def read_statistics(path: str | Path, inception: Inception) -> Reference:
     """The statistics in an `.npz`; raises a DiffitError if they are of other features than this network's."""
-    found, tensors = names(path), {}
-    for (mean, covariance), size in (
-        (("mean", "covariance"), inception.num_features),
-        (("spatial_mean", "spatial_covariance"), inception.num_spatial),
-    ):
-        if mean == "spatial_mean" and not {NAMES[mean], NAMES[covariance]} & found:
-            continue  # most publish none
-        for name, shape in ((mean, (size,)), (covariance, (size, size))):
-            key = NAMES[name]
-            check(key in found, f"{path} holds {', '.join(sorted(found))}, but no {key}; give complete statistics")
-            values = array(path, key)
-            check(
-                values.shape == shape and np.issubdtype(values.dtype, np.floating),
-                f"{path}: {key} is {values.dtype} {values.shape}, and {inception.name} has float {shape}; "
-                "give statistics of the same features",
-            )
-            check(bool(np.isfinite(values).all()), f"{path}: {key} is not finite; give statistics of sound features")
-            tensors[name] = torch.from_numpy(values.astype(np.float64))
+    found, tensors, size = names(path), {}, inception.num_features
+    wanted: dict[str, tuple[int, ...]] = {"mean": (size,), "covariance": (size, size)}
+    if {"mu_s", "sigma_s"} & found:  # most publish none
+        size = inception.num_spatial
+        wanted |= {"spatial_mean": (size,), "spatial_covariance": (size, size)}
+    for name, shape in wanted.items():
+        key = NAMES[name]
+        check(key in found, f"{path} holds {', '.join(sorted(found))}, but no {key}; give complete statistics")
+        values = array(path, key)
+        check(
+            values.shape == shape and np.issubdtype(values.dtype, np.floating),
+            f"{path}: {key} is {values.dtype} {values.shape}, and {inception.name} has float {shape}; "
+            "give statistics of the same features",
+        )
+        check(bool(np.isfinite(values).all()), f"{path}: {key} is not finite; give statistics of sound features")
+        tensors[name] = torch.from_numpy(values.astype(np.float64))
     return Reference(**tensors)

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +41,6 @@ class Provenance:
     weights_hash: str | None = None
     best_by_this_metric: bool = False  # the checkpoint was chosen by the very number it goes with
 
-    def against(self, reference: str, reference_hash: str) -> "Provenance":
-        """A copy for a comparison with these images."""
-        return replace(self, reference=reference, reference_hash=reference_hash)
-
     def warnings(self) -> list[str]:
         """What a reader of the number must know."""
         said = []
@@ -53,10 +49,6 @@ class Provenance:
         if self.best_by_this_metric:
             said.append("the best checkpoint was chosen by this very metric: the number flatters")
         return said
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types only, ready for JSON."""
-        return asdict(self)
 
     def __str__(self) -> str:
         """One line, `n=360 reference=digits/train ...`, without what does not apply."""
@@ -83,39 +75,34 @@ def record(path: str | Path, what: str, each: Sequence[Setting], numbers: Sequen
     entries = [{"measured": what, **entry} for entry in numbers]
     write_text(path, json.dumps(read_results(path) + entries, indent=2) + "\n")
     if len(each) > 1:
-        rows = [chosen | values(entry) for chosen, entry in zip(varied(each), numbers, strict=True)]
+        names, rows = sweep_rows(each, numbers)
         stamps = [{f"stamp_{key}": value for key, value in entry["stamp"].items()} for entry in numbers]
         text = io.StringIO()
         writer = csv.DictWriter(text, [*rows[0], *stamps[0]], lineterminator="\n")
         writer.writeheader()
         writer.writerows(row | stamp for row, stamp in zip(rows, stamps, strict=True))
         write_text(Path(path).with_suffix(".csv"), text.getvalue())
-        write_figure(Path(path).with_suffix(".png"), sweep_curves(rows, list(varied(each)[0])))
+        write_figure(Path(path).with_suffix(".png"), sweep_curves(rows, names))
 
 
-def varied(each: Sequence[Setting]) -> list[Setting]:
-    """The part of each setting that is not the same in all of them."""
+def sweep_rows(each: Sequence[Setting], numbers: Sequence[Numbers]) -> tuple[list[str], list[dict[str, Any]]]:
+    """The names of the settings that differ, and a row for each measurement: these settings, then its numbers."""
     names = [name for name in each[0] if any(setting[name] != each[0][name] for setting in each)]
-    return [{name: setting[name] for name in names} for setting in each]
-
-
-def values(entry: Numbers) -> dict[str, float]:
-    """The measured numbers of an entry, without provenance and warnings."""
-    return {name: value for name, value in entry.items() if isinstance(value, float)}
+    pairs = zip(each, numbers, strict=True)
+    return names, [
+        {name: setting[name] for name in names} | {key: value for key, value in n.items() if isinstance(value, float)}
+        for setting, n in pairs
+    ]
 
 
 def table(each: Sequence[Setting], numbers: Sequence[Numbers]) -> str:
     """One measurement as JSON; several as rows for a terminal, then what they have in common."""
     if len(numbers) == 1:
         return json.dumps(numbers[0], indent=2)
-    rows = [
-        {**chosen, **{name: f"{value:.4g}" for name, value in values(entry).items()}}
-        for chosen, entry in zip(varied(each), numbers, strict=True)
-    ]
-    names = list(rows[0])
-    widths = {name: max(len(name), *(len(str(row[name])) for row in rows)) for name in names}
-    lines = ["  ".join(f"{name:>{widths[name]}}" for name in names)]
-    lines += ["  ".join(f"{row[name]!s:>{widths[name]}}" for name in names) for row in rows]
+    chosen, rows = sweep_rows(each, numbers)
+    columns = [[name, *(f"{row[name]}" if name in chosen else f"{row[name]:.4g}" for row in rows)] for name in rows[0]]
+    widths = [max(map(len, column)) for column in columns]
+    lines = ["  ".join(map(str.rjust, line, widths)) for line in zip(*columns, strict=True)]
     common = {
         key: value for key, value in numbers[0]["stamp"].items() if all(n["stamp"][key] == value for n in numbers)
     }

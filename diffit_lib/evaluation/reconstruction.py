@@ -120,9 +120,9 @@ def load_any(vae: str | Path) -> tuple[LatentSpace, BaseExperimentConfig, tuple[
         space, own = load_vae(vae)
         return space, own.experiment, own.experiment.network.shape
     card = read_card(path, ModelCard)
-    model_codec = load_own_space(path, card)
-    if not isinstance(model_codec, LatentSpace):
+    model_space = load_own_space(path, card)
+    if not isinstance(model_space, LatentSpace):
         raise DiffitError(
             f"{vae} draws pixels, without an autoencoder; give an autoencoder's weights, or a latent model's"
         )
-    return model_codec, card.experiment, card.image_shape
+    return model_space, card.experiment, card.image_shape

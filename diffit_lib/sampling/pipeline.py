@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 from difflib import get_close_matches
 from operator import index
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -159,15 +159,19 @@ class Pipeline:
 
     def class_label(self, seeds: Sequence[int], labels: Labels) -> Tensor | None:
         """(B,) int64 on the CPU, or None for an unconditional network."""
-        num_classes, labels = self.card.experiment.network.num_classes, per_seed(labels, len(seeds))
-        if num_classes == 0:
-            if labels is not None and set(labels) != {"none"}:
-                raise DiffitError(f"no label {labels[0]!r}: these weights are unconditional; leave labels out")
+        num_classes, count = self.card.experiment.network.num_classes, len(seeds)
+        if labels is None and num_classes == 0:
             return None
         if labels is None:
             draws = [torch.randint(num_classes, (), generator=seeded_generator("label", int(seed))) for seed in seeds]
             return torch.stack(draws)
-        return torch.tensor([self.class_number(label) for label in labels])
+        each: Any = [labels] * count if isinstance(labels, str) or np.ndim(labels) == 0 else labels
+        check(len(each) == count, f"{len(each)} labels for {count} seeds; give one label, or one per seed")
+        if num_classes:
+            return torch.tensor([self.class_number(label) for label in each])
+        for label in each:
+            check(label == "none", f"no label {label!r}: these weights are unconditional; leave labels out")
+        return None
 
     def class_number(self, label: int | str) -> int:
         """The number of a class by its name or number; "none" is the last row of the label table, "no class".
@@ -200,16 +204,6 @@ class Pipeline:
         return number
 
 
-def per_seed(labels: Labels, count: int) -> list[int | str] | None:
-    """One label for each of `count` seeds, or None."""
-    if labels is None:
-        return None
-    each: list[Any] = [labels] * count if isinstance(labels, str) or np.ndim(labels) == 0 else list(cast(Any, labels))
-    if len(each) != count:
-        raise DiffitError(f"{len(each)} labels for {count} seeds; give one label, or one per seed")
-    return each
-
-
 def in_turn(card: ModelCard, count: int) -> list[int | str] | None:
     """Labels 0, 1, 2, ... over and over, one for each of `count` images; None for unconditional weights."""
     classes = card.experiment.network.num_classes
@@ -238,14 +232,9 @@ def load(
     """
     denoiser, card = load_weights(path_or_name, ema=ema, file=file)
     space = load_own_space(path_or_name, card, vae)
-    return Pipeline(denoiser, card, space, device=find_device(device), precision=precision)
-
-
-def find_device(name: str | torch.device | None) -> torch.device:
-    """A device by name, or the best one of this machine; raises a DiffitError if it is not there."""
     try:
-        device = torch.device(name) if name else best_device()
-        torch.empty(0, device=device)
+        place = torch.device(device) if device else best_device()
+        torch.empty(0, device=place)
     except (AssertionError, RuntimeError) as error:
-        raise DiffitError(f"no device {str(name)!r} here; give cpu, or leave it out for {best_device()}") from error
-    return device
+        raise DiffitError(f"no device {str(device)!r} here; give cpu, or leave it out for {best_device()}") from error
+    return Pipeline(denoiser, card, space, device=place, precision=precision)

@@ -41,7 +41,7 @@ class SampleWriter:
     """Draws `images` into `folder` and reads them back.
 
     Process r of n draws the batches r, r + n, ... and writes each image to a PNG file. Images that are already there
-    are not drawn again, so that a broken-off run goes on and ends with the same files to the byte.
+    are not drawn again, so a stopped run continues and ends with the same files to the byte.
     """
 
     pipe: Pipeline

@@ -45,17 +45,6 @@ def encode(
     return out
 
 
-def cached_latents(space: LatentSpace, data: Split, *, mirrored: bool) -> Split:
-    """Both parts as latents in the cache folder, encoded first if they are not there yet."""
-    parts: list[Images] = []
-    for images, flips in ((data.train, mirrored), (data.test, False)):
-        folder = latents_folder(space, images)
-        write(space, images, folder, mirrored=flips)
-        barrier()
-        parts.append(open_latents(folder, space))
-    return Split(*parts)
-
-
 def load_states(experiment: ExperimentConfig, space: Space, vae: VAECard | None) -> Split:
     """The images that an experiment names, or the latents, if `encode` wrote its data."""
     if isinstance(space, LatentSpace) and is_latents(Path(experiment.data) / "train"):
@@ -64,10 +53,16 @@ def load_states(experiment: ExperimentConfig, space: Space, vae: VAECard | None)
 
 
 def to_states(experiment: ExperimentConfig, space: Space, data: Split) -> Split:
-    """What training reads at every step: images, or their cached latents."""
-    if isinstance(space, LatentSpace) and experiment.cache_latents and not isinstance(data.train, CachedLatents):
-        return cached_latents(space, data, mirrored=experiment.training.flip)
-    return data
+    """What training reads at every step: images, or their latents in the cache, encoded if they are not there yet."""
+    if not isinstance(space, LatentSpace) or not experiment.cache_latents or isinstance(data.train, CachedLatents):
+        return data
+    parts: list[Images] = []
+    for images, mirrored in ((data.train, experiment.training.flip), (data.test, False)):
+        folder = latents_folder(space, images)
+        write(space, images, folder, mirrored=mirrored)
+        barrier()
+        parts.append(open_latents(folder, space))
+    return Split(*parts)
 
 
 def fingerprint_of_states(experiment: ExperimentConfig, space: Space, images: Images) -> str:

@@ -41,18 +41,14 @@ class OnlineMetric:
         self.column = "fid" if self.kind == "inception" else "frechet"
         if self.kind == "inception":
             try:
-                self.extractor = self.inception()
+                path = inception_path()  # nothing is downloaded
+                check(path.is_file(), f"there are no Inception weights at {path}")
+                check(len(train) > 1, "there is one image only")
+                self.extractor = load_inception(path).to(device)
             except DiffitError as error:
                 why = "has no classes" if small else "is of large images"
                 say(f"{train.name} {why}; no Frechet distance is taken in training. {error}")
                 self.kind = ""
-
-    def inception(self) -> Extractor:
-        """Inception from the cache; nothing is downloaded."""
-        path = inception_path()
-        check(path.is_file(), f"there are no Inception weights at {path}")
-        check(len(self.train) > 1, "there is one image only")
-        return load_inception(path).to(self.device)
 
     @cached_property
     def extractor(self) -> Extractor:
