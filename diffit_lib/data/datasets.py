@@ -25,7 +25,7 @@ from diffit_lib.data.preprocess import (
 )
 from diffit_lib.data.sources import ImageList, Split, list_images
 from diffit_lib.utils.distributed import local_world_size
-from diffit_lib.utils.errors import DiffitError
+from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.logging import progress, say
 from diffit_lib.utils.tensors import to_float
 
@@ -138,8 +138,7 @@ def load_data(
     workers. The default is half of the machine's memory, divided by the number of processes.
     """
     check_crop(crop)
-    if in_channels not in (None, 1, 3):
-        raise DiffitError(f"in_channels is {in_channels!r}; give 1 (grey) or 3 (RGB)")
+    check(in_channels in (None, 1, 3), f"in_channels is {in_channels!r}; give 1 (grey) or 3 (RGB)")
     listed = list_images(source, image_size, skip_bad=skip_bad)
     check_classes(listed.train)
     make = partial(to_pixels, image_size=image_size, in_channels=in_channels, crop=crop)

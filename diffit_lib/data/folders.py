@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from diffit_lib.utils.errors import DiffitError
+from diffit_lib.utils.errors import DiffitError, check
 
 SUFFIXES: tuple[str, ...] = (".avif", ".bmp", ".gif", ".heic", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm")
 SUFFIXES += (".tif", ".tiff", ".webp")
@@ -40,8 +40,7 @@ def find_images(source: Path) -> ImageFiles:
         files = set(_archive(source, os.getpid()).namelist())
     visible = (path for path in files if not any(part.startswith(IGNORED) for part in path.split("/")))
     paths = sorted(path for path in visible if path.lower().endswith(SUFFIXES))
-    if not paths:
-        raise DiffitError(f"{source} holds no images ({', '.join(SUFFIXES)}); give a folder or zip that does")
+    check(bool(paths), f"{source} holds no images ({', '.join(SUFFIXES)}); give a folder or zip that does")
     common = posixpath.commonpath([posixpath.dirname(path) for path in paths])
     folders = [posixpath.relpath(path, common or ".").split("/")[:-1] for path in paths]
     outermost = {path[0] if path else "" for path in folders}
@@ -120,8 +119,7 @@ def _labels_by_folder(source: Path, paths: list[str], classes: list[str], common
         classes = [posixpath.basename(common)] * len(paths)
     if "" in classes:
         stray = paths[classes.index("")]
-        if any(classes):
-            raise DiffitError(f"{source}: {stray} lies beside the class folders; move it into one, or elsewhere")
+        check(not any(classes), f"{source}: {stray} lies beside the class folders; move it into one, or elsewhere")
         return [0] * len(paths), []
     names = sorted(set(classes))
     if all(map(str.isdecimal, names)):

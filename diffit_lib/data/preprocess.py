@@ -12,7 +12,7 @@ from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from diffit_lib.data.sources import ImageList
-from diffit_lib.utils.errors import DiffitError
+from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.logging import say
 
 GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16L", "I;16B", "I;16N")
@@ -134,8 +134,7 @@ CROPS = {"center": center_crop, "long-edge": long_edge, "adm": adm_crop}
 
 def check_crop(crop: str) -> None:
     """Refuse an unknown crop."""
-    if crop not in CROPS:
-        raise DiffitError(f"unknown crop {crop!r}; the crops are {', '.join(CROPS)}")
+    check(crop in CROPS, f"unknown crop {crop!r}; the crops are {', '.join(CROPS)}")
 
 
 def decode(images: ImageList, key: str, to_pixels: ToPixels) -> Tensor:

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from diffit_lib.data.folders import find_images, imagenet_names, read
-from diffit_lib.utils.errors import DiffitError, closest
+from diffit_lib.utils.errors import DiffitError, check, closest
 from diffit_lib.utils.files import cache_folder, siblings
 from diffit_lib.utils.logging import say
 
@@ -124,8 +124,7 @@ def name_classes(name: str, labels: Sequence[Any], class_names: Sequence[str]) -
         raise DiffitError(f"{name} has no image of class {hole}, '{hole}'; number the classes without holes")
     names = tuple(class_names) or tuple(map(str, range(max(numbers) + 1)))
     for label in (min(numbers), max(numbers)):
-        if not 0 <= label < len(names):
-            raise DiffitError(f"{name} has the label {label}, but {len(names)} classes; number them from 0 on")
+        check(0 <= label < len(names), f"{name} has the label {label}, but {len(names)} classes; number them from 0 on")
     if len(names) > 1:
         return torch.tensor(numbers), names
     if class_names:
@@ -216,8 +215,7 @@ def read_labels(dataset: Any, *, skip_bad: bool) -> dict[int, Any]:
         if not isinstance(item, tuple | list) or len(item) != 2:
             raise DiffitError(f"item {index} of {name} is no (image, label); give a map-style Dataset of such pairs")
         labels[index] = item[1]
-    if not labels:
-        raise DiffitError(f"{name}: none of {len(dataset)} items can be read; give others")
+    check(bool(labels), f"{name}: none of {len(dataset)} items can be read; give others")
     if bad := len(dataset) - len(labels):
         say(f"{name}: skipped {bad} of {len(dataset)} items that cannot be read")
     return labels

@@ -158,12 +158,10 @@ class InceptionEvaluator:
     def __call__(self, batches: Iterable[Tensor], labels: Tensor | None, stamp: Provenance) -> dict[str, Any]:
         """Numbers, ready for JSON, of uint8 images (B, C, H, W); their features are kept, the images are not."""
         reference, found = self.reference, list(map(self.inception, batches))
-        if not found:
-            raise DiffitError("there are no images to measure")
+        check(bool(found), "there are no images to measure")
         features, logits, spatial = (torch.cat(part) for part in zip(*found, strict=True))
         n = len(features) if reference.features is None else min(len(features), len(reference.features))
-        if n < 10:
-            raise DiffitError(f"Inception metrics need at least 10 images on each side and got {n}; give more")
+        check(n >= 10, f"Inception metrics need at least 10 images on each side and got {n}; give more")
         numbers = {"fid": frechet_from_moments(*moments(features), reference.mean, reference.covariance)}
         left_out = []
         if reference.spatial_mean is not None and reference.spatial_covariance is not None:

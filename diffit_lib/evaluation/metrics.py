@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from diffit_lib.evaluation.features import Extractor, Inception
-from diffit_lib.utils.errors import DiffitError, check
+from diffit_lib.utils.errors import check
 from diffit_lib.utils.files import replacing
 from diffit_lib.utils.npz import array, names
 
@@ -82,8 +82,7 @@ def copy_ratio(samples: Tensor, train: Tensor, test: Tensor) -> float:
 def real_distance(train: Tensor, test: Tensor) -> float:
     """Median distance of test images to their nearest training image; raises a DiffitError if it is 0."""
     real = nearest(test, train)[0].median().item()
-    if real == 0:
-        raise DiffitError("more than half of the test part are copies of training images; split the data anew")
+    check(real > 0, "more than half of the test part are copies of training images; split the data anew")
     return real
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from diffit_lib.utils.errors import DiffitError, check
+from diffit_lib.utils.errors import check
 from diffit_lib.utils.files import write_text
 from diffit_lib.utils.plots import sweep_curves, write_figure
 
@@ -59,8 +59,7 @@ class Provenance:
 def read_results(path: str | Path) -> list[Numbers]:
     """The entries of a JSON list of measurements; none if there is no file. Raises a DiffitError for other files."""
     path = Path(path)
-    if path.is_dir():
-        raise DiffitError(f"{path} is a folder; give a JSON file, e.g. results.json")
+    check(not path.is_dir(), f"{path} is a folder; give a JSON file, e.g. results.json")
     try:
         found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
         whole = isinstance(found, list) and all(isinstance(entry, dict) and "stamp" in entry for entry in found)

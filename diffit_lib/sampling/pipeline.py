@@ -186,8 +186,7 @@ class Pipeline:
         digit = str(WORDS.index(word)) if word in WORDS else ""
         for wanted, spellings in ((label, known), (word, folded), (digit, known)):
             numbers = [number for number, name in enumerate(spellings) if name and name == wanted]
-            if len(numbers) > 1:
-                raise DiffitError(f"class {label!r} is {' or '.join(map(str, numbers))}; give the number")
+            check(len(numbers) < 2, f"class {label!r} is {' or '.join(map(str, numbers))}; give the number")
             if numbers:
                 return numbers[0]
         try:
