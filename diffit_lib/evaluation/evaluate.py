@@ -68,11 +68,12 @@ def evaluate_each(
     Each of several processes draws its share; the first one measures, the others return an empty list.
     """
     check(images is None or images >= 2, f"images is {images}; give 2 or more")
+    npz = Path(str(data)) if is_npz(data) else None
     check(
-        extractor == "inception" or is_npz(data) or inception is None,
+        extractor == "inception" or npz is not None or inception is None,
         f"inception is {str(inception)!r}, but the extractor is not; give --extractor inception too",
     )
-    check(not is_npz(data) or Path(str(data)).is_file(), f"there is no file {data}; give statistics or images as .npz")
+    check(npz is None or npz.is_file(), f"there is no file {data}; give statistics or images as .npz")
     device, first = local_device(), rank_info().rank == 0
 
     def evaluator(reference: Split | Images | Path) -> ClassifierEvaluator | InceptionEvaluator:
@@ -91,12 +92,12 @@ def evaluate_each(
         check(protocol == "round", f"protocol is {protocol!r}, but {what} holds whole numbers already; leave it out")
         check(not settings, f"{', '.join(settings)} is for drawing, but {what} holds images; leave it out")
         pictures = read_images(what)
-        reference = images_reference(pictures, data, extractor)
+        reference = npz or images_reference(pictures, data, extractor)
         return [measure_images(evaluator(reference), pictures, images)] if first else []
 
     pipe, count = load(what, device=device), images or IMAGES
     batch_size = min(batch_size, count)
-    reference = weights_reference(pipe.card, str(what), data)
+    reference = npz or weights_reference(pipe.card, str(what), data)
     each = combinations(settings)
     stamps = [make_provenance(pipe, kind_of(reference, extractor), count, one, protocol) for one in each]
     writers = sample_writers(pipe, count, each, batch_size, protocol, drawn, after_batch)
@@ -147,10 +148,8 @@ def combinations(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [dict(zip(settings, each, strict=True)) for each in product(*values)]
 
 
-def weights_reference(card: ModelCard, weights: str, data: Split | str | Path | None) -> Split | Path:
+def weights_reference(card: ModelCard, weights: str, data: Split | str | Path | None) -> Split:
     """The reference for weights: `data`, by default the data they were trained on."""
-    if is_npz(data):
-        return Path(str(data))
     check(
         data is not None or not is_latents(Path(card.experiment.data) / "train"),
         f"{weights} was trained on latents alone, {card.experiment.data}; give their images as --data",
@@ -161,16 +160,14 @@ def weights_reference(card: ModelCard, weights: str, data: Split | str | Path | 
     return data
 
 
-def images_reference(given: Images, data: Split | str | Path | None, extractor: str | None) -> Split | Images | Path:
-    """The reference for images in files: both parts of a data set, or all images of a folder, zip or `.npz`.
+def images_reference(given: Images, data: Split | str | Path | None, extractor: str | None) -> Split | Images:
+    """The reference for images in files: both parts of a data set, or all images of a folder or zip.
 
     Inception takes all images of a folder or zip, as other evaluators do; a classifier needs both parts. Images are
     cropped and resized like training images, to the size of `given`.
     """
     if data is None:
         raise DiffitError(f"{given.name} holds images; give what to measure them against as --data")
-    if is_npz(data):
-        return Path(str(data))
     channels, height, width = given.images.shape[1:]
     if isinstance(data, str | Path):
         path = Path(data).expanduser()
