@@ -197,7 +197,7 @@ class TestLabels:
             pipe([0, 1, 2], labels)
 
     def test_wrong_ones_are_refused_before_the_first_image_is_drawn(self, pipe, monkeypatch):
-        monkeypatch.setattr(pipe, "_states", None)
+        monkeypatch.setattr(pipe, "stream", None)
         with pytest.raises(DiffitError, match="no class 'sevn'"):
             pipe(range(65), [*[0] * 64, "sevn"])
         with pytest.raises(DiffitError, match="64 labels for 65 seeds"):

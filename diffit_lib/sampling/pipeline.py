@@ -83,13 +83,14 @@ class Pipeline:
         size = min(len(seeds), 64) if batch_size is None else batch_size
         if size < 1 or len(seeds) < 1:
             raise DiffitError(f"nothing to draw: {len(seeds)} seeds, batch_size={batch_size}; give 1 or more of each")
-        sampling, class_label = self.sampling(**settings), self.class_label(seeds, labels)
-        _ = self.space.checksum  # loads the autoencoder: what is wrong with it is found before anything is drawn
+        # all mistakes are found before anything is drawn; the checksum loads the autoencoder
+        _ = self.sampling(**settings), self.class_label(seeds, labels), self.space.checksum
         for first in range(0, len(seeds), size):
             part = slice(first, first + size)
+            each: Any = labels
+            each = each if np.ndim(each) == 0 else each[part]  # None and words are of dimension 0
             try:
-                label = None if class_label is None else class_label[part]
-                for state in self._states(seeds[part], label, size, sampling):
+                for state in self.stream(seeds[part], each, pad_to=size, **settings):
                     last = state
             except torch.OutOfMemoryError:
                 raise DiffitError(
@@ -110,17 +111,7 @@ class Pipeline:
 
         `start` is standard normal noise (B, C, H, W) that takes the place of the seeds' own.
         """
-        return self._states(seeds, self.class_label(seeds, labels), pad_to, self.sampling(**settings), start)
-
-    def _states(
-        self,
-        seeds: Sequence[int],
-        class_label: Tensor | None,
-        pad_to: int,
-        sampling: SamplingConfig,
-        start: Tensor | None = None,
-    ) -> Iterator[State]:
-        count = len(seeds)
+        sampling, class_label, count = self.sampling(**settings), self.class_label(seeds, labels), len(seeds)
         padding, network = max(pad_to - count, 0), self.card.experiment.network
         noise = SeededNoise([*map(int, seeds), *[0] * padding], network.shape)  # int: tensor(3) is seed 3
         denoiser: Denoiser = self.denoiser
@@ -165,7 +156,7 @@ class Pipeline:
         if labels is None:
             draws = [torch.randint(num_classes, (), generator=seeded_generator("label", int(seed))) for seed in seeds]
             return torch.stack(draws)
-        each: Any = [labels] * count if isinstance(labels, str) or np.ndim(labels) == 0 else labels
+        each: Any = [labels] * count if np.ndim(labels) == 0 else labels
         check(len(each) == count, f"{len(each)} labels for {count} seeds; give one label, or one per seed")
         if num_classes:
             return torch.tensor([self.class_number(label) for label in each])
