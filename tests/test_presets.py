@@ -168,7 +168,7 @@ class TestOrder:
     def test_the_command_line_wins_wherever_it_stands(self, tmp_path, monkeypatch):
         (tmp_path / "c.yaml").write_text("preset: digits\nwidth: 64\nlr: 1e-4\nname: config\n")
         asked = []
-        monkeypatch.setattr("diffit_lib.cli.commands.experiment_for", lambda *args: asked.append(args[1:]) or 1 / 0)
+        monkeypatch.setattr("diffit_lib.cli.options.experiment_for", lambda *args: asked.append(args[1:]) or 1 / 0)
         file = ["--config", str(tmp_path / "c.yaml")]
         words = ["mnist", "--width", "32"]
         for order in ([*file, *words], [*words, *file], [*words[:1], *file, *words[1:]]):

@@ -4,18 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from diffit_lib.cli.options import (
-    experiment_for,
-    parse_grid,
-    parse_guidance,
-    parse_resolution,
-    parse_seeds,
-    previewed,
-    report_of,
-)
+from diffit_lib.cli import options
 from diffit_lib.config.presets import PRESETS, VAE_PRESETS
-from diffit_lib.training.run_dir import OPTIONS
-from diffit_lib.utils.errors import check
 
 
 def run_demo(run: str = "runs/demo") -> None:
@@ -58,7 +48,7 @@ def run_info(name: str | None = None) -> None:
     from diffit_lib.cli.info import are_images, describe_data, info, list_all
 
     if name is None:
-        print(list_all({verb: summary(function) for verb, function in VERBS.items()}))
+        print(list_all({verb: options.summary(function) for verb, function in VERBS.items()}))
         return
     if not are_images(name):
         print(info(name))
@@ -85,26 +75,18 @@ def run_train(
         print_config: Print every option with its value and meaning, as a file for --config, without training.
         no_report: Write no report.html at the end.
     """
-    begun = run is not None and (Path(run) / OPTIONS).is_file()
-    by_images = preset is None and "data" in overrides and not begun
-    experiment = None if by_images else experiment_for(PRESETS, preset, run, overrides)
+    by_images = preset is None and "data" in overrides and not options.is_begun(run)
+    experiment = None if by_images else options.experiment_for(PRESETS, preset, run, overrides)
+    if experiment and options.previewed(experiment, dry_run, print_config):
+        return
     if experiment is None and (dry_run or print_config):
-        others = ", ".join(sorted(overrides.keys() - {"data"}))
-        option = "--dry-run" if dry_run else "--print-config"
-        check(not others, f"{option} tells what the images alone decide, not {others}; name a preset too")
-        from diffit_lib.cli.info import choose_experiment, describe_data
-
-        if dry_run:
-            print(describe_data(overrides["data"]))
-            return
-        experiment = choose_experiment(overrides["data"], download=False).experiment
-    if experiment and previewed(experiment, dry_run, print_config):
+        options.preview_images(dry_run, **dict(overrides))
         return
     from diffit_lib.reports.auto import train_photos
     from diffit_lib.training.train import train
 
     weights = train(experiment, run, name=name) if experiment else train_photos(run=run, name=name, **dict(overrides))
-    report = None if no_report else report_of(weights.parent)
+    report = None if no_report else options.report_of(weights.parent)
     print(f"weights: {weights}" + (f"; report: {report}" if report else ""))
 
 
@@ -125,8 +107,8 @@ def run_train_vae(
         dry_run: Say what the training takes (parameters, memory), without training.
         print_config: Print every option with its value and meaning, as a file for --config, without training.
     """
-    experiment = experiment_for(VAE_PRESETS, preset, run, overrides)
-    if not previewed(experiment, dry_run, print_config):
+    experiment = options.experiment_for(VAE_PRESETS, preset, run, overrides)
+    if not options.previewed(experiment, dry_run, print_config):
         from diffit_lib.training.train_vae import train_vae
 
         print(f"weights: {train_vae(experiment, run, name=name)}")
@@ -164,21 +146,20 @@ def run_sample(
     from diffit_lib.sampling.sample import sample
     from diffit_lib.sampling.writer import PLACES
 
-    folders = sample(
+    for folder in sample(
         weights,
         out,
-        None if seeds is None else parse_seeds(str(seeds)),
+        None if seeds is None else options.parse_seeds(str(seeds)),
         classes,
         per_class=per_class,
-        guidance=parse_guidance(guidance) if isinstance(guidance, str) else guidance,
-        grid=parse_grid(grid),
+        guidance=options.parse_guidance(guidance) if isinstance(guidance, str) else guidance,
+        grid=options.parse_grid(grid),
         format=format,
         trajectory=trajectory,
         batch_size=batch_size,
         protocol=protocol,
         **dict(settings),
-    )
-    for folder in folders:
+    ):
         print(f"images: {folder / PLACES[format]}; which is which: {folder}/index.csv")
 
 
@@ -249,12 +230,13 @@ def run_encode(
         skip_bad: Leave out and count images that cannot be read, instead of stopping at the first.
         memory_gb: Larger data are decoded when used, not held in memory; by default half of the memory.
     """
-    options = {"image_size": parse_resolution(resolution), "crop": crop, "skip_bad": skip_bad, "memory_gb": memory_gb}
+    size = options.parse_resolution(resolution)
+    changes = {"image_size": size, "crop": crop, "skip_bad": skip_bad, "memory_gb": memory_gb}
     from diffit_lib.training.encode import encode
 
-    folder = encode(vae, data, out, **{name: value for name, value in options.items() if value is not None})
-    size = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
-    print(f"latents: {folder}, {size / 1e6:,.1f} MB")
+    folder = encode(vae, data, out, **{name: value for name, value in changes.items() if value is not None})
+    total = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+    print(f"latents: {folder}, {total / 1e6:,.1f} MB")
 
 
 def run_pack(
@@ -275,7 +257,7 @@ def run_pack(
         max_images: Most images to take, evenly spread over all.
         skip_bad: Leave out and count images that cannot be read, instead of stopping at the first.
     """
-    size = parse_resolution(resolution)
+    size = options.parse_resolution(resolution)
     suffix = f"-{size[1]}x{size[0]}" if size else ""
     target = out or f"{Path(source).resolve().name.removesuffix('.zip')}{suffix}.zip"
     from diffit_lib.data.pack import pack
@@ -299,7 +281,7 @@ def run_reconstruct(vae: str, data: str | None = None, out: str = "reconstructio
     print(f"grids: {out}/", *(f"{name}={value:.4g}" for name, value in numbers.items()))
 
 
-# Named other than the functions that they call: jsonargparse looks up what takes `**settings` by its name.
+# Named other than the functions that they call: jsonargparse looks up by name what takes `**settings`; dict() hides it.
 VERBS: dict[str, Callable[..., None]] = {
     "demo": run_demo,
     "explore": run_explore,
@@ -312,8 +294,3 @@ VERBS: dict[str, Callable[..., None]] = {
     "pack": run_pack,
     "reconstruct": run_reconstruct,
 }
-
-
-def summary(verb: Callable[..., None]) -> str:
-    """The first line of a verb's docstring."""
-    return (verb.__doc__ or "").splitlines()[0]

@@ -21,10 +21,9 @@ from diffit_lib.cli.commands import (
     run_sample,
     run_train,
     run_train_vae,
-    summary,
 )
 from diffit_lib.cli.launch import count, is_distributed, join_group, launch, number, number_or_auto
-from diffit_lib.cli.options import add_experiment_fields, add_fields, default_words
+from diffit_lib.cli.options import add_experiment_fields, add_fields, default_words, summary
 from diffit_lib.config.diffusion import SamplingConfig
 from diffit_lib.config.presets import PRESETS, VAE_PRESETS, Presets, load_options
 from diffit_lib.utils.errors import DiffitError, closest

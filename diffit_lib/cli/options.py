@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_origin
@@ -22,10 +22,20 @@ def experiment_for(presets: Presets[R], name: str | None, run: str | None, optio
     """The preset, or without one the experiment that the run folder was begun with, some of its fields changed."""
     if name is not None:
         return change(presets.find(name), options)
-    if run is not None and (Path(run) / OPTIONS).is_file():
+    if run is not None and is_begun(run):
         return change(read_options(presets.kind, Path(run)), options)
     here = f", and {run} holds no {OPTIONS} to go on from" if run else ""
     raise DiffitError(f"no preset is named{here}; give one, or --run FOLDER of an earlier run, or --data PICTURES")
+
+
+def summary(verb: Callable[..., None]) -> str:
+    """The first line of a verb's docstring."""
+    return (verb.__doc__ or "").splitlines()[0]
+
+
+def is_begun(run: str | None) -> bool:
+    """Whether this is the folder of an earlier run."""
+    return run is not None and (Path(run) / OPTIONS).is_file()
 
 
 def previewed(experiment: Any, dry_run: bool, print_config: bool) -> bool:
@@ -37,6 +47,16 @@ def previewed(experiment: Any, dry_run: bool, print_config: bool) -> bool:
 
         print(describe_cost(experiment))
     return print_config or dry_run
+
+
+def preview_images(dry_run: bool, data: str, **others: Any) -> None:
+    """Print what training on images without a preset takes, or its options."""
+    from diffit_lib.cli.info import choose_experiment, describe_data
+
+    if others:
+        option, names = "--dry-run" if dry_run else "--print-config", ", ".join(sorted(others))
+        raise DiffitError(f"{option} tells what the images alone decide, not {names}; name a preset too")
+    print(describe_data(data) if dry_run else choose_experiment(data, download=False).experiment.to_yaml().strip())
 
 
 def report_of(run: Path) -> Path | None:
