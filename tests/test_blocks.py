@@ -215,17 +215,16 @@ class TestSinusoid:
 class TestTimeToken:
     noise, classes, augment = torch.tensor([-1.55, 1.1]), torch.tensor([0, 2]), torch.arange(18.0).view(2, 9) / 18
 
-    def make(self, final_silu=True):
-        edm = {"endpoint": True, "cos_first": False, "final_silu": final_silu}
-        return awake(TimeToken(TIME, 8, **edm, num_classes=3, augment_dim=9))
+    def make(self, edm=True):
+        return awake(TimeToken(TIME, 8, edm=edm, num_classes=3, augment_dim=9))
 
-    @pytest.mark.parametrize("final_silu", [True, False])
-    def test_is_an_mlp_over_embedding_plus_augmentation_and_the_class_is_added_last(self, final_silu):
-        token = self.make(final_silu)
-        embedding = sinusoid(self.noise, 8, endpoint=True, cos_first=False).double()
+    @pytest.mark.parametrize("edm", [True, False])
+    def test_is_an_mlp_over_embedding_plus_augmentation_and_the_class_is_added_last(self, edm):
+        token = self.make(edm)
+        embedding = sinusoid(self.noise, 8, endpoint=edm, cos_first=not edm).double()
         hidden = (embedding + self.augment.double() @ token.augment.weight.T) @ token.mlp[0].weight.T
         hidden = nn.functional.silu(hidden + token.mlp[0].bias) @ token.mlp[2].weight.T + token.mlp[2].bias
-        expected = (nn.functional.silu(hidden) if final_silu else hidden) + token.classes.weight[self.classes]
+        expected = (nn.functional.silu(hidden) if edm else hidden) + token.classes.weight[self.classes]
         assert_same(token(self.noise, self.classes, self.augment), expected)
 
     def test_no_label_means_the_last_row_of_the_table(self):

@@ -1,20 +1,21 @@
-"""The bricks of DiffiT: time token, time-dependent self-attention (TMSA), DiffiT block, DiffiT ResBlock; DiT's block.
+"""The blocks of DiffiT and DiT: time token, time-dependent self-attention (TMSA), DiffiT block, ResBlock, DiT block.
 
-Legend: B batch, C channels, H and W map height and width, h heads, d head dimension, T width of the time token,
-N tokens of one window. Maps of tokens are channels-last, (B, H, W, C); images for convolutions are (B, C, H, W) in
-channels-last memory, so that passing from one to the other moves nothing.
+Shapes: B batch, C channels, H and W height and width, h heads, d width of a head, T width of the time token, N tokens
+of a window. Tokens are (B, H, W, C). Images are (B, C, H, W) in channels-last memory, so converting copies nothing.
 """
 
 import math
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
 
 
 def sinusoid(values: Tensor, dim: int, *, endpoint: bool, cos_first: bool) -> Tensor:
-    """Positional embedding of (B,) values -> (B, dim), frequencies from 1 down to 1e-4 (`endpoint`: exactly 1e-4)."""
+    """Positional embedding of (B,) values -> (B, dim); frequencies fall from 1 to 1e-4 (included with `endpoint`)."""
     half = dim // 2
     steps = torch.arange(half, dtype=torch.float32, device=values.device) / (half - endpoint)
     angles = values.float()[:, None] * torch.exp(-math.log(10_000.0) * steps)
@@ -23,29 +24,18 @@ def sinusoid(values: Tensor, dim: int, *, endpoint: bool, cos_first: bool) -> Te
 
 
 class TimeToken(nn.Module):
-    """One token for all layers from the noise label, the class label and the augmentation label (section 3.1).
+    """Embeds noise level, class and augmentation in one token for all layers (section 3.1).
 
-    A small MLP with swish over a positional embedding; the class label is added to its output, the augmentation label
-    to its input. Autocast does not reach it: half precision cannot tell neighbouring noise levels apart. A label for
-    which the network has no table is ignored.
+    An MLP over a sinusoid of the noise label plus the augmentation label; the class label is added to its output.
+    `edm` selects EDM's form (sine first, last frequency 1e-4, final SiLU), otherwise DiT's. Labels for which the
+    network has no table are ignored. Autocast is off: half precision cannot separate neighbouring noise levels.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        frequencies: int,
-        *,
-        endpoint: bool,
-        cos_first: bool,
-        final_silu: bool,
-        num_classes: int = 0,
-        augment_dim: int = 0,
-    ):
+    def __init__(self, dim: int, frequencies: int, *, edm: bool, num_classes: int = 0, augment_dim: int = 0):
         super().__init__()
-        self.frequencies, self.endpoint, self.cos_first = frequencies, endpoint, cos_first
-        self.num_classes = num_classes
+        self.frequencies, self.edm, self.num_classes = frequencies, edm, num_classes
         layers = [nn.Linear(frequencies, dim), nn.SiLU(), nn.Linear(dim, dim)]
-        self.mlp = nn.Sequential(*layers, *[nn.SiLU()] * final_silu)
+        self.mlp = nn.Sequential(*layers, *[nn.SiLU()] * edm)
         self.classes = nn.Embedding(num_classes + 1, dim) if num_classes else None  # the last row is "no class"
         self.augment = nn.Linear(augment_dim, frequencies, bias=False) if augment_dim else None
         if self.classes is not None:
@@ -54,10 +44,10 @@ class TimeToken(nn.Module):
     def forward(
         self, noise_label: Tensor, class_label: Tensor | None = None, augment_label: Tensor | None = None
     ) -> Tensor:
-        """(B,), class (B,) int64, augment (B, 9) -> (B, T)."""
+        """Noise (B,), class (B,) int64, augmentation (B, 9) -> (B, T)."""
         with torch.autocast(noise_label.device.type, enabled=False):
-            embedding = sinusoid(noise_label, self.frequencies, endpoint=self.endpoint, cos_first=self.cos_first)
-            embedding = embedding.to(next(self.parameters()).dtype)
+            embedding = sinusoid(noise_label, self.frequencies, endpoint=self.edm, cos_first=not self.edm)
+            embedding = embedding.to(next(self.parameters()).dtype)  # (B, frequencies)
             if self.augment is not None and augment_label is not None:
                 embedding = embedding + self.augment(augment_label.to(embedding.dtype))
             token = self.mlp(embedding)  # (B, T)
@@ -71,8 +61,8 @@ class TimeToken(nn.Module):
 def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d) + bias) v (equation 6) for q, k, v (B, h, N, d) and bias (h, N, N).
 
-    The bias takes q's dtype (a float32 mask under bf16 queries is a known fault of one CUDA kernel), and on CUDA only
-    the kernels that accept a mask are allowed.
+    The bias is cast to q's dtype, because a CUDA kernel mishandles a float32 mask for bf16 queries. On CUDA only the
+    kernels that accept a mask may run.
     """
     bias = bias.to(q.dtype)[None]
     if q.device.type != "cuda":
@@ -82,7 +72,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
 
 
 def relative_position_index(window: tuple[int, int]) -> Tensor:
-    """(N, N) row of the bias table for each pair of tokens in a window, row by row; on the CPU, even under "meta"."""
+    """For each pair of tokens, in row-major order, its row of the bias table: (N, N); always on the CPU."""
     height, width = window
     place = torch.arange(height * width, device="cpu")
     row, column = place // width, place % width
@@ -94,9 +84,8 @@ def relative_position_index(window: tuple[int, int]) -> Tensor:
 class TMSA(nn.Module):
     """Time-dependent multi-head self-attention in non-overlapping windows (equations 3 to 6).
 
-    q, k and v are linear in the token and in the time token; a learned bias by relative position, as in Swin, is added
-    to the logits. The key's share of the time token cannot change the output: it adds the same number to every logit of
-    a row, and softmax cancels it. The tensor is kept since the published weights hold it.
+    q, k and v are linear in the token and the time token. A learned relative position bias, as in Swin, is added to
+    the logits. Softmax cancels the time token's part of k; it is kept because published weights contain it.
     """
 
     relative_position_index: Tensor
@@ -121,11 +110,11 @@ class TMSA(nn.Module):
         return self.proj(out.reshape(batch, height, width, channels))
 
     def bias(self) -> Tensor:
-        """The relative position bias of each pair of tokens, (h, N, N)."""
+        """The relative position bias: (h, N, N)."""
         return self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)
 
     def heads(self, x: Tensor, time: Tensor) -> Tensor:
-        """Equations 3 to 5: (B, H, W, C), (B, T) -> q, k and v by window and head, (3, B * windows, h, N, d)."""
+        """q, k and v (equations 3 to 5): (B, H, W, C), (B, T) -> (3, B * windows, h, N, d)."""
         (batch, height, width, channels), (wh, ww) = x.shape, self.window
         rows, columns, heads = height // wh, width // ww, self.num_heads
         qkv = self.qkv(x) + self.qkv_temb(time)[:, None, None]  # (B, H, W, 3C)
@@ -133,7 +122,7 @@ class TMSA(nn.Module):
         return qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).reshape(3, batch * rows * columns, heads, wh * ww, -1)
 
     def attention_map(self, x: Tensor, time: Tensor) -> Tensor:
-        """The softmax of equation 6, for figures: (B, H, W, C), (B, T) -> (B * windows, h, N, N)."""
+        """The attention weights (equation 6), for figures: (B, H, W, C), (B, T) -> (B * windows, h, N, N)."""
         q, k, _ = self.heads(x, time)
         return (q @ k.mT / q.shape[-1] ** 0.5 + self.bias()).softmax(-1)
 
@@ -180,7 +169,7 @@ class DiffiTBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention among all tokens of a map, told nothing of time or place."""
+    """Multi-head self-attention over all tokens, without time or position."""
 
     def __init__(self, channels: int, num_heads: int):
         super().__init__()
@@ -220,7 +209,7 @@ class AdaLNBlock(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Nearest doubling, then a 3x3 convolution."""
+    """Nearest-neighbour upsampling by 2, then a 3x3 convolution."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -232,14 +221,14 @@ class Upsample(nn.Module):
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """EDM's group normalisation: at most 32 groups of at least 4 channels."""
+    """EDM's group normalisation: up to 32 groups of at least 4 channels."""
     return nn.GroupNorm(math.gcd(channels, min(32, channels // 4)), channels, eps=1e-6)
 
 
 class DiffiTResBlock(nn.Module):
     """x^ = Conv3x3(Swish(GN(x))), then DiffiT-Block(x^, x_t) + x (equations 9 and 10).
 
-    Where the channels change, x passes a 1x1 convolution on its way to the sum.
+    If the number of channels changes, a 1x1 convolution maps x before the sum.
     """
 
     def __init__(
@@ -265,3 +254,10 @@ class DiffiTResBlock(nn.Module):
         """(B, C_in, H, W), (B, T) -> (B, C_out, H, W)."""
         tokens = self.conv(F.silu(self.norm(x))).permute(0, 2, 3, 1)  # (B, H, W, C_out)
         return self.block(tokens, time).permute(0, 3, 1, 2) + self.skip(x)
+
+
+def run_blocks(blocks: Iterable[nn.Module], x: Tensor, time: Tensor, *, recompute: bool) -> Tensor:
+    """Pass x through the blocks; `recompute` saves memory by computing each again in the backward pass."""
+    for block in blocks:
+        x = checkpoint(block, x, time, use_reentrant=False) if recompute else block(x, time)
+    return x

@@ -1,4 +1,4 @@
-"""What a network costs: parameters, multiply-accumulates (MAC) of its forward pass, memory in training."""
+"""The cost of a network: parameters, multiply-accumulates (MAC) of a forward pass, memory in training."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,10 +16,10 @@ from diffit_lib.utils.tensors import autocast
 
 
 class MACCounter(TorchFunctionMode):
-    """Adds up the multiply-accumulates of linear layers, convolutions and attention while it is active.
+    """Counts the multiply-accumulates of linear layers, convolutions and attention while it is active.
 
-    It counts by shapes, so that the total does not depend on the kernels of a device or a version of torch. As in the
-    papers' tables, element-wise work and softmax do not count.
+    As in the papers' tables, element-wise operations and softmax do not count. torch's FlopCounterMode misses the
+    attention kernel of CPUs.
     """
 
     def __init__(self) -> None:
@@ -27,27 +27,27 @@ class MACCounter(TorchFunctionMode):
         self.total = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call the function and add what it multiplies."""
+        """Call the function and add its multiply-accumulates."""
         out = func(*args, **(kwargs or {}))
         if func in (F.linear, F.conv2d):
-            self.total += out.numel() * args[1].shape[1:].numel()  # one dot product with the weight's row per output
+            self.total += out.numel() * args[1].shape[1:].numel()  # a dot product for each output
         elif func is F.scaled_dot_product_attention:
-            query, key, value = args[:3]  # (..., N, d): q k^T, then the weights times v
+            query, key, value = args[:3]  # (..., N, d)
             self.total += query.shape[:-1].numel() * key.shape[-2] * (query.shape[-1] + value.shape[-1])
         return out
 
 
 class Cost(NamedTuple):
-    """What a network takes."""
+    """The cost of a network and of those trained with it."""
 
-    parameters: int  # of the network itself
-    trained: int  # and of what is trained beside it
-    macs: int  # of one forward pass for one image
+    parameters: int  # of the network
+    trained: int  # of all networks in training
+    macs: int  # of the forward pass of one image
     activations: int  # bytes that the forward pass of one batch keeps for the backward pass
 
     @property
     def states(self) -> int:
-        """Bytes of what training holds in float32: weights, gradients, Adam's two moments and the network's average."""
+        """Bytes that training holds in float32: weights, gradients, Adam's two moments, the network's average."""
         return 4 * (4 * self.trained + self.parameters)
 
 
@@ -58,12 +58,12 @@ def measure(
     batch: int = 1,
     precision: str = "32-true",
 ) -> Cost:
-    """The cost of networks, the first of them the one that is wanted, whose forward pass takes images (batch, *shape).
+    """Cost of `forward(networks, images)` for images (batch, *shape); `build` makes the networks, the main one first.
 
-    Counted on fake tensors, so that the largest network takes neither memory nor time. Activations that share memory
-    count once; parameters do not count among them.
+    It runs on fake tensors, so it needs neither the memory nor the time of the network. Activations that share memory
+    count once; parameters are not activations.
     """
-    kept: dict[int, tuple[Tensor, int]] = {}  # holds the tensors, so that no two get one key
+    kept: dict[int, tuple[Tensor, int]] = {}  # keeps the tensors alive, so that their keys stay unique
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -74,11 +74,11 @@ def measure(
         networks = build()
     with FakeTensorMode(allow_non_fake_inputs=True):
         for network in networks:
-            network.to_empty(device="cpu")  # autocast and attention do not support the meta device
+            network.to_empty(device="cpu")  # autocast and attention do not run on "meta"
         images, hooks = torch.zeros(batch, *shape), saved_tensors_hooks(keep, lambda tensor: tensor)
         with MACCounter() as counter, hooks, autocast(torch.device("cpu"), precision):
             answer = forward(networks, images)
-        for parameter in (parameter for network in networks for parameter in network.parameters()):
+        for parameter in nn.ModuleList(networks).parameters():
             kept.pop(parameter.untyped_storage()._cdata, None)
         del answer
     return Cost(
@@ -95,7 +95,7 @@ def denoiser_cost(
     precision: str = "32-true",
     checkpointing: bool = False,
 ) -> Cost:
-    """The cost of a denoiser's network, with or without recomputed activations."""
+    """The cost of a denoiser's network; `checkpointing` recomputes activations in the backward pass."""
 
     def build() -> list[nn.Module]:
         network = build_network(config)
@@ -106,5 +106,5 @@ def denoiser_cost(
 
 
 def parameters(network: nn.Module) -> int:
-    """Number of trainable parameters."""
-    return sum(tensor.numel() for tensor in network.parameters())
+    """Number of parameters."""
+    return sum(parameter.numel() for parameter in network.parameters())

@@ -1,30 +1,28 @@
-"""Image-space DiffiT: a symmetric U-shape of DiffiT ResBlocks (paper, section 3.2, figure 4, tables S.2 and S.3).
+"""Image-space DiffiT: a symmetric U-shape of DiffiT ResBlocks (section 3.2, figure 4, tables S.2 and S.3).
 
-What the paper leaves open is settled as the specification's best-supported reading: L = 4 ResBlocks per level, skip
-connections concatenated once per level, strided 3x3 convolutions down, nearest doubling and a 3x3 convolution up,
-EDM's time embedding and its head (GN, Swish, convolution near zero).
+Our choices where the paper is silent: one concatenated skip connection per level, strided 3x3 convolutions down,
+nearest-neighbour upsampling and a 3x3 convolution up, EDM's time embedding and its head.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from diffit_lib.config.models import ImageNetworkConfig
-from diffit_lib.models.blocks import DiffiTResBlock, TimeToken, Upsample, group_norm
+from diffit_lib.models.blocks import DiffiTResBlock, TimeToken, Upsample, group_norm, run_blocks
 
 
 class ImageDiffiT(nn.Module):
-    """Noisy image and its labels in, the network's raw output F out; knows nothing of noise schedules or training."""
+    """Predicts from a noisy image and its labels; the denoiser scales its input and output."""
 
     def __init__(self, config: ImageNetworkConfig):
         super().__init__()
         self.config = config
-        self.checkpointing = False  # set while training: recompute each ResBlock in the backward pass
+        self.checkpointing = False  # while training, recompute each ResBlock in the backward pass
         channels, levels = config.channels, range(len(config.channels))
 
         def resblocks(level: int, in_channels: int) -> nn.ModuleList:
-            """L ResBlocks; the first one changes the number of channels."""
+            """L ResBlocks; the first changes the number of channels."""
             inputs = [in_channels, *[channels[level]] * (config.num_blocks - 1)]
             return nn.ModuleList(
                 DiffiTResBlock(
@@ -40,13 +38,7 @@ class ImageDiffiT(nn.Module):
             )
 
         self.time_token = TimeToken(
-            config.time_dim,
-            config.width,
-            endpoint=True,
-            cos_first=False,
-            final_silu=True,
-            num_classes=config.num_classes,
-            augment_dim=config.augment_dim,
+            config.time_dim, config.width, edm=True, num_classes=config.num_classes, augment_dim=config.augment_dim
         )
         self.tokenizer = nn.Conv2d(config.in_channels, config.width, 3, padding=1)
         self.encoder = nn.ModuleList(resblocks(level, (config.width, *channels)[level]) for level in levels)
@@ -64,31 +56,24 @@ class ImageDiffiT(nn.Module):
         class_label: Tensor | None = None,
         augment_label: Tensor | None = None,
     ) -> Tensor:
-        """(B, C, H, W), (B,), class (B,) int64, augment (B, 9) -> (B, C, H, W)."""
+        """Image (B, C, H, W), noise (B,), class (B,) int64, augmentation (B, 9) -> (B, C, H, W)."""
+        recompute = self.checkpointing and self.training
         time = self.time_token(noise_label, class_label, augment_label)  # (B, T)
         x = self.tokenizer(x.contiguous(memory_format=torch.channels_last))  # (B, width, H, W)
         skips = []
         for level, blocks in enumerate(self.encoder):
-            x = self._run(blocks, x, time)  # (B, C_level, H / 2^level, W / 2^level)
+            x = run_blocks(blocks.children(), x, time, recompute=recompute)  # (B, C_level, H/2^level, ...)
             if level < len(self.down):
                 skips.append(x)
-                x = self.down[level](x)
+                x = self.down[level](x)  # (B, C_level, H/2^(level+1), ...)
         for level in reversed(range(len(self.decoder))):
-            x = torch.cat([self.up[level](x), skips[level]], dim=1)
-            x = self._run(self.decoder[level], x, time)
-        return self.head(F.silu(self.head_norm(x)))
-
-    def _run(self, blocks: nn.Module, x: Tensor, time: Tensor) -> Tensor:
-        for block in blocks.children():
-            if self.checkpointing and self.training:
-                x = checkpoint(block, x, time, use_reentrant=False)
-            else:
-                x = block(x, time)
-        return x
+            x = torch.cat([self.up[level](x), skips[level]], dim=1)  # (B, C_(level+1) + C_level, ...)
+            x = run_blocks(self.decoder[level].children(), x, time, recompute=recompute)
+        return self.head(F.silu(self.head_norm(x)))  # (B, C, H, W)
 
 
 def init_image_diffit(network: ImageDiffiT) -> None:
-    """Linears and convolutions: Xavier, and near zero (EDM's 1e-5) where a branch is added to a residual."""
+    """Xavier for linears and convolutions, times 1e-5 (EDM) for the last layers of residual branches; biases 0."""
     for module in network.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             nn.init.xavier_uniform_(module.weight)

@@ -1,12 +1,11 @@
-"""The way from pictures to the space diffusion works in, and back: pixels as they are, or latents of an autoencoder.
+"""The space in which diffusion works: pixels, or the latents of an autoencoder.
 
-Moments are what an autoencoder's encoder answers, (B, 2z, h, w): mean and log-variance of a normal distribution.
-Latents are drawn from it and normalised by the mean and standard deviation of each channel over the training set
-(a published autoencoder keeps the scale it was published with), so that diffusion sees unit variance.
+An encoder outputs moments (B, 2z, h, w): mean and log-variance of a normal distribution of latents. Latents are
+normalised per channel by the training set's mean and standard deviation, or by the scale of a published autoencoder.
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -16,44 +15,21 @@ from diffit_lib.utils.logging import say
 from diffit_lib.utils.tensors import digest, to_float
 
 
-class Space(Protocol):
-    """Between uint8 pictures and the clean state of diffusion."""
-
-    latent: bool  # whether a picture is a distribution of states, from which noise draws one
-
-    @property
-    def checksum(self) -> str:
-        """Names these very weights; "" for pixels."""
-        ...
-
-    def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        """uint8 (B, C, H, W), or cached moments -> the state diffusion learns, float32; its mean without `noise`."""
-        ...
-
-    def decode(self, x: Tensor) -> Tensor:
-        """A clean state -> images, float (B, C, H, W), about [-1, 1]."""
-        ...
-
-    def to(self, device: torch.device) -> Self:
-        """The same, on this device."""
-        ...
-
-
 class PixelSpace:
-    """Diffusion on the pixels themselves."""
+    """Diffusion on pixels."""
 
     latent, checksum = False, ""
 
     def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        """uint8 -> float32 in [-1, 1]."""
+        """uint8 (B, C, H, W) -> float32 in [-1, 1]."""
         return to_float(images)
 
     def decode(self, x: Tensor) -> Tensor:
-        """Nothing to do."""
+        """x itself, about [-1, 1]."""
         return x
 
     def to(self, device: torch.device) -> Self:
-        """Nothing to do."""
+        """The space itself: it has no tensors."""
         return self
 
 
@@ -61,25 +37,28 @@ PIXEL_SPACE = PixelSpace()
 
 
 class LatentSpace:
-    """Diffusion on the latents of a frozen autoencoder; no module, so that no optimizer or average sees it."""
+    """Diffusion on latents of a frozen autoencoder; not a module, so optimizers and checkpoints do not include it.
+
+    `mean` and `std` (z,) normalise the latents. `checksum` identifies the weights and these two.
+    """
 
     latent = True
 
     def __init__(self, network: nn.Module, mean: Tensor, std: Tensor):
         self.network: Any = network.eval().requires_grad_(False)
         self.mean, self.std = mean.view(-1, 1, 1), std.view(-1, 1, 1)
-        self.fits = 64  # images that go through the network at once; fewer once that exceeded the device's memory
+        self.fits = 64  # images per forward pass; lowered when the device runs out of memory
         self.checksum = digest({**network.state_dict(), "mean": mean, "std": std})
 
     @torch.no_grad()
     def moments(self, images: Tensor) -> Tensor:
-        """uint8 (B, C, H, W) -> float32 (B, 2z, h, w): mean and log-variance of their latents."""
+        """uint8 (B, C, H, W) -> mean and log-variance of the latents, float32 (B, 2z, h, w)."""
         images = images.to(self.mean.device)
         with torch.autocast(images.device.type, enabled=False):
             return self.in_slices(lambda part: self.network.encode(to_float(part)), images, on_cpu=8)
 
     def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        """uint8 images, or their moments -> normalised latents (B, z, h, w), float32."""
+        """uint8 images or moments -> normalised latents, float32 (B, z, h, w): the mean, or a sample given `noise`."""
         moments = images if images.is_floating_point() else self.moments(images)
         mean, log_variance = moments.to(self.mean.device).float().chunk(2, dim=1)
         if noise is not None:
@@ -88,16 +67,16 @@ class LatentSpace:
 
     @torch.no_grad()
     def decode(self, x: Tensor) -> Tensor:
-        """Normalised latents (B, z, h, w), any float dtype -> images, float32 (B, C, H, W).
+        """Normalised latents (B, z, h, w), any float dtype -> images, float32 (B, C, H, W), about [-1, 1].
 
-        On a CPU one by one, so that an image does not depend on its neighbours; else as many at once as fit.
+        A CPU decodes them one by one, so that an image does not depend on the others in its batch.
         """
         latents = x.to(self.mean.device).float() * self.std + self.mean
         with torch.autocast(latents.device.type, enabled=False):
             return self.in_slices(self.network.decode, latents, on_cpu=1)
 
     def in_slices(self, function: Callable[[Tensor], Tensor], batch: Tensor, on_cpu: int) -> Tensor:
-        """`function` of a batch, slice by slice; where one exceeds the device's memory, ever smaller ones."""
+        """Apply `function` slice by slice; halve the slices when the device runs out of memory."""
         done: list[Tensor] = []
         while (first := sum(map(len, done))) < len(batch):
             size = min(self.fits, on_cpu if batch.device.type == "cpu" else len(batch))
@@ -112,14 +91,14 @@ class LatentSpace:
         return torch.cat(done)
 
     def to(self, device: torch.device) -> Self:
-        """The same, on this device."""
+        """Move the autoencoder to this device and return the space."""
         self.network.to(device)
         self.mean, self.std = self.mean.to(device), self.std.to(device)
         return self
 
 
 class LazyLatentSpace(LatentSpace):
-    """A latent space whose autoencoder is fetched when it is first used."""
+    """A latent space that `fetch` loads when an attribute of it is first read."""
 
     def __init__(self, fetch: Callable[[], LatentSpace]):
         self.fetch, self.device = fetch, torch.device("cpu")
@@ -131,6 +110,9 @@ class LazyLatentSpace(LatentSpace):
         return vars(self)[name]
 
     def to(self, device: torch.device) -> Self:
-        """The same, on this device."""
+        """Move the autoencoder to this device, now or once it is loaded, and return the space."""
         self.device = device
         return super().to(device) if "network" in vars(self) else self
+
+
+Space = PixelSpace | LatentSpace

@@ -1,23 +1,21 @@
-"""A transformer over patches, of latents or of small images: latent DiffiT (paper, appendix H.2) and DiT.
+"""Transformers over patches of latents or small images: latent DiffiT (appendix H.2) and DiT.
 
-Both are alike but for their blocks and their last layer: patches, fixed positions, one time token, no levels. Latent
-DiffiT attends in one window, the whole grid.
+They differ in their blocks and their last layer. Latent DiffiT's attention window is the whole grid.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from diffit_lib.config.models import TransformerConfig
-from diffit_lib.models.blocks import AdaLNBlock, DiffiTBlock, TimeToken, modulate, sinusoid
+from diffit_lib.models.blocks import AdaLNBlock, DiffiTBlock, TimeToken, modulate, run_blocks, sinusoid
 from diffit_lib.utils.tensors import unpatchify
 
-FREQUENCIES = 256  # of the time embedding: cosines first, no end point, no swish at its end
+FREQUENCIES = 256  # width of the sinusoid of the noise label
 
 
 class FinalLayer(nn.Module):
-    """Tokens to patches: norm, then a linear map, of the swish (DiffiT) or of what the time token makes of it (DiT)."""
+    """Tokens to patches: norm, then SiLU (DiffiT) or a shift and scale by the time token (DiT), then linear."""
 
     def __init__(self, width: int, out_features: int, *, conditioned: bool):
         super().__init__()
@@ -34,22 +32,16 @@ class FinalLayer(nn.Module):
 
 
 class DiffusionTransformer(nn.Module):
-    """Noisy image and its labels in, the network's raw output F out; knows nothing of noise schedules or training."""
+    """Predicts from a noisy image and its labels; the denoiser scales its input and output."""
 
-    pos_embed: Tensor  # (1, N, width): fixed, yet part of the weights, since published ones bring their own
+    pos_embed: Tensor  # (1, N, width): fixed, but stored, because published weights contain their own
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
         self.config = config
-        self.checkpointing = False  # set while training: recompute each block in the backward pass
+        self.checkpointing = False  # while training, recompute each block in the backward pass
         self.time_token = TimeToken(
-            config.width,
-            FREQUENCIES,
-            endpoint=False,
-            cos_first=True,
-            final_silu=False,
-            num_classes=config.num_classes,
-            augment_dim=config.augment_dim,
+            config.width, FREQUENCIES, edm=False, num_classes=config.num_classes, augment_dim=config.augment_dim
         )
         self.patch_embed = nn.Conv2d(config.in_channels, config.width, config.patch_size, stride=config.patch_size)
         self.register_buffer("pos_embed", positions(config.grid, config.width)[None])
@@ -66,23 +58,20 @@ class DiffusionTransformer(nn.Module):
         class_label: Tensor | None = None,
         augment_label: Tensor | None = None,
     ) -> Tensor:
-        """(B, C, H, W), (B,), class (B,) int64, augment (B, 9) -> (B, C, H, W).
+        """Image (B, C, H, W), noise (B,), class (B,) int64, augmentation (B, 9) -> (B, C, H, W).
 
-        With a learned variance the output is (B, 2C, H, W): the second half of the channels is the variance.
+        With a learned variance the output is (B, 2C, H, W); the second half is the variance.
         """
         time = self.time_token(noise_label, class_label, augment_label)  # (B, width)
         tokens = self.patch_embed(x).permute(0, 2, 3, 1)  # (B, h, w, width)
-        tokens = tokens + self.pos_embed.view(1, *self.config.grid, -1)
-        for layer in self.blocks:
-            if self.checkpointing and self.training:
-                tokens = checkpoint(layer, tokens, time, use_reentrant=False)
-            else:
-                tokens = layer(tokens, time)
-        return unpatchify(self.final_layer(tokens, time), self.config.patch_size)
+        tokens = tokens + self.pos_embed.view(1, *self.config.grid, -1)  # (B, h, w, width)
+        tokens = run_blocks(self.blocks, tokens, time, recompute=self.checkpointing and self.training)
+        patches = self.final_layer(tokens, time)  # (B, h, w, p p C)
+        return unpatchify(patches, self.config.patch_size)  # (B, C, H, W)
 
 
 def block(config: TransformerConfig) -> DiffiTBlock | AdaLNBlock:
-    """One block of the configured kind, its time token as wide as its tokens."""
+    """One block of the configured kind."""
     width, heads, ratio, dropout = config.width, config.num_heads, config.mlp_ratio, config.dropout
     if config.block == "dit":
         return AdaLNBlock(width, heads, width, mlp_ratio=ratio, dropout=dropout)
@@ -90,7 +79,7 @@ def block(config: TransformerConfig) -> DiffiTBlock | AdaLNBlock:
 
 
 def positions(grid: tuple[int, int], dim: int) -> Tensor:
-    """(h w, dim) fixed embedding of the tokens' places in row-major order: half from the column, half from the row."""
+    """Sinusoids of each token's column (first half) and row (second half), in row-major order: (h w, dim)."""
     height, width = grid
     place = torch.arange(height * width)
     parts = (place % width, place // width)
@@ -98,13 +87,10 @@ def positions(grid: tuple[int, int], dim: int) -> Tensor:
 
 
 def init_transformer(network: DiffusionTransformer) -> None:
-    """Linears: Xavier, the patches' too; the time token's MLP: N(0, 0.02). The output starts at 0.
-
-    So do DiT's modulations: each of its blocks starts as the identity. DiffiT's blocks have no gates.
-    """
+    """Xavier for linears and patches, N(0, 0.02) for the time token's MLP, 0 for biases, last layer and modulations."""
     for module in network.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
-            nn.init.xavier_uniform_(module.weight.flatten(1))  # a view: a patch is one vector
+            nn.init.xavier_uniform_(module.weight.flatten(1))  # a patch counts as one vector
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     for layer in network.time_token.mlp:

@@ -1,10 +1,10 @@
-"""The KL autoencoder: images to moments of a normal distribution over latents, and latents back to images.
+"""The KL autoencoder: encodes images to a normal distribution of latents and decodes latents (Rombach et al. 2022).
 
-Tensors bear the names and shapes of diffusers' AutoencoderKL, so that Stable Diffusion's autoencoder loads as it is.
+Tensors have the names and shapes of diffusers' AutoencoderKL, so Stable Diffusion's weights load unchanged.
 """
 
 from collections.abc import Iterable
-from itertools import chain
+from itertools import chain, zip_longest
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from diffit_lib.models.blocks import Upsample, group_norm
 
 
 class ResBlock(nn.Module):
-    """Twice GroupNorm, SiLU, 3x3 convolution, added to the input: through a 1x1 convolution where channels change."""
+    """x + Conv3x3(SiLU(GN(Conv3x3(SiLU(GN(x)))))); a 1x1 convolution maps x if the channels change."""
 
     def __init__(self, in_channels: int, channels: int):
         super().__init__()
@@ -31,7 +31,7 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Every place attends to all, with a single head, added to the input."""
+    """Single-head self-attention over all positions, added to the input."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -40,14 +40,14 @@ class Attention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> the same."""
+        """(B, C, H, W) -> (B, C, H, W)."""
         tokens = self.group_norm(x).flatten(2).transpose(1, 2)[:, None]  # (B, 1, H W, C)
         attended = F.scaled_dot_product_attention(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens))
         return x + self.to_out[0](attended).squeeze(1).transpose(1, 2).unflatten(2, x.shape[2:])
 
 
 class Downsample(nn.Module):
-    """Halves the map: a row and a column of zeros below and to the right, then a strided 3x3 convolution."""
+    """A 3x3 convolution with stride 2, after one row and column of zeros at the bottom and right."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -59,50 +59,35 @@ class Downsample(nn.Module):
 
 
 class Level(nn.Module):
-    """ResBlocks, each followed by attention where there is any, then a change of size where there is one."""
+    """`layers` ResBlocks, the first `attentions` of them followed by attention, then a Downsample or Upsample."""
 
     def __init__(
-        self, in_channels: int, channels: int, layers: int, attn: bool, *, down: bool = False, up: bool = False
+        self, in_channels: int, channels: int, layers: int, attentions: int, *, down: bool = False, up: bool = False
     ):
         super().__init__()
-        inputs = [in_channels, *[channels] * (layers - 1)]
-        self.resnets = nn.ModuleList(ResBlock(c, channels) for c in inputs)
-        self.attentions = nn.ModuleList(Attention(channels) for _ in inputs if attn)
+        self.resnets = nn.ModuleList(ResBlock(c, channels) for c in (in_channels, *[channels] * (layers - 1)))
+        self.attentions = nn.ModuleList(Attention(channels) for _ in range(attentions))
         self.downsamplers = nn.ModuleList(Downsample(channels) for _ in range(down))
         self.upsamplers = nn.ModuleList(Upsample(channels) for _ in range(up))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C', H', W')."""
-        blocks = zip(self.resnets, self.attentions, strict=True) if self.attentions else zip(self.resnets, strict=True)
-        return run([*chain.from_iterable(blocks), *self.downsamplers, *self.upsamplers], x)
-
-
-class Middle(nn.Module):
-    """ResBlock, attention where there is any, ResBlock."""
-
-    def __init__(self, channels: int, attn: bool):
-        super().__init__()
-        self.resnets = nn.ModuleList(ResBlock(channels, channels) for _ in range(2))
-        self.attentions = nn.ModuleList(Attention(channels) for _ in range(attn))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> the same."""
-        return run([self.resnets[0], *self.attentions, self.resnets[1]], x)
+        blocks = chain.from_iterable(zip_longest(self.resnets, self.attentions))
+        return run([*filter(None, blocks), *self.downsamplers, *self.upsamplers], x)
 
 
 class Encoder(nn.Module):
-    """Level by level down, then the middle."""
+    """The levels from fine to coarse, then the middle."""
 
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
-        first, *_, last = (*config.channels, config.channels[-1])
+        first, last, layers = config.channels[0], config.channels[-1], config.num_layers
         self.conv_in = nn.Conv2d(config.in_channels * config.patch**2, first, 3, padding=1)
-        self.down_blocks = nn.ModuleList()
-        before = first
-        for channels, attn, halve in zip(config.channels, config.attn, (*config.down, False), strict=True):
-            self.down_blocks.append(Level(before, channels, config.num_layers, attn, down=halve))
-            before = channels
-        self.mid_block = Middle(last, config.mid_attn)
+        levels = zip((first, *config.channels[:-1]), config.channels, config.attn, (*config.down, False), strict=True)
+        self.down_blocks = nn.ModuleList(
+            Level(c, to, layers, attn * layers, down=halve) for c, to, attn, halve in levels
+        )
+        self.mid_block = Level(last, last, 2, config.mid_attn)
         self.conv_norm_out = group_norm(last)
         self.conv_out = nn.Conv2d(last, 2 * config.z_channels, 3, padding=1)
 
@@ -113,19 +98,17 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The middle, then level by level up: the encoder mirrored, with one ResBlock more per level."""
+    """The mirrored encoder, with one more ResBlock per level."""
 
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
-        first, *_, last = (*config.channels, config.channels[-1])
+        first, last, layers = config.channels[0], config.channels[-1], config.num_layers + 1
         self.conv_in = nn.Conv2d(config.z_channels, last, 3, padding=1)
-        self.mid_block = Middle(last, config.mid_attn)
-        self.up_blocks = nn.ModuleList()
-        before = last
-        levels = zip(config.channels, config.attn, (False, *config.down), strict=True)
-        for channels, attn, double in reversed(list(levels)):
-            self.up_blocks.append(Level(before, channels, config.num_layers + 1, attn, up=double))
-            before = channels
+        self.mid_block = Level(last, last, 2, config.mid_attn)
+        levels = zip((*config.channels[1:], last), config.channels, config.attn, (False, *config.down), strict=True)
+        self.up_blocks = nn.ModuleList(
+            Level(c, to, layers, attn * layers, up=double) for c, to, attn, double in reversed(list(levels))
+        )
         self.conv_norm_out = group_norm(first)
         self.conv_out = nn.Conv2d(first, config.in_channels * config.patch**2, 3, padding=1)
 
@@ -136,7 +119,7 @@ class Decoder(nn.Module):
 
 
 class KLAutoencoder(nn.Module):
-    """Encoder and decoder, with a 1x1 convolution on either side of the latents."""
+    """Encoder and decoder, with a 1x1 convolution before and after the latents."""
 
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
@@ -148,7 +131,7 @@ class KLAutoencoder(nn.Module):
     def encode(self, images: Tensor) -> Tensor:
         """(B, C, H, W) in [-1, 1] -> moments (B, 2z, h, w): mean, and log-variance from -30 to 20.
 
-        Raises a DiffitError where the factor does not divide H and W.
+        Raises a DiffitError if the factor does not divide H and W.
         """
         self.config.check_size(*images.shape[2:])
         x = F.pixel_unshuffle(images, self.config.patch).contiguous(memory_format=torch.channels_last)
@@ -161,14 +144,14 @@ class KLAutoencoder(nn.Module):
         return F.pixel_shuffle(self.decoder(x), self.config.patch)
 
     def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, C, H, W) and normal noise (B, z, h, w) -> reconstructions from drawn latents, and moments."""
+        """Images (B, C, H, W), standard normal noise (B, z, h, w) -> reconstructions of sampled latents, moments."""
         moments = self.encode(images)
         mean, log_variance = moments.chunk(2, dim=1)
         return self.decode(mean + (0.5 * log_variance).exp() * noise), moments
 
 
 def run(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
-    """One after the other."""
+    """Apply the modules in order."""
     for module in modules:
         x = module(x)
     return x

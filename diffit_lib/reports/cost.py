@@ -13,8 +13,8 @@ from diffit_lib.config.experiment import BaseExperimentConfig, ExperimentConfig,
 from diffit_lib.data.datasets import Images, experiment_data
 from diffit_lib.data.stream import Batch, TrainingStream
 from diffit_lib.models.cost import Cost, denoiser_cost, measure
-from diffit_lib.models.discriminator import PatchDiscriminator
 from diffit_lib.models.vae import KLAutoencoder
+from diffit_lib.models.vae_losses import PatchDiscriminator
 from diffit_lib.training.autoencoder import AutoencoderModule
 from diffit_lib.training.diffusion import DiffusionModule
 from diffit_lib.training.encode import load_states

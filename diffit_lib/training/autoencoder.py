@@ -8,9 +8,8 @@ from torch.func import functional_call
 from diffit_lib.config.experiment import VAEExperimentConfig
 from diffit_lib.data.datasets import Images
 from diffit_lib.data.stream import Batch
-from diffit_lib.models.discriminator import PatchDiscriminator, hinge
-from diffit_lib.models.lpips import Perceptual
 from diffit_lib.models.vae import KLAutoencoder
+from diffit_lib.models.vae_losses import PatchDiscriminator, Perceptual, hinge
 from diffit_lib.training.module import RunModule
 from diffit_lib.utils.distributed import mean_over_ranks
 from diffit_lib.utils.tensors import autocast, to_float

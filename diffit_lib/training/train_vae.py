@@ -12,8 +12,8 @@ from diffit_lib.config.experiment import VAEExperimentConfig
 from diffit_lib.data.datasets import Images, Split, experiment_data
 from diffit_lib.evaluation.reconstruction import comparison, measure_vae, reconstructions
 from diffit_lib.models.latent_space import LatentSpace
-from diffit_lib.models.lpips import SMALLEST, load_perceptual
 from diffit_lib.models.vae import KLAutoencoder
+from diffit_lib.models.vae_losses import SMALLEST, load_perceptual
 from diffit_lib.training.autoencoder import AutoencoderModule, latent_statistics
 from diffit_lib.training.fit import check_device, fit, start
 from diffit_lib.training.logs import MetricsLog, RunLog
