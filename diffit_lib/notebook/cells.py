@@ -103,10 +103,8 @@ def train_live(experiment: ExperimentConfig | VAEExperimentConfig, data: Split, 
         screen.update(HTML(f"{image_html(run.run / 'loss.png', 'max-width:100%')}<br>{image_html(newest)}"))
         run()
 
-    if isinstance(experiment, VAEExperimentConfig):
-        weights = train_vae(experiment, run.run, data, after_save=run, after_report=update)
-    else:
-        weights = train(experiment, run.run, data, after_save=run, after_report=update)
+    fit: Any = train_vae if isinstance(experiment, VAEExperimentConfig) else train
+    weights: Path = fit(experiment, run.run, data, after_save=run, after_report=update)
     run.save()
     run.hand_over(weights)
     return weights
@@ -201,9 +199,8 @@ def closing_card(pipe: Pipeline, weights: Path, run: Backup, numbers: dict[str, 
     """Show what the run led to: before and after, the numbers, the path of the weights, a download, the next step."""
     card, own = pipe.card, weights.parent == run.run
     where = run.hand_over(weights) if own else weights
-    measured = (
-        results_table(numbers).data if numbers else "<p>Not measured: IS_METRIC is off, or a red line says why.</p>"
-    )
+    unmeasured = "<p>Not measured: IS_METRIC is off, or a red line says why.</p>"
+    measured = results_table(numbers).data if numbers else unmeasured
     style = "image-rendering:pixelated;width:20em"
     pictures = "".join(
         f"<figure style='margin:0 1em 0 0'>{image_html(draw_grid(each, **settings), style)}"

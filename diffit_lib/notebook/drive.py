@@ -28,10 +28,9 @@ def warn(text: str) -> None:
 
 
 def copies_folder(given: str, my_drive: str | Path, use_drive: bool) -> Path | None:
-    """Return the folder for a run's copies: the given one, else one in the mounted Drive, else None.
+    """The folder for a run's copies: the given one, else one in the mounted Drive, else None.
 
-    Warns if Drive is wanted but not mounted: files written there would stay on this machine and block the mount. In
-    Colab, also warns if the given folder is outside Drive.
+    Warns if Drive is wanted but not mounted, and in Colab if the given folder is outside Drive.
     """
     drive = Path(my_drive)
     folder = Path(given).expanduser().absolute() if given else drive / "diffit_weights"
@@ -62,9 +61,8 @@ def offer_download(path: Path) -> None:
 class Backup:
     """Copies of the folder `run` in `folder`, as NAME-a.zip and NAME-b.zip by turns; no copies if `folder` is None.
 
-    A copy is written beside its place and renamed when it is whole. It replaces the older of the two, so the newer one
-    survives a kill or a damaged upload. If the folder cannot be written, e.g. a full Drive, one red line says so and
-    training goes on.
+    A copy replaces the older of the two when it is whole, so the newer one survives a kill or a damaged upload. If the
+    folder cannot be written, e.g. a full Drive, one red line says so and training goes on.
     """
 
     def __init__(self, run: str | Path, folder: str | Path | None):
@@ -145,13 +143,9 @@ class Backup:
         copies = self.copies()
         number = max([self.number(), *copies.values()]) + 1
         write_text(self.run / NUMBER, str(number))
-        files = [file for file in sorted(self.run.rglob("*")) if file.is_file() and ".part" not in file.suffixes]
-        files = [
-            file for file in files if not file.name.startswith("weights-")
-        ]  # old weights: no run goes on from them
-        files.sort(
-            key=lambda file: ["last.ckpt", NUMBER].index(file.name) if file.name in ("last.ckpt", NUMBER) else -1
-        )
+        files = [file for file in self.run.rglob("*") if file.is_file() and ".part" not in file.suffixes]
+        files = [file for file in files if not file.name.startswith("weights-")]  # no run goes on from old weights
+        files.sort(key=lambda file: (file.name == NUMBER, file.name == "last.ckpt", file))
 
         def write(beside: Path) -> None:
             with zipfile.ZipFile(beside, "w") as archive:
