@@ -12,6 +12,7 @@ import torch
 from diffit_lib.checkpoints.autoencoders import load_vae
 from diffit_lib.checkpoints.hub import HUB_MODELS, find_weights, pretrained
 from diffit_lib.checkpoints.weights import few, image_shape, load_weights
+from diffit_lib.cli.options import summary
 from diffit_lib.config.experiment import BaseExperimentConfig, ExperimentConfig
 from diffit_lib.config.models import AutoencoderConfig, ImageNetworkConfig, TransformerConfig
 from diffit_lib.config.presets import PRESETS, VAE_PRESETS
@@ -49,9 +50,7 @@ def list_all(verbs: dict[str, str]) -> str:
 
 def first_line(function: Any) -> str:
     """The first line of a function's docstring; of torchvision's data sets their name."""
-    if isinstance(function, partial):
-        return f"torchvision's {function.args[0]}."
-    return (function.__doc__ or "").splitlines()[0]
+    return f"torchvision's {function.args[0]}." if isinstance(function, partial) else summary(function)
 
 
 def info(name: str | Path) -> str:

@@ -42,11 +42,13 @@ class BaseExperimentConfig:
                 part = self.part_from_dict(part_name, changes.pop(part_name))
             inside = {f.name: changes.pop(f.name) for f in fields(part) if f.name in changes}
             own[part_name] = part.change(**inside) if isinstance(part, SamplingConfig) else replace(part, **inside)
+        kinds = [(name, kind) for name, kinds in self.PARTS.items() for kind in kinds]
         for wrong in changes:
-            for name, kind in ((name, kind) for name, kinds in self.PARTS.items() for kind in kinds):
-                if any(f.name == wrong for f in fields(kind)):
+            for name, kind in kinds:
+                if wrong in kind.__dataclass_fields__:
                     raise DiffitError(f"{wrong} is a field of {name} {kind.kind!r}; give {name}={kind.kind} too")
-            raise DiffitError(f"unknown field {wrong!r}; {did_you_mean(wrong, self.field_names(), 'fields')}")
+            names = dict.fromkeys([*self.own_names(), *(f.name for _, kind in kinds for f in fields(kind))])
+            raise DiffitError(f"unknown field {wrong!r}; {did_you_mean(wrong, names, 'fields')}")
         return replace(self, **own)
 
     @classmethod
@@ -54,16 +56,13 @@ class BaseExperimentConfig:
         """The fields in no part."""
         return [f.name for f in fields(cls) if f.name not in cls.PARTS]
 
-    @classmethod
-    def field_names(cls) -> list[str]:
-        """Every name that `override` takes."""
-        inside = (f.name for kinds in cls.PARTS.values() for part in kinds for f in fields(part))
-        return list(dict.fromkeys([*cls.own_names(), *inside]))
-
     def to_dict(self) -> dict[str, Any]:
         """Plain types only, ready for JSON."""
-        parts = {name: part_to_dict(getattr(self, name)) for name in self.PARTS}
-        return {name: getattr(self, name) for name in self.own_names()} | parts
+        values = {name: getattr(self, name) for name in self.own_names()}
+        for name in self.PARTS:
+            part = getattr(self, name)
+            values[name] = ({"kind": part.kind} if hasattr(part, "kind") else {}) | asdict(part)
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
@@ -158,12 +157,6 @@ class VAEExperimentConfig(BaseExperimentConfig):
                 value == getattr(TrainingConfig, name),
                 f"{name} is {value}, which an autoencoder's training does not know; leave it out",
             )
-
-
-def part_to_dict(part: Any) -> dict[str, Any]:
-    """Plain values, and the kind where a part has several."""
-    kind = {"kind": part.kind} if hasattr(part, "kind") else {}
-    return kind | asdict(part)
 
 
 def field_help(kind: type) -> dict[str, str]:
