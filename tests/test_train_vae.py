@@ -18,7 +18,7 @@ from diffit_lib.evaluation.reconstruction import measure_vae, reconstructions
 from diffit_lib.models import vae_losses
 from diffit_lib.models.latent_space import LatentSpace
 from diffit_lib.models.vae import KLAutoencoder
-from diffit_lib.models.vae_losses import PatchDiscriminator, hinge, load_perceptual, perceptual_from
+from diffit_lib.models.vae_losses import PatchDiscriminator, Perceptual, hinge, load_perceptual
 from diffit_lib.training import train_vae as task
 from diffit_lib.training.autoencoder import AutoencoderModule, divergence, latent_statistics
 from diffit_lib.training.train_vae import train_vae
@@ -46,7 +46,7 @@ def vgg():
 @pytest.fixture(scope="module")
 def lpips(vgg):
     """LPIPS over these."""
-    return perceptual_from(vgg)
+    return Perceptual(vgg)
 
 
 @pytest.fixture

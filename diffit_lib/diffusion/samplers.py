@@ -68,11 +68,7 @@ def heun(
 
 @torch.no_grad()
 def dpm_solver_pp_2m(
-    denoiser: Denoiser,
-    x: Tensor,
-    sigmas: Tensor,
-    class_label: Tensor | None = None,
-    noise: Noise | None = None,
+    denoiser: Denoiser, x: Tensor, sigmas: Tensor, class_label: Tensor | None = None, noise: Noise | None = None
 ) -> Iterator[State]:
     """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): second order, one evaluation a step, no noise.
 

@@ -23,18 +23,10 @@ class ImageDiffiT(nn.Module):
 
         def resblocks(level: int, in_channels: int) -> nn.ModuleList:
             """L ResBlocks; the first changes the number of channels."""
-            inputs = [in_channels, *[channels[level]] * (config.num_blocks - 1)]
+            out, heads, window, time_dim = channels[level], config.num_heads, config.windows[level], config.time_dim
             return nn.ModuleList(
-                DiffiTResBlock(
-                    c,
-                    channels[level],
-                    config.num_heads,
-                    config.windows[level],
-                    config.time_dim,
-                    mlp_ratio=config.mlp_ratio,
-                    dropout=config.dropout,
-                )
-                for c in inputs
+                DiffiTResBlock(c, out, heads, window, time_dim, mlp_ratio=config.mlp_ratio, dropout=config.dropout)
+                for c in (in_channels, *[out] * (config.num_blocks - 1))
             )
 
         self.time_token = TimeToken(
@@ -50,11 +42,7 @@ class ImageDiffiT(nn.Module):
         init_image_diffit(self)
 
     def forward(
-        self,
-        x: Tensor,
-        noise_label: Tensor,
-        class_label: Tensor | None = None,
-        augment_label: Tensor | None = None,
+        self, x: Tensor, noise_label: Tensor, class_label: Tensor | None = None, augment_label: Tensor | None = None
     ) -> Tensor:
         """Image (B, C, H, W), noise (B,), class (B,) int64, augmentation (B, 9) -> (B, C, H, W)."""
         recompute = self.checkpointing and self.training

@@ -52,11 +52,7 @@ class DiffusionTransformer(nn.Module):
         init_transformer(self)
 
     def forward(
-        self,
-        x: Tensor,
-        noise_label: Tensor,
-        class_label: Tensor | None = None,
-        augment_label: Tensor | None = None,
+        self, x: Tensor, noise_label: Tensor, class_label: Tensor | None = None, augment_label: Tensor | None = None
     ) -> Tensor:
         """Image (B, C, H, W), noise (B,), class (B,) int64, augmentation (B, 9) -> (B, C, H, W).
 

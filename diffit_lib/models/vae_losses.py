@@ -20,8 +20,13 @@ SMALLEST = 16  # pixels a side: VGG halves four times
 class Perceptual:
     """LPIPS (Zhang et al. 2018) with a frozen VGG-16; not a module, so optimizers and checkpoints do not include it."""
 
-    def __init__(self, network: _LPIPS):
-        self.network = network.eval().requires_grad_(False)
+    def __init__(self, vgg: dict[str, Tensor]):
+        """`vgg` holds the tensors of torchvision's VGG-16; the linear heads come with torchmetrics."""
+        with warnings.catch_warnings(), torch.random.fork_rng():
+            warnings.simplefilter("ignore")
+            self.network = _LPIPS(net="vgg", pnet_rand=True).eval().requires_grad_(False)  # random, replaced below
+        for name, tensor in self.network.net.state_dict().items():  # "slice2.5.weight" is VGG's "features.5.weight"
+            tensor.copy_(vgg["features." + name.partition(".")[2]])
 
     def __call__(self, images: Tensor, others: Tensor) -> Tensor:
         """Two batches (B, C, H, W) in [-1, 1], grey or RGB, at least 16 pixels a side -> distances (B,) >= 0."""
@@ -39,9 +44,9 @@ def vgg_path() -> Path:
 
 
 def load_perceptual(path: str | Path | None = None) -> Perceptual:
-    """LPIPS with torchvision's VGG-16 from `path`, or from the cache, downloaded on first use (528 MB).
+    """LPIPS with the VGG-16 of torchvision at `path`, by default in the cache, downloaded on first use (528 MB).
 
-    The linear heads come with torchmetrics. Raises a DiffitError if the file is missing or has another checksum.
+    Raises a DiffitError if the file is missing or has another checksum.
     """
     if path is None:
         path = download(VGG_URL, VGG_SHA256, "the weights of VGG-16, which LPIPS needs,", "or set perceptual_weight=0")
@@ -52,17 +57,7 @@ def load_perceptual(path: str | Path | None = None) -> Perceptual:
             f"{path} is not the published VGG-16 (SHA-256 {found[:8]}..., not {VGG_SHA256[:8]}...); "
             f"delete it and download {VGG_URL} anew"
         )
-    return perceptual_from(torch.load(path, map_location="cpu", weights_only=True))
-
-
-def perceptual_from(vgg: dict[str, Tensor]) -> Perceptual:
-    """LPIPS with these tensors of torchvision's VGG-16."""
-    with warnings.catch_warnings(), torch.random.fork_rng():
-        warnings.simplefilter("ignore")
-        network = _LPIPS(net="vgg", pnet_rand=True)  # random weights, replaced below
-    for name, tensor in network.net.state_dict().items():  # "slice2.5.weight" is torchvision's "features.5.weight"
-        tensor.copy_(vgg["features." + name.partition(".")[2]])
-    return Perceptual(network)
+    return Perceptual(torch.load(path, map_location="cpu", weights_only=True))
 
 
 class PatchDiscriminator(nn.Module):
