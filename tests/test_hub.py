@@ -311,7 +311,7 @@ class TestWarmStart:
     def test_training_starts_there_and_a_resumed_run_where_it_stopped(self, tiny, fit, weights):
         before = load_weights(weights)[0].state_dict()
         module = fit(tiny.override(init_weights=str(weights), lr=1e-9))
-        for name, tensor in module.denoiser.state_dict().items():
+        for name, tensor in module.model.state_dict().items():
             torch.testing.assert_close(tensor, before[name], rtol=0, atol=1e-6)
         again = fit(tiny.override(init_weights="of another name by now", lr=1e-9, max_steps=5))
         assert again.global_step == 5

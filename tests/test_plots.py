@@ -5,7 +5,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from diffit_lib.utils.plots import compare_runs, enlargement, loss_curve, tile, write_figure, write_png
+from diffit_lib.utils.plots import enlargement, loss_curve, tile, write_figure, write_png
 
 ROWS = [
     {"images": "16", "loss": "1.5", "test_loss": "2.0", "test_loss_0.1": "1.0", "test_loss_2": "3.0"},
@@ -95,12 +95,3 @@ class TestLossCurve:
         assert list(left.lines[0].get_ydata()) == [2.0]
         assert list(right.lines[0].get_ydata()) == [1, 3]
         assert left.lines[0].get_label() == "test, expected"
-
-
-def test_runs_are_compared_by_test_loss_over_images_and_by_level():
-    other = [{**row, "test_loss": 2 * float(row["test_loss"])} for row in ROWS]
-    left, right = compare_runs({"one": ROWS, "other": other}).axes
-    first, second = left.lines
-    assert [line.get_label() for line in left.lines] == ["one", "other"]
-    assert list(second.get_ydata()) == [2 * loss for loss in first.get_ydata()]
-    assert len(right.lines) == 2

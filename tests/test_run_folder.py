@@ -20,7 +20,7 @@ from diffit_lib.config.presets import PRESETS, VAE_PRESETS, preset
 from diffit_lib.data.datasets import Images, Split
 from diffit_lib.training import run_dir as run_folder
 from diffit_lib.training import train as task
-from diffit_lib.training.logs import MetricsLog, RunLog
+from diffit_lib.training.logs import MetricsLog, run_log
 from diffit_lib.training.run_dir import keep_newest, new_folder, numbers, read_options, write_options
 from diffit_lib.training.train import train, write_reals
 from diffit_lib.utils.errors import DiffitError
@@ -172,24 +172,24 @@ class TestLog:
     def test_holds_what_was_said_before_the_run_had_a_folder_and_why_it_ended(self, tmp_path, capsys):
         from diffit_lib.utils.logging import say
 
-        with pytest.raises(KeyError), RunLog() as log:
+        with pytest.raises(KeyError), run_log() as open_log:
             say("the data are small")
             assert not (tmp_path / "log.txt").exists()
-            log.open(tmp_path)
+            open_log(tmp_path)
             say("it goes on")
             assert self.said(tmp_path) == ["the data are small", "it goes on"]  # at once: a kill loses nothing
             raise KeyError("width")
         say("nothing to do with it")
         assert self.said(tmp_path)[2:] == ["stopped by KeyError 'width'"]
-        with RunLog() as log:
-            log.open(tmp_path)
+        with run_log() as open_log:
+            open_log(tmp_path)
             say("started again")
         assert self.said(tmp_path)[3:] == ["started again"]
         assert capsys.readouterr().err.count("the data are small") == 1
 
     def test_of_a_run_that_never_had_a_folder_is_nowhere(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        with pytest.raises(DiffitError), RunLog():
+        with pytest.raises(DiffitError), run_log():
             raise DiffitError("no data")
         assert list(tmp_path.iterdir()) == []
 

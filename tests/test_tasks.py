@@ -184,14 +184,14 @@ class TestTrain:
         assert load(weights)([0]).shape == (1, 8, 8, 1)
 
     def test_measures_sigma_data_and_keeps_a_given_one(self, fit, tiny, data):
-        assert fit(tiny.override(max_steps=1), run="a").denoiser.sigma_data == pytest.approx(
+        assert fit(tiny.override(max_steps=1), run="a").model.sigma_data == pytest.approx(
             data.train.standard_deviation(), abs=1e-4
         )
-        assert fit(tiny.override(max_steps=1, sigma_data=0.6), run="b").denoiser.sigma_data == 0.6
+        assert fit(tiny.override(max_steps=1, sigma_data=0.6), run="b").model.sigma_data == 0.6
 
     def test_trains_a_denoiser_of_another_kind(self, fit, tiny):
         module = fit(tiny.override(denoiser="vp", prediction="v", sampler="ddim"))
-        assert module.denoiser.config.prediction == "v"
+        assert module.model.config.prediction == "v"
         assert all(parameter.isfinite().all() for parameter in module.parameters())
 
     def test_card_says_what_was_trained_on_what_for_how_long(self, tiny, data, tmp_path):

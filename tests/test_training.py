@@ -28,7 +28,7 @@ from diffit_lib.utils.errors import DiffitError
 def state(module):
     """Copies of weights, average and Adam's state, each a list of tensors."""
     adam = module.optimizers().state.values()
-    parts = (module.denoiser.parameters(), module.ema.parameters(), [t for slots in adam for t in slots.values()])
+    parts = (module.model.parameters(), module.ema.parameters(), [t for slots in adam for t in slots.values()])
     return [[tensor.detach().clone() for tensor in part] for part in parts]
 
 
@@ -46,7 +46,7 @@ def around_steps(monkeypatch):
 
     def spied_clip(self, *args, **kwargs):
         clip(self, *args, **kwargs)
-        gradients[:] = [None if p.grad is None else p.grad.clone() for p in self.denoiser.parameters()]
+        gradients[:] = [None if p.grad is None else p.grad.clone() for p in self.model.parameters()]
 
     def spied_step(self, epoch, batch_idx, optimizer, *args, **kwargs):
         before, lr = state(self), optimizer.param_groups[0]["lr"]
@@ -114,7 +114,7 @@ class TestAverage:
         module = fit(tiny)
         assert not any(parameter.requires_grad for parameter in module.ema.parameters())
         assert sum(map(len, (group["params"] for group in module.optimizers().param_groups))) == len(
-            list(module.denoiser.parameters())
+            list(module.model.parameters())
         )
 
 
@@ -123,10 +123,10 @@ class TestAugmentation:
         experiment = resolve(tiny.override(augment_dim=9, augment=0.5), data.train)
         module = DiffusionModule(build_denoiser(experiment), experiment.training, data.train)
         batch = TrainingStream(data.train, experiment.training).batch(0)
-        label = module.denoiser.network.time_token.augment
+        label = module.model.network.time_token.augment
         with torch.no_grad():
             label.weight.normal_()
-            module.denoiser.network.head.weight.normal_()
+            module.model.network.head.weight.normal_()
         plain = module.training_step(batch._replace(augmentation=torch.zeros(len(batch.images), 8)), 0)
         loss = module.training_step(batch, 0)
         loss.backward()
@@ -187,7 +187,7 @@ class TestOptimizer:
         assert not recomputed
         thrifty = fit(tiny.override(dropout=0.2, checkpointing=True), run="thrifty")
         assert len(recomputed) == 4 * 3  # steps, ResBlocks
-        assert same(list(plain.denoiser.parameters()), list(thrifty.denoiser.parameters()))
+        assert same(list(plain.model.parameters()), list(thrifty.model.parameters()))
 
     def test_dropout_differs_from_step_to_step_and_between_micro_batches(self, fit, tiny, monkeypatch):
         masks = []
@@ -205,7 +205,7 @@ class TestOptimizer:
         module = fit(experiment, four)
         torch.manual_seed(experiment.training.seed)
         fresh = build_denoiser(experiment.override(sigma_data=four.standard_deviation()))
-        before, after = (sum(loss_by_level(d, four, "32-true").values()) / 8 for d in (fresh, module.denoiser))
+        before, after = (sum(loss_by_level(d, four, "32-true").values()) / 8 for d in (fresh, module.model))
         assert after < 0.4 * before
 
 
@@ -227,7 +227,7 @@ class TestSkippedSteps:
 
     def test_one_bad_parameter_is_enough(self, fit, tiny, around_steps, monkeypatch):
         def poison(self):
-            next(self.denoiser.parameters()).register_hook(lambda gradient: gradient * math.nan)
+            next(self.model.parameters()).register_hook(lambda gradient: gradient * math.nan)
 
         monkeypatch.setattr(DiffusionModule, "on_fit_start", poison)
         assert fit(tiny).skipped == 4
@@ -360,7 +360,7 @@ class TestReport:
         modules = []
         monkeypatch.setattr(training.Report, "save", lambda self, trainer: modules.append(trainer.lightning_module))
         tensors = load_file(train(tiny, tmp_path, data, progress=False))
-        for prefix, denoiser in (("ema.", modules[0].average), ("raw.", modules[0].denoiser)):
+        for prefix, denoiser in (("ema.", modules[0].average), ("raw.", modules[0].model)):
             assert all(torch.equal(tensors[prefix + name], tensor) for name, tensor in denoiser.state_dict().items())
         assert not torch.equal(tensors["ema.network.head.weight"], tensors["raw.network.head.weight"])
 

@@ -11,7 +11,7 @@ from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Rectangl
 from diffit_lib.config.presets import preset
 from diffit_lib.notebook.cells import FIGURES
 from diffit_lib.training.logs import read_rows
-from diffit_lib.utils.plots import compare_runs, write_figure
+from diffit_lib.utils.plots import new_figure, plot_column, plot_levels, test_levels, write_figure
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES = ROOT / "images"
@@ -255,8 +255,17 @@ def latent_diffit() -> Figure:
 
 def diffit_and_dit() -> Figure:
     """Training curves of both blocks on the latents of Imagenette, as the README tells of them."""
-    runs = {"DiffiT": RESULTS / "latent-diffit.csv", "DiT": RESULTS / "latent-dit.csv"}
-    return compare_runs({name: read_rows(path) for name, path in runs.items()})
+    figure = new_figure(10, 4)
+    left, right = figure.subplots(1, 2)
+    for name in ("DiffiT", "DiT"):
+        rows = read_rows(RESULTS / f"latent-{name.lower()}.csv")
+        plot_column(left, rows, "test_loss", marker=".", label=name)
+        plot_levels(right, test_levels(rows[-1]), marker=".", label=name)
+    left.set_title("Test loss, averaged weights")
+    right.set_title("Test loss by noise level, last report")
+    for axes in (left, right):
+        axes.legend()
+    return figure
 
 
 if __name__ == "__main__":

@@ -129,18 +129,16 @@ def choose_experiment(source: str | Path, vae: str = "", *, download: bool = Tru
         f"give {FEWEST} at least, some hundred to see anything",
     )
     survey, on_cpu = look(images, most=LOOKED_AT), best_device().type == "cpu"
-    side, channels = nearest_side(survey.side), 1 if survey.grey else 3
+    side, channels = min(SIDES, key=lambda each: abs(math.log(each / survey.side))), 1 if survey.grey else 3
+    classes = class_options(images.class_names)
     if not vae and side <= PIXEL_SPACE:
         levels = max(2, int(math.log2(side)) - 2)
-        experiment = preset(IMAGE_SPACE.otherwise).override(
-            data=source, image_size=(side, side), in_channels=channels, channel_mult=LEVELS[:levels]
-        )
-        experiment = experiment.override(**(ON_CPU["pixels"] if on_cpu else {}) | class_options(images.class_names))
+        options = {"image_size": (side, side), "in_channels": channels, "channel_mult": LEVELS[:levels], **classes}
+        experiment = IMAGE_SPACE.experiment(source).override(**(ON_CPU["pixels"] if on_cpu else {}), **options)
         return Choice(experiment, None, f"pixels, {side}x{side}")
     if not vae and not on_cpu and channels == 3:
         vae = published_vae(download=download)
-    options = (ON_CPU["latents"] if on_cpu else {}) | class_options(images.class_names)
-    base = preset(LATENT_SPACE.otherwise).override(data=source, **options)
+    base = preset(LATENT_SPACE.otherwise).override(data=source, **(ON_CPU["latents"] if on_cpu else {}), **classes)
     if vae:
         network = load_vae(vae)[1].experiment.network
         size = (side, side) if vae in STABLE_DIFFUSION else network.image_size
@@ -150,11 +148,6 @@ def choose_experiment(source: str | Path, vae: str = "", *, download: bool = Tru
     height, width = own.network.image_size
     experiment = on_latents(base, own.name, own.network, own.network.image_size)
     return Choice(experiment, own, f"latents of an autoencoder of its own, {height}x{width}")
-
-
-def nearest_side(side: float) -> int:
-    """The side of `SIDES` nearest in ratio."""
-    return min(SIDES, key=lambda candidate: abs(math.log(candidate / side)))
 
 
 def published_vae(*, download: bool) -> str:
@@ -219,7 +212,8 @@ def paced(experiment: R, run: str | Path | None, minutes: float | None, changes:
     If minutes are given the images fill them; else there are at most as many as the preset says. A run that goes on
     with the same minutes keeps its plan. Refuses a disk that is too small for the run's files.
     """
-    training = experiment.override(**changes).training
+    changed = experiment.override(**changes)
+    training = changed.training
     allowed = float(minutes or training.minutes or LONGEST)
     often = allowed / (REPORTS_VAE if isinstance(experiment, VAEExperimentConfig) else REPORTS)
     plan = {"minutes": allowed, "report_minutes": min(training.report_minutes, often)}
@@ -227,7 +221,6 @@ def paced(experiment: R, run: str | Path | None, minutes: float | None, changes:
     if before and before.minutes == allowed:
         plan["images"] = before.images
     else:
-        changed = experiment.override(**changes)
         check_disk(Path(run or "."), RUN_BYTES * training_cost(changed).parameters)
         fit = max(training.batch_size, int(60 * allowed * TRAINED / time_steps(changed)))
         plan["images"] = fit if minutes else min(fit, training.images)

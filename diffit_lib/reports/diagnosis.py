@@ -25,14 +25,6 @@ class Diagnosis(NamedTuple):
     reasons: tuple[str, ...]  # every number that was looked at, beside its threshold
 
 
-class Curves(NamedTuple):
-    """What the curves show, all as shares of the test loss."""
-
-    rise: float  # at the end above its lowest
-    gap: float  # at the end above the training loss there
-    fall: float  # from half of the images to the end
-
-
 def diagnose(
     rows: Sequence[Mapping[str, Any]],
     numbers: Mapping[str, Any] | None = None,
@@ -62,6 +54,7 @@ def diagnose(
     wanted = chance + SEEN * (real - chance)
     distance = numbers["frechet"] / numbers["frechet_floor"] if numbers.get("frechet_floor") else None
 
+    rise, gap, fall = curves or (0.0, 0.0, 0.0)
     reasons = []
     if copies is not None:
         reasons.append(f"copy ratio {copies:.2f} (copies below {COPIES})")
@@ -73,10 +66,10 @@ def diagnose(
         reasons.append(f"{seen / training_images:.0%} of the training images were seen (all, to tell)")
     elif curves:
         reasons += [
-            f"test loss {curves.rise:.1%} above its lowest (overfitting from {RISE:.0%} on)",
-            f"test loss {curves.gap:+.0%} from the training loss (overfitting from {GAP:+.0%} on)",
+            f"test loss {rise:.1%} above its lowest (overfitting from {RISE:.0%} on)",
+            f"test loss {gap:+.0%} from the training loss (overfitting from {GAP:+.0%} on)",
         ] * held_out
-        reasons.append(f"test loss fell by {curves.fall:.1%} over the second half (still falling from {FALL:.0%} on)")
+        reasons.append(f"test loss fell by {fall:.1%} over the second half (still falling from {FALL:.0%} on)")
     if accuracy is not None:
         reasons.append(
             f"class accuracy {accuracy:.2f} (chance {chance:.2f}, real images {real:.2f}, poor below {wanted:.2f})"
@@ -86,7 +79,6 @@ def diagnose(
 
     poor = (accuracy is not None and accuracy < wanted) or (distance is not None and distance >= FAR)
     short = curves is None or seen < training_images
-    rise, gap, fall = curves or (0.0, 0.0, 0.0)
     rules = (
         (copies is not None and copies < COPIES, "copying", COPYING),
         (psnr is not None and psnr < POOR_PSNR, "poor autoencoder", POOR_AUTOENCODER),
@@ -113,11 +105,12 @@ POOR_SAMPLES = "The loss is level, but the samples are far from real images. Tra
 DONE = "It has learned what it can: a larger network or more images would help, not more time."
 
 
-def summarize_curves(rows: Sequence[Mapping[str, Any]]) -> Curves | None:
-    """What the curves in the rows of `metrics.csv` show; None where there are too few reports.
+def summarize_curves(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float, float] | None:
+    """The test loss at the end: its rise above its lowest, its gap to the training loss, its fall since half-time.
 
-    The training loss at the end is the mean over the last three reports. It is measured with the raw weights and with
-    a tenth of the labels missing, so in a sound run it lies a little above the test loss.
+    All are shares; None where there are too few reports. The training loss at the end is the mean over the last three
+    reports. It is measured with the raw weights and with a tenth of the labels missing, so in a sound run it lies a
+    little above the test loss.
     """
     points = [(float(row["images"]), float(row["loss"]), float(row["test_loss"])) for row in rows if row["test_loss"]]
     points = [point for point in points if np.isfinite(point).all()]
@@ -125,4 +118,4 @@ def summarize_curves(rows: Sequence[Mapping[str, Any]]) -> Curves | None:
         return None
     images, loss, test = np.array(points).T
     half = np.interp(images[-1] / 2, images, test)
-    return Curves(test[-1] / test.min() - 1, test[-1] / loss[-3:].mean() - 1, 1 - test[-1] / half)
+    return test[-1] / test.min() - 1, test[-1] / loss[-3:].mean() - 1, 1 - test[-1] / half

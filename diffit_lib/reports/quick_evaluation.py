@@ -106,9 +106,6 @@ def draw(pipe: Pipeline) -> Tensor:
 
 def shrink(images: Tensor) -> Tensor:
     """uint8 (N, C, H, W) -> the same at 32 pixels a side at most; each pixel is the mean of those it covers."""
-    height, width = images.shape[2:]
-    scale = min(1.0, SMALL / max(height, width))
-    size = max(1, round(height * scale)), max(1, round(width * scale))
-    if size == (height, width):
-        return images
+    scale = min(1.0, SMALL / max(images.shape[2:]))
+    size = [max(1, round(side * scale)) for side in images.shape[2:]]
     return torch.cat([F.interpolate(part.float(), size, mode="area").round().byte() for part in images.split(500)])

@@ -16,9 +16,13 @@ from diffit_lib.models.latent_space import PIXEL_SPACE, Space
 from diffit_lib.training.module import RunModule
 from diffit_lib.utils.tensors import SeededNoise, autocast
 
+LEVELS, IMAGES = 8, 256  # of the test loss
+
 
 class DiffusionModule(RunModule):
     """A denoiser in training, on pixels or on the latents of an autoencoder."""
+
+    model: Preconditioned
 
     def __init__(self, denoiser: Preconditioned, training: TrainingConfig, data: Images, space: Space = PIXEL_SPACE):
         network = cast(Any, denoiser.network)
@@ -28,44 +32,33 @@ class DiffusionModule(RunModule):
         if space.latent:
             self.fingerprint = source_of(space, data)
 
-    @property
-    def denoiser(self) -> Preconditioned:
-        """The denoiser in training."""
-        return cast(Preconditioned, self.model)
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one micro-batch."""
         clean, augment_label = self.space.encode(batch.images, batch.posterior), None
         if self.options.augment:
             with torch.autocast(self.device.type, enabled=False):  # half a pixel matters
                 clean, augment_label = augment(clean, batch.augmentation)
-        sigma = self.denoiser.draw_sigma(batch.uniform)
-        loss = denoising_loss(self.denoiser, clean, sigma, batch.noise, batch.labels, augment_label).mean()
+        sigma = self.model.draw_sigma(batch.uniform)
+        loss = denoising_loss(self.model, clean, sigma, batch.noise, batch.labels, augment_label).mean()
         self.count_terms(loss=loss)
         return loss * clean[0].numel() if self.options.loss_reduction == "sum" else loss
 
 
 @torch.no_grad()
 def loss_by_level(
-    denoiser: Preconditioned,
-    test: Images,
-    precision: str,
-    space: Space = PIXEL_SPACE,
-    *,
-    levels: int = 8,
-    images: int = 256,
+    denoiser: Preconditioned, test: Images, precision: str, space: Space = PIXEL_SPACE
 ) -> dict[float, float]:
-    """Denoising loss on test images by noise level sigma, at fixed quantiles of the training distribution.
+    """Denoising loss on up to 256 test images by noise level sigma, at 8 fixed quantiles of the training distribution.
 
     Images and noise are the same at every call, so only the denoiser makes a difference.
     """
     device = next(denoiser.parameters()).device
-    part = test.take(torch.arange(min(images, len(test))), test.name)
+    part = test.take(torch.arange(min(IMAGES, len(test))), test.name)
     clean = space.encode(part.images.to(device))
     noise = SeededNoise(range(len(part)), clean.shape[1:])().to(device)
     label = part.labels.to(device)
     losses = {}
-    for quantile in (torch.arange(levels) + 0.5) / levels:
+    for quantile in (torch.arange(LEVELS) + 0.5) / LEVELS:
         sigma = denoiser.draw_sigma(quantile.expand(len(part))).to(device)
         with autocast(device, precision):
             losses[float(sigma[0])] = float(denoising_loss(denoiser, clean, sigma, noise, label).mean())

@@ -15,7 +15,7 @@ from pytorch_lightning.strategies import DDPStrategy
 
 from diffit_lib.config.experiment import BaseExperimentConfig
 from diffit_lib.config.training import TrainingConfig
-from diffit_lib.training.logs import MetricsLog, RunLog
+from diffit_lib.training.logs import MetricsLog
 from diffit_lib.training.module import Clock, Report, RunModule
 from diffit_lib.training.run_dir import (
     CHECKPOINT,
@@ -29,6 +29,7 @@ from diffit_lib.training.run_dir import (
 )
 from diffit_lib.utils.distributed import from_rank_zero, local_world_size, rank_info
 from diffit_lib.utils.errors import DiffitError, check
+from diffit_lib.utils.files import sweep
 from diffit_lib.utils.logging import LOG, say
 from diffit_lib.utils.tensors import best_device, best_precision, cpu_threads
 
@@ -45,7 +46,7 @@ def start(
     name: str | None,
     images: str,
     settle: Callable[[R, R | None], R],
-    log: RunLog,
+    open_log: Callable[[Path], None],
 ) -> tuple[R, Path]:
     """Prepare the folder `run`, or a new one called `name`; return the settled experiment and the folder.
 
@@ -67,9 +68,8 @@ def start(
             if aside := set_aside(folder):
                 say(f"{folder} holds no checkpoint to resume from; the files of an earlier run are now in {aside}")
         write_options(settled, folder)
-        log.open(folder)
-        for stale in folder.glob(".*.part.*"):  # what a kill left of a half-written file
-            stale.unlink()
+        open_log(folder)
+        sweep(folder)
         return settled, folder
 
     experiment, folder = from_rank_zero(prepare)
@@ -82,7 +82,6 @@ def fit(
     experiment: BaseExperimentConfig,
     folder: Path,
     snapshot: Callable[..., None],
-    *,
     progress: bool,
     after_save: Callable[[], None],
     after_report: Callable[[], None],

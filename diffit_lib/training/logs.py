@@ -5,10 +5,11 @@ import io
 import logging
 import shutil
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from logging.handlers import MemoryHandler
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from diffit_lib.config.experiment import BaseExperimentConfig
 from diffit_lib.utils.files import write_text
@@ -17,30 +18,28 @@ from diffit_lib.utils.logging import LOG
 BY_LEVEL = "test_loss_"  # begins the names of columns that share one chart
 
 
-class RunLog:
-    """Copies what is logged meanwhile into a run's `log.txt`, also what was logged before the folder existed."""
+@contextmanager
+def run_log() -> Iterator[Callable[[Path], None]]:
+    """Hold what is logged in the block until it calls the yielded function with the run's folder, then log there."""
+    held = MemoryHandler(1, flushLevel=logging.INFO)
 
-    def __init__(self) -> None:
-        self.held = MemoryHandler(1, flushLevel=logging.INFO)
-
-    def open(self, run: Path) -> None:
-        """Write what was held; from here on every line is in the file at once."""
+    def open_log(run: Path) -> None:
         file = logging.FileHandler(run / "log.txt", encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-        self.held.setTarget(file)
-        self.held.flush()
+        held.setTarget(file)
+        held.flush()
 
-    def __enter__(self) -> Self:
-        LOG.addHandler(self.held)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if error is not None:
-            LOG.info("stopped by %s %s", type(error).__name__, error)
-        LOG.removeHandler(self.held)
-        if self.held.target:
-            self.held.target.close()
-        self.held.close()
+    LOG.addHandler(held)
+    try:
+        yield open_log
+    except BaseException as error:
+        LOG.info("stopped by %s %s", type(error).__name__, error)
+        raise
+    finally:
+        LOG.removeHandler(held)
+        if held.target:
+            held.target.close()
+        held.close()
 
 
 class MetricsLog:

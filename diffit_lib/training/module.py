@@ -175,26 +175,21 @@ class Clock(pl.Callback):
             self.tick(trainer, module)
 
     def tick(self, trainer: pl.Trainer, module: RunModule) -> None:
-        """Count, and stop all processes at the same step."""
-        module.seconds = time.monotonic() - self.start
-        planned, minutes = module.options.total_steps, module.options.minutes
-        done = module.global_step / planned
+        """Count, stop all processes at the same step, and advance the bar, which shows the rate of this start."""
+        module.seconds, minutes = time.monotonic() - self.start, module.options.minutes
+        done = module.global_step / module.options.total_steps
         if minutes is not None:
             done = max(done, module.seconds / (60 * minutes))
         if any_rank(done >= 1):
             trainer.should_stop = True
-        self.draw(module, min(done, 1.0))
-
-    def draw(self, module: RunModule, done: float) -> None:
-        """Advance the bar to this share of the run; the rate is that of this start."""
         if module.images_seen > self.first_image:
             rate = (module.images_seen - self.first_image) / (module.seconds - self.first_second)
             left = (module.options.total_images - module.images_seen) / rate
-            if module.options.minutes is not None:
-                left = max(min(left, 60 * module.options.minutes - module.seconds), 0)
+            if minutes is not None:
+                left = max(min(left, 60 * minutes - module.seconds), 0)
             words = f"{module.images_seen:,} images, {rate:.0f} images/s, {self.bar.format_interval(left)} left"
             self.bar.set_description_str(words, refresh=False)
-        self.bar.update(100 * done - self.bar.n)
+        self.bar.update(100 * min(done, 1.0) - self.bar.n)
 
     def on_train_end(self, trainer: pl.Trainer, module: RunModule) -> None:
         """Close the bar, and leave it visible."""

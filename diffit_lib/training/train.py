@@ -20,7 +20,7 @@ from diffit_lib.sampling.pipeline import Pipeline, in_turn
 from diffit_lib.training.diffusion import DiffusionModule, loss_by_level
 from diffit_lib.training.encode import fingerprint_of_states, load_states, to_states
 from diffit_lib.training.fit import check_device, fit, start
-from diffit_lib.training.logs import MetricsLog, RunLog, read_rows
+from diffit_lib.training.logs import MetricsLog, read_rows, run_log
 from diffit_lib.training.online_metrics import OnlineMetric
 from diffit_lib.training.run_dir import CHECKPOINT, METRICS, WEIGHTS
 from diffit_lib.utils.distributed import rank_info, rank_zero_first
@@ -48,13 +48,15 @@ def train(
     checkpoint of this experiment, training resumes from it, bit-exactly on a CPU. `after_save` is called when a new
     checkpoint is in the folder, `after_report` when all that belongs to it is.
     """
-    with RunLog() as log:
+    with run_log() as open_log:
         with rank_zero_first():
             space, vae = load_space(experiment.vae)
             space.to(best_device())
             data = data or load_states(experiment, space, vae)
         images = fingerprint_of_states(experiment, space, data.train)
-        experiment, folder = start(experiment, run, name, images, lambda asked, _: resolve(asked, data.train, vae), log)
+        experiment, folder = start(
+            experiment, run, name, images, lambda asked, _: resolve(asked, data.train, vae), open_log
+        )
         denoiser = build_denoiser(experiment)
         if experiment.init_weights and not (folder / CHECKPOINT).is_file():
             with rank_zero_first():
@@ -66,8 +68,7 @@ def train(
         module = DiffusionModule(denoiser, experiment.training, states.train, space)
         metric = OnlineMetric(data.train, best_device())
         snapshot = partial(write_snapshot, run=folder, experiment=experiment, vae=vae, test=states.test, metric=metric)
-        hooks = {"after_save": after_save, "after_report": after_report}
-        return fit(module, experiment, folder, snapshot, progress=progress, **hooks)
+        return fit(module, experiment, folder, snapshot, progress, after_save, after_report)
 
 
 def resolve(experiment: ExperimentConfig, train: Images, vae: VAECard | None = None) -> ExperimentConfig:
@@ -120,7 +121,7 @@ def write_snapshot(
         minutes=round(module.seconds / 60, 2),
         device=device_name(module.device),
     )
-    save_weights(run / WEIGHTS, card, module.average, module.denoiser, module.space)
+    save_weights(run / WEIGHTS, card, module.average, module.model, module.space)
 
     precision = experiment.training.precision
     pipe = Pipeline(module.average, card, module.space, device=module.device, precision=precision)
@@ -144,7 +145,7 @@ def write_snapshot(
     }
     if metric.is_best(row, rows):
         best = replace(card, chosen_by=metric.kind)
-        save_weights(run / "best.safetensors", best, module.average, module.denoiser, module.space)
+        save_weights(run / "best.safetensors", best, module.average, module.model, module.space)
     write_figure(run / "loss.png", loss_curve(log.add(row), expected_rows(experiment)))
 
 
@@ -162,9 +163,6 @@ def write_reals(run: Path, train: Images, space: Space = PIXEL_SPACE) -> None:
 
 def expected_rows(experiment: ExperimentConfig) -> list[dict[str, str]]:
     """The rows of the pretrained weights of the same preset, if data, network and kind of denoiser are the same."""
-    usual = PRESETS.get(experiment.name)
-    if usual is None or (experiment.data, experiment.network) != (usual.data, usual.network):
-        return []
-    if experiment.denoiser.kind != usual.denoiser.kind:
-        return []
-    return read_rows(PRETRAINED / f"{experiment.name}.csv")
+    usual, mine = PRESETS.get(experiment.name), (experiment.data, experiment.network, experiment.denoiser.kind)
+    same = usual is not None and (usual.data, usual.network, usual.denoiser.kind) == mine
+    return read_rows(PRETRAINED / f"{experiment.name}.csv") if same else []

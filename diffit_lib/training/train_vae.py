@@ -16,7 +16,7 @@ from diffit_lib.models.vae import KLAutoencoder
 from diffit_lib.models.vae_losses import SMALLEST, load_perceptual
 from diffit_lib.training.autoencoder import AutoencoderModule, latent_statistics
 from diffit_lib.training.fit import check_device, fit, start
-from diffit_lib.training.logs import MetricsLog, RunLog
+from diffit_lib.training.logs import MetricsLog, run_log
 from diffit_lib.training.run_dir import WEIGHTS
 from diffit_lib.training.train import write_reals
 from diffit_lib.utils.distributed import rank_info, rank_zero_first
@@ -45,11 +45,11 @@ def train_vae(
     Folder, name, checkpoint and the two hooks are as for `train`. If LPIPS is not available at the start, the run says
     so and trains without it to its end.
     """
-    with RunLog() as log:
+    with run_log() as open_log:
         with rank_zero_first():
             data = data or experiment_data(experiment)
         settle = partial(resolve_vae, train=data.train)
-        experiment, folder = start(experiment, run, name, data.train.fingerprint(), settle, log)
+        experiment, folder = start(experiment, run, name, data.train.fingerprint(), settle, open_log)
         with rank_zero_first():
             perceptual = load_perceptual(experiment.loss.vgg) if experiment.loss.perceptual_weight else None
         network = KLAutoencoder(experiment.network).to(memory_format=torch.channels_last)
@@ -57,8 +57,7 @@ def train_vae(
         if rank_info().rank == 0:
             write_reals(folder, data.train)
         snapshot = partial(write_vae_snapshot, run=folder, experiment=experiment, data=data)
-        hooks = {"after_save": after_save, "after_report": after_report}
-        return fit(module, experiment, folder, snapshot, progress=progress, **hooks)
+        return fit(module, experiment, folder, snapshot, progress, after_save, after_report)
 
 
 def resolve_vae(

@@ -48,7 +48,7 @@ def write_figure(path: str | Path, figure: Figure) -> None:
         figure.savefig(beside, format="png", dpi=144)  # also one made elsewhere
 
 
-def _new_figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     """An empty figure of this size in inches: white, so that it reads on a dark page too, at 144 dots per inch."""
     return Figure(figsize=(width, height), dpi=144, facecolor="white", layout="constrained")
 
@@ -60,24 +60,24 @@ def loss_curve(rows: Sequence[dict[str, Any]], expected: Sequence[dict[str, Any]
     """
     distance = next((name for name in ("fid", "frechet") if _columns(rows, name)[0]), "")
     fields = 3 if distance else 2
-    figure = _new_figure(5 * fields, 4)
+    figure = new_figure(5 * fields, 4)
     left, right, *rest = figure.subplots(1, fields)
     if expected:
-        _plot_column(left, expected, "test_loss", label="test, expected", **GREY)
-        _plot_levels(right, _levels(expected[-1]), label="expected, last", **GREY)
+        plot_column(left, expected, "test_loss", label="test, expected", **GREY)
+        plot_levels(right, test_levels(expected[-1]), label="expected, last", **GREY)
         right.legend()
-    _plot_column(left, rows, "loss", marker=".", label="training, raw weights")
-    _plot_column(left, rows, "test_loss", marker=".", label="test, averaged weights")
+    plot_column(left, rows, "loss", marker=".", label="training, raw weights")
+    plot_column(left, rows, "test_loss", marker=".", label="test, averaged weights")
     left.set(ylabel="weighted denoising loss", title="Loss")
     left.legend()
     for row, shade in zip(rows, np.linspace(1, 0.15, len(rows))[::-1], strict=True):
-        _plot_levels(right, _levels(row), color="tab:blue", alpha=shade, marker=".")
+        plot_levels(right, test_levels(row), color="tab:blue", alpha=shade, marker=".")
     right.set_title("Test loss by noise level, first to last report")
     for quality in rest:
         if _columns(expected, distance)[0]:
-            _plot_column(quality, expected, distance, label="expected", **GREY)
+            plot_column(quality, expected, distance, label="expected", **GREY)
             quality.legend()
-        _plot_column(quality, rows, distance, marker=".")
+        plot_column(quality, rows, distance, marker=".")
         name = "small FID" if distance == "fid" else "Frechet distance"
         quality.set(title=f"{name} of samples, averaged weights", ylim=(0, None))
     return figure
@@ -85,39 +85,25 @@ def loss_curve(rows: Sequence[dict[str, Any]], expected: Sequence[dict[str, Any]
 
 def vae_curves(rows: Sequence[dict[str, Any]]) -> Figure:
     """Rows of an autoencoder's `metrics.csv` -> the terms of its loss and its held-out PSNR, over images."""
-    figure = _new_figure(10, 4)
+    figure = new_figure(10, 4)
     left, right = figure.subplots(1, 2)
     for term in ("loss", "reconstruction", "kl", "perceptual", "adversarial", "discriminator"):
         if _columns(rows, term)[0]:
-            _plot_column(left, rows, term, marker=".", label=term)
+            plot_column(left, rows, term, marker=".", label=term)
     left.set(title="Training loss and its terms")
     left.set_yscale("symlog", linthresh=0.01)
     left.legend()
-    _plot_column(right, rows, "psnr", marker=".")
+    plot_column(right, rows, "psnr", marker=".")
     right.set(ylabel="dB", title="PSNR of held-out images, averaged weights")
-    return figure
-
-
-def compare_runs(runs: dict[str, Sequence[dict[str, Any]]]) -> Figure:
-    """Rows of `metrics.csv` by the run's name -> their test losses over images, and the last ones by noise level."""
-    figure = _new_figure(10, 4)
-    left, right = figure.subplots(1, 2)
-    for name, rows in runs.items():
-        _plot_column(left, rows, "test_loss", marker=".", label=name)
-        _plot_levels(right, _levels(rows[-1]), marker=".", label=name)
-    left.set_title("Test loss, averaged weights")
-    right.set_title("Test loss by noise level, last report")
-    for axes in (left, right):
-        axes.legend()
     return figure
 
 
 def level_curves(losses: dict[str, dict[float, float]]) -> Figure:
     """Denoising loss by noise level, sigma -> loss, one curve for each name."""
-    figure = _new_figure(6, 3.6)
+    figure = new_figure(6, 3.6)
     axes = figure.subplots()
     for name, curve in losses.items():
-        _plot_levels(axes, curve, marker="o", label=name)
+        plot_levels(axes, curve, marker="o", label=name)
     axes.set(ylim=(0, None), ylabel="weighted denoising loss")
     axes.legend()
     return figure
@@ -133,7 +119,7 @@ def sweep_curves(rows: Sequence[dict[str, Any]], varied: Sequence[str]) -> Figur
     numbers = [name for name in measured if counts[name] > 1] or measured
     along = max(varied, key=lambda name: (not isinstance(rows[0][name], str), counts[name]))
     height, width = -(-len(numbers) // 4), min(len(numbers), 4)
-    figure = _new_figure(4 * width, 3.4 * height)
+    figure = new_figure(4 * width, 3.4 * height)
     grid = list(figure.subplots(height, width, squeeze=False).flat)
     curves: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
@@ -151,7 +137,7 @@ def sweep_curves(rows: Sequence[dict[str, Any]], varied: Sequence[str]) -> Figur
 
 def latent_maps(images: np.ndarray, latents: Any) -> Figure:
     """Pictures, uint8 (N, H, W, C), a row each, and beside each the channels of its latent, (N, z, h, w)."""
-    figure = _new_figure(1.7 * (1 + latents.shape[1]) + 0.8, 1.7 * len(images))
+    figure = new_figure(1.7 * (1 + latents.shape[1]) + 0.8, 1.7 * len(images))
     grid = figure.subplots(len(images), 1 + latents.shape[1], squeeze=False)
     for row, image, latent in zip(grid, images, latents, strict=True):
         row[0].imshow(to_image(image), cmap="gray", vmin=0, vmax=255)
@@ -165,7 +151,7 @@ def latent_maps(images: np.ndarray, latents: Any) -> Figure:
     return figure
 
 
-def _plot_column(axes: Any, rows: Sequence[dict[str, Any]], column: str, **options: Any) -> None:
+def plot_column(axes: Any, rows: Sequence[dict[str, Any]], column: str, **options: Any) -> None:
     """Plot a column over images."""
     axes.plot(*_columns(rows, "images", column), **options)
     axes.set_xlabel("images seen")
@@ -178,13 +164,13 @@ def _columns(rows: Sequence[dict[str, Any]], *names: str) -> list[list[float]]:
     return [[float(row[name]) for row in whole] for name in names]
 
 
-def _plot_levels(axes: Any, losses: dict[float, float], **options: Any) -> None:
+def plot_levels(axes: Any, losses: dict[float, float], **options: Any) -> None:
     """Plot losses over noise levels."""
     axes.plot(list(losses), list(losses.values()), **options)
     axes.set(xscale="log", xlabel="noise level sigma")
 
 
-def _levels(row: dict[str, Any]) -> dict[float, float]:
+def test_levels(row: dict[str, Any]) -> dict[float, float]:
     """The test loss by noise level, from a row of `metrics.csv`."""
     prefix = "test_loss_"
     return {float(key.removeprefix(prefix)): float(value) for key, value in row.items() if key.startswith(prefix)}
