@@ -1,6 +1,7 @@
 """Training an autoencoder: what it minimises, what it leaves behind, and that a broken-off run loses nothing."""
 
 import csv
+import time
 
 import pytest
 import torch
@@ -368,8 +369,9 @@ class TestPresets:
 
     @pytest.mark.slow
     def test_a_minute_on_one_core_keeps_the_digits_readable(self, data, tmp_path):
-        space, card = load_vae(train_vae(vae_preset("vae-digits"), tmp_path, data, progress=False))
-        assert card.minutes <= 1
+        begun = time.process_time()  # a busy machine does not slow this clock
+        space, _ = load_vae(train_vae(vae_preset("vae-digits").override(threads=1), tmp_path, data, progress=False))
+        assert time.process_time() - begun <= 60
         classifier = train_classifier(data.train.images, data.train.labels)
         accuracy = class_accuracy(classifier.predict(reconstructions(space, data.test.images)), data.test.labels)
         assert accuracy >= 0.95

@@ -35,19 +35,14 @@ def dry_run(experiment: ExperimentConfig | VAEExperimentConfig) -> str:
         space, vae = load_space(experiment.vae)
         train = load_states(experiment, space, vae).train
         experiment = resolve(experiment, train, vae)
-    shape, classes = "x".join(map(str, train.images.shape[1:])), len(train.class_names)
-    data = f"  data: {train.name}, {len(train):,} of {shape}, {f'{classes} classes' if classes else 'no classes'}"
-    return "\n".join([describe(experiment, training_cost(experiment)), data])
-
-
-def describe(experiment: BaseExperimentConfig, cost: Cost) -> str:
-    """The cost in three lines."""
-    training, micro = experiment.training, experiment.training.batch_size // experiment.training.accumulate
+    training, cost = experiment.training, training_cost(experiment)
+    micro = training.batch_size // training.accumulate
     left_out = "one recomputed block at a time" if training.checkpointing else "the device's own working memory"
     if isinstance(experiment, VAEExperimentConfig):
         left_out += ", LPIPS" if experiment.loss.perceptual_weight else ""
-    elif getattr(experiment, "vae", ""):
+    elif experiment.vae:
         left_out += ", the autoencoder"
+    shape, classes = "x".join(map(str, train.images.shape[1:])), len(train.class_names)
     return "\n".join(
         [
             f"{experiment.name}: {cost.trained:,} parameters, {cost.macs / 1e9:.3g} GMAC an image forward, "
@@ -57,6 +52,7 @@ def describe(experiment: BaseExperimentConfig, cost: Cost) -> str:
             f"  memory: {size(cost.states + cost.activations)} = {size(cost.states)} for weights, gradients, Adam and "
             f"average + {size(cost.activations)} that {micro} images at once keep for the backward pass; "
             f"not counted: {left_out}",
+            f"  data: {train.name}, {len(train):,} of {shape}, {f'{classes} classes' if classes else 'no classes'}",
         ]
     )
 
