@@ -185,9 +185,9 @@ class TestWrongFiles:
         ("make", "says"),
         [
             (other_program, "holds no diffit model"),
-            (truncated, "is no whole safetensors file .*; copy or download it again"),
-            (empty, "is no whole safetensors file"),
-            (text, "is no whole safetensors file"),
+            (truncated, "is not a complete safetensors file .*; copy or download it again"),
+            (empty, "is not a complete safetensors file"),
+            (text, "is not a complete safetensors file"),
             (folder, "no weights file in folder wrong|wrong holds no images"),
             (plain_pickle, "it is a pickle, which could run code and is never opened"),
             (torch_zip, "it is a pickle, which could run code and is never opened"),
@@ -232,7 +232,7 @@ class TestVerbs:
 
         command = "sample runs/00000-digits/weights.safetensors --out=new --seeds=3-5,9 --classes=1,2,3,none --steps=3"
         assert main(command.split()) == 0
-        assert capsys.readouterr().out == "images: new/images; which is which: new/index.csv\n"
+        assert capsys.readouterr().out == "images: new/images; seed, class and file of each: new/index.csv\n"
         names = {path.name for path in (tmp_path / "new").rglob("*.*")}
         images = {"000003.png", "000004.png", "000005.png", "000009.png"}
         assert names == images | {"grid.png", "index.csv", "settings.json"}

@@ -62,7 +62,7 @@ class Broken(TensorDataset):
 
 
 def test_an_item_that_raises_is_named_or_left_out_and_counted(capsys):
-    with pytest.raises(DiffitError, match=r"item 7 of Broken cannot be read \(image file is truncated\); mend it, or"):
+    with pytest.raises(DiffitError, match=r"item 7 of Broken cannot be read \(image file is truncated\); fix it, or"):
         load_data(Broken())
     parts = load_data(Broken(), skip_bad=True)
     assert sorted(value for part in parts for value in part.images[:, 0, 0, 0].tolist()) == [*range(7), *range(8, 60)]

@@ -104,7 +104,7 @@ class TestDemo:
 class TestInfo:
     def test_describes_every_preset(self):
         """Of the large sisters one is enough."""
-        titles = {"image": "image-space DiffiT", "diffit": "DiffiT without levels", "dit": "DiT"}
+        titles = {"image": "image-space DiffiT", "diffit": "latent DiffiT", "dit": "DiT"}
         for name, experiment in (
             (name, PRESETS[name]) for name in PRESETS if name[-4:] not in ("-b-2", "-l-2", "xl-2")
         ):

@@ -183,7 +183,7 @@ class TestRefused:
     def test_a_truncated_file_is_refused(self, weights, tmp_path, share):
         whole = weights.read_bytes()
         (tmp_path / "cut").write_bytes(whole[: int(share * len(whole))])
-        with pytest.raises(DiffitError, match=r"cut is no whole safetensors file .*; copy or download it again"):
+        with pytest.raises(DiffitError, match=r"cut is not a complete safetensors file .*; copy or download it again"):
             load_weights(tmp_path / "cut")
 
     @pytest.mark.parametrize("zipped", [True, False])

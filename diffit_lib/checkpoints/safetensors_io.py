@@ -70,7 +70,7 @@ def opened(path: str | Path) -> Iterator[Any]:
     except SafetensorError as error:
         pickled = "it is a pickle, which could run code and is never opened: give the run's weights.safetensors"
         remedy = pickled if is_pickle(path) else "copy or download it again"
-        raise DiffitError(f"{path} is no whole safetensors file ({error}); {remedy}") from error
+        raise DiffitError(f"{path} is not a complete safetensors file ({error}); {remedy}") from error
 
 
 def is_pickle(path: str | Path) -> bool:

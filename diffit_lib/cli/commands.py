@@ -40,7 +40,7 @@ def run_explore(weights: str = "digits", port: int = 8866, no_browser: bool = Fa
 
 
 def run_info(name: str | None = None) -> None:
-    """Describe a preset, weights, or images and what training on them takes; without a name, list what there is.
+    """Describe a preset, weights or images, and the cost of training. Without a name, list everything.
 
     Args:
         name: Preset, weights file, run folder, pretrained weights, or images: a folder, a zip, the name of a data set.
@@ -65,11 +65,11 @@ def run_train(
     no_report: bool = False,
     **overrides: Any,
 ) -> None:
-    """Train a preset, or what suits the images of --data, in a new folder, or continue with --run FOLDER.
+    """Train a preset, or a model chosen for the images of --data, in a new folder. --run FOLDER continues a run.
 
     Args:
-        preset: Name of a preset, or a YAML file of options; without it, --run or --data decides.
-        run: Folder of the run; an earlier run in it continues. By default a new one, runs/00003-NAME.
+        preset: Name of a preset, or a YAML file of options; without it, give --run or --data.
+        run: Folder of the run. If it holds a run, that run continues. By default a new one, runs/00003-NAME.
         name: Name of a new run; by default that of the preset or of the images.
         dry_run: Say what the training takes (parameters, memory, time), without training.
         print_config: Print every option with its value and meaning, as a file for --config, without training.
@@ -102,7 +102,7 @@ def run_train_vae(
 
     Args:
         preset: Name of an autoencoder's preset, or a YAML file of options; --run of an earlier run needs none.
-        run: Folder of the run; an earlier run in it continues. By default a new one, runs/00003-NAME.
+        run: Folder of the run. If it holds a run, that run continues. By default a new one, runs/00003-NAME.
         name: Name of a new run; by default that of the preset.
         dry_run: Say what the training takes (parameters, memory), without training.
         print_config: Print every option with its value and meaning, as a file for --config, without training.
@@ -128,14 +128,14 @@ def run_sample(
     protocol: Literal["round", "adm"] = "round",
     **settings: Any,
 ) -> None:
-    """Draw images from weights; started again on the same folder, it continues where it stopped.
+    """Draw images from weights. Run it again on the same folder to continue.
 
     Args:
         weights: Weights file, run folder, or the name of pretrained weights.
         out: Folder for the images, their grid, index.csv and settings.json.
         seeds: One image for each seed, e.g. 0-63,100; by default 0-63.
-        classes: Classes by name or number, e.g. 3 or cat,dog, which the seeds take in turn; by default random.
-        per_class: Images of each class; with --seeds the same seeds for each class, else seeds of its own.
+        classes: Classes by name or number, e.g. 3 or cat,dog, in turn for the seeds; by default random.
+        per_class: Images of each class. With --seeds, every class uses these seeds; otherwise each class has its own.
         guidance: Strength of classifier-free guidance, or several, e.g. 1,2,4, each in its own folder.
         grid: Columns and rows of grid.png, e.g. 8x8; with --per-class each row is a class.
         format: PNG files, one zip, the npz that public evaluators read, or the grid only.
@@ -160,7 +160,7 @@ def run_sample(
         protocol=protocol,
         **dict(settings),
     ):
-        print(f"images: {folder / PLACES[format]}; which is which: {folder}/index.csv")
+        print(f"images: {folder / PLACES[format]}; seed, class and file of each: {folder}/index.csv")
 
 
 def run_evaluate(
@@ -181,7 +181,7 @@ def run_evaluate(
         what: Weights file, run folder, or name of pretrained weights; or images: a folder, a zip, an npz of arr_0.
         data: Data set by name, folder, zip, or npz of images or statistics (mu, sigma); by default the training data.
         images: How many images to draw, equally many of each class (500), or to take of the given ones (all).
-        extractor: Network that computes the features; by default the classifier where the data have classes.
+        extractor: Network that computes the features; by default the classifier if the data have classes.
         inception: File of Inception's weights; by default downloaded.
         protocol: How values become 8-bit; adm truncates as the published evaluators do.
         batch_size: Images drawn at once.
@@ -219,7 +219,7 @@ def run_encode(
     skip_bad: bool | None = None,
     memory_gb: float | None = None,
 ) -> None:
-    """Write the latents of a data set once, for training: `train --vae VAE --data FOLDER` reads them.
+    """Encode a data set into latents once; then `train --vae VAE --data FOLDER`.
 
     Args:
         vae: Autoencoder's weights file, run folder, or the name of a pretrained one.

@@ -32,7 +32,7 @@ def list_all(verbs: dict[str, str]) -> str:
     """Verbs, presets, samplers, data sets and pretrained weights, each in one line."""
     cards = {name: path.with_suffix(".md").read_text("utf-8") for name, path in pretrained().items()}
     weights = {name: re.split("[;.] ", card.split("\n\n")[2])[0] for name, card in cards.items()}
-    weights |= {name: f"of {model.by}, {model.licence}; downloaded once" for name, model in HUB_MODELS.items()}
+    weights |= {name: f"of {model.by}, {model.licence}; needs its file" for name, model in HUB_MODELS.items()}
     sections = {
         "Verbs: diffit VERB --help": verbs,
         "Presets: diffit train NAME": {name: PRESETS.about(name) for name in PRESETS},
@@ -103,7 +103,7 @@ def describe(experiment: BaseExperimentConfig) -> str:
 def title(network: ImageNetworkConfig | TransformerConfig | AutoencoderConfig) -> str:
     """What kind of network it is."""
     if isinstance(network, TransformerConfig):
-        return "DiT" if network.block == "dit" else "DiffiT without levels"
+        return "DiT" if network.block == "dit" else "latent DiffiT"
     return "image-space DiffiT" if isinstance(network, ImageNetworkConfig) else "KL autoencoder"
 
 

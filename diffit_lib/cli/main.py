@@ -33,7 +33,7 @@ DISTRIBUTED = (run_train, run_train_vae, run_encode, run_sample, run_evaluate)  
 TRAINING: dict[Callable[..., None], Presets[Any]] = {run_train: PRESETS, run_train_vae: VAE_PRESETS}
 OPTIONAL = {run_train: "preset", run_train_vae: "preset", run_info: "name", run_explore: "weights"}  # positionals
 
-DEVICES = "GPUs on this machine, or processes where it has none; auto: all GPUs. batch_size is that of all together."
+DEVICES = "GPUs of this machine, or CPU processes if it has none; auto: all GPUs. batch_size is the total over all."
 
 set_loader("options", load_options, exceptions=(ValueError,))
 
@@ -112,7 +112,7 @@ def verb_parser(name: str, verb: Callable[..., None]) -> Parser:
     if verb in DISTRIBUTED:
         group = sub.add_argument_group("devices")
         group.add_argument("--devices", type=number_or_auto, default=1, help=DEVICES)
-        group.add_argument("--num_nodes", type=number, default=1, help="Machines, each with as many devices.")
+        group.add_argument("--num_nodes", type=number, default=1, help="Number of machines, each with --devices.")
     if presets := TRAINING.get(verb):
         sub.presets = presets
         add_experiment_fields(sub, presets.kind)

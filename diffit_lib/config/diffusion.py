@@ -43,8 +43,8 @@ class VPConfig:
     loss: Literal["simple", "min-snr", "edm"] = "simple"  # simple: mean squared error; the others weight it by noise.
     clip: bool = False  # Keep the clean image in [-1, 1] while sampling: for pixels, never for latents.
     sigma_data: float | None = None  # Standard deviation of the data, used by loss edm only.
-    sigma_min: float | None = None  # With it or sigma_max, sampling takes EDM's noise levels between the two.
-    sigma_max: float | None = None  # See sigma_min; fewer levels then lie in pure noise than in the table.
+    sigma_min: float | None = None  # If you set sigma_min or sigma_max, sampling uses EDM's noise levels between them.
+    sigma_max: float | None = None  # Highest noise level of sampling; a lower value spends fewer steps on pure noise.
 
     kind = "vp"
 
@@ -81,14 +81,14 @@ class SamplingConfig:
     """How to draw images from the trained network."""
 
     sampler: str = "heun"  # heun, euler, dpm++ (second order, multi-step), ddim or ddpm.
-    steps: int = 18  # Noise levels; heun evaluates the network twice at each but the last.
+    steps: int = 18  # Number of noise levels; heun evaluates the network twice at each but the last.
     guidance: float = 1.0  # Strength of classifier-free guidance; 1 is off.
-    guidance_schedule: Literal["constant", "power-cosine", "interval"] = "constant"  # Strength over noise levels.
-    guidance_power: float = 4.0  # power-cosine: the higher, the later guidance sets in.
+    guidance_schedule: Literal["constant", "power-cosine", "interval"] = "constant"  # How guidance depends on noise.
+    guidance_power: float = 4.0  # power-cosine: a higher power starts guidance later.
     guidance_low: float = 0.0  # interval: guidance acts above this noise level.
     guidance_high: float | None = None  # interval: guidance acts up to this noise level; null: to the highest.
-    guidance_channels: int | None = None  # Only the first so many channels are guided; null: all.
-    guidance_tolerance: float = 0.01  # Guidance this close to 1 is left out to save time; 0: only at 1 itself.
+    guidance_channels: int | None = None  # Guide only the first N channels; null: all.
+    guidance_tolerance: float = 0.01  # Guidance this close to 1 is skipped to save time; 0: only at 1.
     churn: float = 0.0  # heun, euler: EDM's S_churn, fresh noise at each step; 0 is deterministic.
     eta: float = 1.0  # ddpm: share of fresh noise; 0 is ddim.
     variance: Literal["small", "large", "learned"] = "small"  # ddpm: variance of the noise: beta~, beta, the network's.

@@ -21,7 +21,7 @@ class BaseExperimentConfig:
 
     name: str  # Name of the preset or of the run.
     data: str  # Data set by name, or path of a folder or zip.
-    crop: Literal["center", "long-edge", "adm"] = "center"  # Largest box; whole image on black; ImageNet's usual crop.
+    crop: Literal["center", "long-edge", "adm"] = "center"  # center: largest box; long-edge: all of it; adm: ImageNet.
     skip_bad: bool = False  # Leave out and count images that cannot be read, instead of stopping at the first.
 
     network: Any = None  # image: DiffiT's U-shape; latent: DiffiT's transformer; dit: DiT.
@@ -112,7 +112,7 @@ class ExperimentConfig(BaseExperimentConfig):
 
     vae: str = ""  # Train on latents of this autoencoder: weights file, run folder or name. Empty: train on pixels.
     cache_latents: bool = True  # Encode all images once, instead of at every step.
-    init_weights: str = ""  # Weights to start from, by path or name; for other classes the label table starts anew.
+    init_weights: str = ""  # Weights to start from, by path or name; if the classes differ, the label embedding is new.
     network: ImageNetworkConfig | TransformerConfig = field(default_factory=ImageNetworkConfig)
     denoiser: EDMConfig | VPConfig = field(default_factory=EDMConfig)  # edm: Karras et al. 2022; vp: DDPM.
     training: TrainingConfig = field(default_factory=TrainingConfig)

@@ -94,7 +94,7 @@ class TransformerConfig(Shaped):
 
     image_size: tuple[int, int] = (32, 32)  # Height and width of the input: pixels, or positions of a latent.
     in_channels: int = 4  # 4 for latents of Stable Diffusion's VAE, 1 or 3 for pixels.
-    block: Literal["diffit", "dit"] = "diffit"  # The time token enters DiffiT's attention, DiT's norms.
+    block: Literal["diffit", "dit"] = "diffit"  # diffit: the time token enters attention; dit: the norms.
     patch_size: int = 2  # Side of the square that makes one token.
     width: int = 384  # Channels of a token.
     depth: int = 12  # Blocks.
@@ -151,9 +151,9 @@ class AutoencoderConfig(Shaped):
     image_size: tuple[int, int] = (256, 256)  # Height and width in pixels.
     in_channels: int = 3  # 1 (grey) or 3 (RGB).
     z_channels: int = 4  # Channels of a latent.
-    patch: int = 1  # Side of the square of pixels that enters as channels of one position; 2 saves much time.
+    patch: int = 1  # Side of the pixel square folded into channels at the input; 2 is much faster.
     channels: tuple[int, ...] = (128, 256, 512, 512)  # Channels of each level, full resolution first.
-    down: tuple[bool, ...] = (True, True, True)  # Whether the map is halved after each level but the last.
+    down: tuple[bool, ...] = (True, True, True)  # For each level but the last: halve the resolution after it?
     attn: tuple[bool, ...] = (False, False, False, False)  # Whether each level attends after its ResBlocks.
     mid_attn: bool = True  # Whether the middle attends.
     num_layers: int = 2  # ResBlocks per level of the encoder; the decoder has one more.

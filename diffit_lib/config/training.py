@@ -24,15 +24,15 @@ class TrainingConfig:
     grad_clip: float = 1.0  # Largest gradient norm; 0: no clipping.
     label_dropout: float = 0.1  # Share of labels replaced by "no class", for guidance.
     flip: bool = False  # Mirror each image with probability 1/2.
-    augment: float = 0.0  # Probability of each change of EDM's augmentation, which augment_dim=9 tells the network.
+    augment: float = 0.0  # Probability of each of EDM's augmentations; set augment_dim=9 so that the network is told.
     checkpointing: bool = False  # Recompute activations in the backward pass: slower, far less memory.
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"  # auto: what the device does best.
     workers: int = 0  # Processes that prepare batches.
-    memory_gb: float | None = None  # Larger data are decoded when used, not held in memory; null: half of the memory.
+    memory_gb: float | None = None  # Data larger than this are decoded when used; null: half of the memory.
     threads: int | None = None  # CPU threads; null: all. A tiny network is faster on 1.
     report_minutes: float = 5.0  # Minutes between checkpoints, sample grids and rows of metrics.csv.
-    keep: int = 3  # Weights kept of the newest reports; 0: only the last ones of all.
-    logger: Literal["tensorboard", "csv", "wandb"] = "tensorboard"  # Curves beside metrics.csv; csv: none.
+    keep: int = 3  # How many of the newest reports keep their weights; 0: only the last weights.
+    logger: Literal["tensorboard", "csv", "wandb"] = "tensorboard"  # Where curves go besides metrics.csv.
     seed: int = 0  # Random seed of the whole run.
 
     def __post_init__(self) -> None:
@@ -83,8 +83,8 @@ class VAELossConfig:
     kl_weight: float = 1e-4  # Weight of the KL divergence.
     perceptual_weight: float = 1.0  # Weight of LPIPS; 0: without.
     vgg: str | None = None  # File of VGG-16's weights for LPIPS; null: downloaded into the cache.
-    disc_weight: float = 0.5  # Weight of the discriminator, besides the adaptive weight; 0: no discriminator.
-    disc_start: int = 50_000  # Images after which the discriminator joins in.
+    disc_weight: float = 0.5  # Weight of the discriminator, times an adaptive weight; 0: no discriminator.
+    disc_start: int = 50_000  # Images after which the discriminator's loss starts.
     disc_width: int = 64  # Channels of the discriminator's first layer.
 
     def __post_init__(self) -> None:

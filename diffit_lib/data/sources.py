@@ -210,7 +210,7 @@ def read_labels(dataset: Any, *, skip_bad: bool) -> dict[int, Any]:
                 continue
             reason = shorten(str(error) or type(error).__name__, 200)
             raise DiffitError(
-                f"item {index} of {name} cannot be read ({reason}); mend it, or leave out such items by skip_bad=True"
+                f"item {index} of {name} cannot be read ({reason}); fix it, or leave out such items by skip_bad=True"
             ) from error
         if not isinstance(item, tuple | list) or len(item) != 2:
             raise DiffitError(f"item {index} of {name} is no (image, label); give a map-style Dataset of such pairs")

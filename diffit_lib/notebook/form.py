@@ -252,6 +252,6 @@ def from_drive_link(given: str) -> Path | None:
     except SafetensorError as error:
         path.unlink()
         raise DiffitError(
-            f"https://drive.google.com/file/d/{drive_id} is no whole safetensors file ({error}); "
+            f"https://drive.google.com/file/d/{drive_id} is not a complete safetensors file ({error}); "
             "give the link of a weights file that diffit wrote"
         ) from error

@@ -187,7 +187,8 @@ class Pipeline:
         if not 0 <= number < num_classes:
             near = [known[folded.index(name)] for name in get_close_matches(word, folded)]
             hint = f"did you mean {' or '.join(near)}? " if near else ""
-            known_names = f", {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}" if names else ""
+            named = [name for name in names if not name.isdecimal()]
+            known_names = f", {', '.join(named[:12])}{', ...' if len(named) > 12 else ''}" if named else ""
             raise DiffitError(
                 f"no class {label!r}; {hint}give a number from 0 to {num_classes - 1}{known_names}, or 'none'"
             )
