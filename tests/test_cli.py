@@ -84,7 +84,11 @@ class TestMistakes:
             ("train digits --timesteps=100", "timesteps is a field of denoiser 'vp'; give denoiser=vp too"),
             ("train digits --num_classes=3", "num_classes=3, but digits/train has 10 classes; "),
             ("train digits --data=nowhere", "no data set or path 'nowhere': "),
-            ("info nothing", "no weights file 'nothing': .*/nothing is no file or run folder"),
+            (
+                "info nothing",
+                "nothing is called 'nothing': no preset, .*, no file or folder .*/nothing",
+            ),
+            ("info cifar-10", "did you mean cifar10"),
             ("evaluate nothing", "no weights file 'nothing'"),
             ("evaluate nothing --images=0", "images is 0; give 2 or more"),
             ("evaluate nothing --extractor=vgg", "extractor.*vgg"),

@@ -196,6 +196,10 @@ class TestLabels:
         with pytest.raises(DiffitError, match=says):
             pipe([0, 1, 2], labels)
 
+    def test_one_number_for_seeds_is_told_what_to_give(self, pipe):
+        with pytest.raises(DiffitError, match=r"seeds is 2; give a list or a range, e\.g\. range\(8\)"):
+            pipe(2)
+
     def test_wrong_ones_are_refused_before_the_first_image_is_drawn(self, pipe, monkeypatch):
         monkeypatch.setattr(pipe, "stream", None)
         with pytest.raises(DiffitError, match="no class 'sevn'"):

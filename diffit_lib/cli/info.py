@@ -24,7 +24,8 @@ from diffit_lib.models.vae import KLAutoencoder
 from diffit_lib.reports.auto import LONGEST, Choice, choose_experiment
 from diffit_lib.reports.cost import size, time_steps, training_cost
 from diffit_lib.training.run_dir import WEIGHTS
-from diffit_lib.utils.errors import DiffitError
+from diffit_lib.utils.errors import DiffitError, closest
+from diffit_lib.utils.files import siblings
 from diffit_lib.utils.tensors import best_device, device_name
 
 
@@ -55,8 +56,14 @@ def first_line(function: Any) -> str:
 
 def info(name: str | Path) -> str:
     """A few lines on a preset and the pretrained weights of its name, or on a weights file."""
-    name = str(name)
-    if Path(name).is_file() or name not in (*PRESETS, *VAE_PRESETS):
+    name, path = str(name), Path(name).expanduser()
+    known = [*PRESETS, *VAE_PRESETS, *NAMED, *pretrained(), *HUB_MODELS]
+    if not path.exists() and name not in known:
+        near = closest(name, [*known, *siblings(path)]) or "`diffit info` lists the names"
+        raise DiffitError(
+            f"nothing is called {name!r}: no preset, data set or weights, no file or folder {path.absolute()}; {near}"
+        )
+    if path.is_file() or name not in (*PRESETS, *VAE_PRESETS):
         return describe_weights(name)
     if name in VAE_PRESETS:
         return describe(VAE_PRESETS[name])

@@ -80,6 +80,7 @@ class Pipeline:
         self, seeds: Sequence[int], labels: Labels = None, *, batch_size: int | None = None, **settings: Any
     ) -> Iterator[Tensor]:
         """The same images before rounding, batch by batch: float (B, C, H, W), about [-1, 1]."""
+        check(hasattr(seeds, "__len__"), f"seeds is {seeds!r}; give a list or a range, e.g. range(8)")
         size = min(len(seeds), 64) if batch_size is None else batch_size
         if size < 1 or len(seeds) < 1:
             raise DiffitError(f"nothing to draw: {len(seeds)} seeds, batch_size={batch_size}; give 1 or more of each")
