@@ -154,7 +154,7 @@ class TestNoImages:
 
     def test_a_name_nearby_is_proposed(self, faces, monkeypatch):
         monkeypatch.chdir(faces.parent)
-        refused("digts", r"no data set or path 'digts': .* and for \./digts; did you mean digits\?")
+        refused("digts", r"no data set or path 'digts': .* and for \./digts; did you mean digits")
         refused("fases", r"did you mean faces\?")
 
 

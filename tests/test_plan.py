@@ -258,7 +258,7 @@ class TestDrive:
     def test_file_that_is_none_of_weights_is_told_and_not_kept(self, asked, monkeypatch, tmp_path):
         monkeypatch.setattr("gdown.download", lambda id, output, **options: output.write(b"<html>another file</html>"))
         for _ in range(2):
-            with pytest.raises(DiffitError, match=rf"^PATH_WEIGHTS: .*/{ID} is no .*; give the link of .*$"):
+            with pytest.raises(DiffitError, match=rf"^PATH_WEIGHTS: .*/{ID} is not .*; give the link of .*$"):
                 choose_weights(preset("digits"), Backup(tmp_path, None), ID)
             assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
 

@@ -181,7 +181,7 @@ class TestOptimizer:
         recomputed = []
         checkpoint = torch.utils.checkpoint.checkpoint
         monkeypatch.setattr(
-            "diffit_lib.models.image_diffit.checkpoint", lambda *a, **k: recomputed.append(a) or checkpoint(*a, **k)
+            "diffit_lib.models.blocks.checkpoint", lambda *a, **k: recomputed.append(a) or checkpoint(*a, **k)
         )
         plain = fit(tiny.override(dropout=0.2), run="plain")
         assert not recomputed
