@@ -1,6 +1,6 @@
 """DiffiT (Diffusion Vision Transformers, arXiv 2312.02139): learn it, train it, trust its numbers.
 
-`diffit_lib.load("digits")` opens ready-made weights. The names below are imported when they are first used, so that
+`diffit_lib.load("digits")` opens pretrained weights. The names below are imported when they are first used, so that
 `import diffit_lib` and `diffit --help` answer at once.
 """
 
