@@ -255,6 +255,8 @@ def test_random_interactions_leave_no_error(page, turns):
             rng.choice(rng.choice(selects).find_elements("css selector", "option")).click()
         elif kind == "c" and boxes and turn % 60 > 50:  # it may bring other knobs
             rng.choice(boxes).click()
+            page.quiet()
+            handles, selects = page.all(".noUi-handle"), page.all("select")
         elif kind == "b" and buttons:
             button = rng.choice(buttons)
             button.click()

@@ -6,6 +6,7 @@ import time
 import ipywidgets as widgets
 import pytest
 
+from diffit_lib.cli.main import main
 from diffit_lib.utils.errors import DiffitError
 from diffit_lib.viz.explorer import Explorer
 from diffit_lib.viz.worker import Worker
@@ -122,6 +123,28 @@ class TestTime:
         view.freeze.value = False
         assert explorer.worker.wait(30)
         assert view.frozen.value == view.true.value
+
+    def test_a_knob_turned_while_sampling_loses_nothing(self, explorer):
+        view = show(explorer, "time")
+        before = view.true.value
+        view.knobs.seed.value += 1
+        view.more.value = "mean distance"  # cancels the sampling
+        view.block.value = "encoder.1.0"
+        assert explorer.worker.wait(30)
+        assert view.true.value != before
+        assert not view.todo
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("explore nothing", "no weights file 'nothing'"),
+        ("explore digits --port 99999", "port is 99999, which cannot be"),
+    ],
+)
+def test_mistakes_are_told_before_a_page_is_served(command, says, capsys):
+    assert main(command.split()) == 2
+    assert says in capsys.readouterr().err
 
 
 def test_random_turns_of_knobs_tell_no_error(explorer):

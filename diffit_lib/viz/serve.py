@@ -1,12 +1,14 @@
 """`diffit explore`: the explorer as a page in a browser, served by Voila on this machine alone."""
 
 import secrets
+import socket
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
 import nbformat
 
+from diffit_lib.checkpoints.hub import find_weights
 from diffit_lib.utils.errors import DiffitError
 
 CELL = """from diffit_lib.viz.explorer import explore
@@ -27,6 +29,13 @@ def serve(weights: str, port: int = 8866, browser: bool = True) -> None:
     """Serve the explorer on 127.0.0.1 until Ctrl-C; who opens the page needs the token that the printed URL holds."""
     if find_spec("voila") is None:
         raise DiffitError("explore needs voila, which is not installed; run: pip install voila")
+    find_weights(weights)  # a wrong name is told here, not in the browser
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+    except (OSError, OverflowError) as error:
+        raise DiffitError(f"port is {port}, which cannot be used ({error}); give another --port") from None
     from voila.app import Voila
 
     token = secrets.token_urlsafe(16)

@@ -15,6 +15,7 @@ from diffit_lib.viz.pictures import enlarge, heat, outline, png, strip
 from diffit_lib.viz.views import SMALL_SIDE, Knobs, blank_image
 from diffit_lib.viz.worker import Worker
 
+PARTS = ("sample", "look", "figure", "freeze")  # in the order in which they are drawn
 LARGE = 200  # pixels of a picture; four of them stand side by side
 
 
@@ -43,12 +44,14 @@ class TimeView:
         self.states: list[State] = []
         self.frames: list[np.ndarray] = []
         self.knobs.observe(self.draw)
-        self.block.observe(lambda _: self.worker.run(self._look), names="value")
+        self.block.observe(lambda _: self._run("look", "figure"), names="value")
         for knob in (self.head, *self.query, self.level):
             knob.observe(lambda _: self._show(), names="value")
         for knob in (self.freeze, self.sigma):
-            knob.observe(lambda _: self.worker.run(self._freeze), names="value")
-        self.more.observe(lambda _: self.worker.run(self._figure), names="value")
+            knob.observe(lambda _: self._run("freeze"), names="value")
+        for knob in (self.more, self.head, *self.query):
+            knob.observe(lambda _: self._run("figure"), names="value")
+        self.todo: set[str] = set()  # parts that wait to be drawn anew
         self.titles = [widgets.HTML() for _ in range(4)]
         pictures = (self.picture, self.looks, self.true, self.frozen)
         pairs = [widgets.VBox([title, image]) for title, image in zip(self.titles, pictures, strict=True)]
@@ -60,9 +63,26 @@ class TimeView:
 
     def draw(self) -> None:
         """Sample anew, then look at the attention."""
+        self._run(*PARTS)
+
+    def _run(self, *parts: str) -> None:
+        """Draw these parts anew, and what this cancels too."""
+        self.todo.update(parts)
         self.worker.run(self._job)
 
     def _job(self) -> Iterator[object]:
+        for part in PARTS:
+            if part in self.todo:
+                self.todo.discard(part)
+                done = False
+                try:
+                    yield from getattr(self, f"_{part}")()
+                    done = True
+                finally:
+                    if not done:  # cancelled
+                        self.todo.add(part)
+
+    def _sample(self) -> Iterator[object]:
         states, frames = [], []
         for state in self.pipe.stream([self.knobs.seed.value], self.knobs.label.value, **self.knobs.settings()):
             states.append(state)
@@ -72,8 +92,6 @@ class TimeView:
         first, self.level.max = self.level.max == 1, len(self.states)
         if first:  # a level at which the image begins to show
             self.level.value = len(self.states) // 2
-        yield from self._look()
-        yield from self._freeze()
 
     def _look(self) -> Iterator[object]:
         if not self.states:
@@ -86,7 +104,6 @@ class TimeView:
                 knob.max, knob.value = side - 1, side // 2
         self._show()
         yield attention
-        yield from self._figure()
 
     def _freeze(self) -> Iterator[object]:
         label, settings = self.knobs.label.value, self.knobs.settings()
@@ -108,12 +125,20 @@ class TimeView:
         query = self.query[0].value, self.query[1].value
         views: dict[str, Callable[[Attention], Any]] = {
             "bias by relative position": position_bias_figure,
-            "share of the time token": lambda seen: time_share_figure({self.block.value: seen}),
-            "mean distance": lambda seen: distance_figure({self.block.value: seen}),
+            "share of the time token": lambda _: time_share_figure(self._every_block()),
+            "mean distance": lambda _: distance_figure(self._every_block()),
             "the inert key": lambda seen: inert_key_figure(seen, query, self.head.value or 0),
         }
         self.figure.value = png(views[self.more.value](self.seen[0]))
         yield self.figure
+
+    def _every_block(self) -> dict[str, Attention]:
+        """The attention of all blocks, of a deep network of six."""
+        x, sigmas = torch.cat([state.x for state in self.states]), [state.sigma for state in self.states]
+        last = len(self.blocks) - 1
+        chosen = sorted({round(k * last / 5) for k in range(6)})
+        label = self.knobs.label.value
+        return {name: attention_at(self.pipe, name, x, sigmas, label) for name in (self.blocks[k] for k in chosen)}
 
     def _show(self) -> None:
         if self.seen is None:
