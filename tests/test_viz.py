@@ -165,3 +165,8 @@ def test_every_view_is_a_figure(digits, tmp_path):
     for number, figure in enumerate(made):
         assert isinstance(figure, Figure)
         figure.savefig(tmp_path / f"{number}.png")
+
+
+def test_a_run_without_samples_is_told_in_one_line(tmp_path):
+    with pytest.raises(DiffitError, match=r"holds no samples/\*\.png; give a run folder"):
+        figures.training_figure(tmp_path)

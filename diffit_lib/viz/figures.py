@@ -15,9 +15,11 @@ from torch import Tensor
 from diffit_lib.diffusion.denoiser import Preconditioned
 from diffit_lib.diffusion.schedules import karras, respaced, sigma_table
 from diffit_lib.sampling.pipeline import Pipeline
+from diffit_lib.utils.errors import check
 from diffit_lib.utils.plots import to_image
 from diffit_lib.utils.tensors import to_uint8
 from diffit_lib.viz.attention import Attention, frozen_time
+from diffit_lib.viz.pictures import spread
 
 QKV = ("query", "key", "value")
 
@@ -46,7 +48,7 @@ def denoising_figure(
 ) -> Figure:
     """One image on its way from noise: the state above, what the denoiser takes it for below."""
     states = list(pipe.stream([seed], label, **settings))
-    states = [states[round(i * (len(states) - 1) / (columns - 1))] for i in range(columns)]
+    states = [states[i] for i in spread(len(states), columns)]
     noisy = np.concatenate([pipe.decode(state.x / max(1.0, state.sigma)) for state in states])
     guess = np.concatenate([pipe.decode(state.denoised) for state in states])
     return picture_rows({"noisy image": noisy, "clean guess": guess}, [f"σ = {state.sigma:.2g}" for state in states])
@@ -89,7 +91,7 @@ def attention_figure(
 
     `pictures` (S, H, W, C) are the states. The brightest place is the one with the most attention.
     """
-    chosen = _spread(len(attention.sigmas), columns)
+    chosen = spread(len(attention.sigmas), columns)
     looks = attention.of_query(*query, head)[chosen]
     figure = Figure(figsize=(len(chosen) + 1.4, 2.5), layout="constrained")
     grid = figure.subplots(2, len(chosen), squeeze=False)
@@ -153,7 +155,7 @@ def inert_key_figure(attention: Attention, query: tuple[int, int], head: int = 0
     """One token's attention with and without the time token's part of the keys: the same, for softmax cancels it."""
     (rows, cols), (wh, ww) = query, attention.window
     place = rows // wh, cols // ww, head, rows % wh * ww + cols % ww
-    levels = _spread(len(attention.sigmas), 3)
+    levels = spread(len(attention.sigmas), 3)
     without = attention.without_key_time()
     figure = Figure(figsize=(9, 2.8), layout="constrained")
     for axes, step in zip(figure.subplots(1, len(levels), squeeze=False)[0], levels, strict=True):
@@ -187,18 +189,14 @@ def raw_and_averaged_figure(raw: Pipeline, averaged: Pipeline, seeds: Sequence[i
 def training_figure(run: str | Path, columns: int = 4) -> Figure:
     """The sample grids a run drew on its way, from the first to the last."""
     files = sorted((Path(run) / "samples").glob("*.png"))
-    chosen = [files[i] for i in _spread(len(files), columns)]
+    check(len(files) > 0, f"{run} holds no samples/*.png; give a run folder that has some")
+    chosen = [files[i] for i in spread(len(files), columns)]
     figure = Figure(figsize=(3 * len(chosen), 2.2), layout="constrained")
     for axes, file in zip(figure.subplots(1, len(chosen), squeeze=False)[0], chosen, strict=True):
         axes.imshow(np.asarray(Image.open(file, formats=["PNG"])), cmap="gray", vmin=0, vmax=255)
         axes.set_axis_off()
         axes.set_title(f"{int(file.stem):,} images", fontsize=9)
     return figure
-
-
-def _spread(count: int, most: int) -> list[int]:
-    """At most so many of `count` places, evenly spread, both ends among them."""
-    return sorted({round(i * (count - 1) / (most - 1)) for i in range(most)})
 
 
 def _picture(image: Tensor) -> np.ndarray:

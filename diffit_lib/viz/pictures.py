@@ -58,6 +58,11 @@ def outline(picture: np.ndarray, row: int, column: int, rows: int, columns: int)
     return picture
 
 
+def spread(count: int, most: int) -> list[int]:
+    """At most so many of `count` places, evenly spread, both ends among them."""
+    return sorted({round(i * (count - 1) / max(most - 1, 1)) for i in range(most)})
+
+
 def strip(pictures: Sequence[np.ndarray], gap: int = 4) -> np.ndarray:
     """uint8 pictures (H, W, 3) of one size side by side on white."""
     height = pictures[0].shape[0]

@@ -11,7 +11,7 @@ from diffit_lib.diffusion.samplers import State
 from diffit_lib.sampling.pipeline import Pipeline
 from diffit_lib.viz.attention import Attention, attention_at, attention_blocks, frozen_time
 from diffit_lib.viz.figures import distance_figure, inert_key_figure, position_bias_figure, time_share_figure
-from diffit_lib.viz.pictures import enlarge, heat, outline, png, strip
+from diffit_lib.viz.pictures import enlarge, heat, outline, png, spread, strip
 from diffit_lib.viz.views import SMALL_SIDE, Knobs, blank_image
 from diffit_lib.viz.worker import Worker
 
@@ -135,10 +135,11 @@ class TimeView:
     def _every_block(self) -> dict[str, Attention]:
         """The attention of all blocks, of a deep network of six."""
         x, sigmas = torch.cat([state.x for state in self.states]), [state.sigma for state in self.states]
-        last = len(self.blocks) - 1
-        chosen = sorted({round(k * last / 5) for k in range(6)})
         label = self.knobs.label.value
-        return {name: attention_at(self.pipe, name, x, sigmas, label) for name in (self.blocks[k] for k in chosen)}
+        return {
+            name: attention_at(self.pipe, name, x, sigmas, label)
+            for name in (self.blocks[k] for k in spread(len(self.blocks), 6))
+        }
 
     def _show(self) -> None:
         if self.seen is None:
@@ -150,8 +151,7 @@ class TimeView:
         top = float(looks.max())
         self.picture.value = png(outline(frames[level], row, column, rows, columns))
         self.looks.value = png(outline(heat(looks[level], LARGE, top), row, column, rows, columns))
-        chosen = sorted({round(k * (len(looks) - 1) / 10) for k in range(11)})
-        self.strip.value = png(strip([heat(looks[k], SMALL_SIDE, top) for k in chosen]))
+        self.strip.value = png(strip([heat(looks[k], SMALL_SIDE, top) for k in spread(len(looks), 11)]))
         self.titles[0].value = f"image at σ = {attention.sigmas[level]:.2g}"
         self.titles[1].value = "where the query looks"
         self.titles[2].value = "the sample"
