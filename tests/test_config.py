@@ -127,6 +127,9 @@ class TestDerived:
 
 REFUSED = [
     (ImageNetworkConfig, {"in_channels": 2}),
+    (ImageNetworkConfig, {"patch": 0}),
+    (ImageNetworkConfig, {"patch": 3}),
+    (ImageNetworkConfig, {"patch": 16}),
     (ImageNetworkConfig, {"width": 0}),
     (ImageNetworkConfig, {"width": 18, "num_heads": 2}),
     (ImageNetworkConfig, {"width": 20, "num_heads": 8}),

@@ -10,6 +10,7 @@ from diffit_lib.config.models import ImageNetworkConfig
 from diffit_lib.config.presets import PRESETS, preset
 from diffit_lib.models import build_network
 from diffit_lib.models.blocks import TMSA, DiffiTBlock
+from diffit_lib.models.cost import denoiser_cost
 
 SMALL = ImageNetworkConfig(
     image_size=(8, 16),
@@ -80,6 +81,25 @@ class TestSizes:
         out = awake(config)(x, *labels)
         assert out.shape == x.shape
         assert out.isfinite().all()
+
+    @pytest.mark.parametrize(("patch", "image_size"), [(2, (8, 16)), (4, (32, 16)), (3, (12, 24))])
+    def test_a_patch_changes_the_first_and_last_tensors_alone_and_the_maps(self, patch, image_size):
+        folded = replace(SMALL, patch=patch, image_size=image_size, window_size=1)
+        x, *labels = inputs(folded)
+        assert awake(folded)(x, *labels).shape == x.shape
+        shapes = (
+            {n: p.shape for n, p in build_network(c).named_parameters()} for c in (replace(folded, patch=1), folded)
+        )
+        plain, other = shapes
+        assert {n for n in plain if plain[n] != other[n]} == {"tokenizer.weight", "head.weight", "head.bias"}
+        assert plain.keys() == other.keys()
+        assert other["tokenizer.weight"][1] == other["head.bias"][0] == 3 * patch**2
+        assert folded.map_sizes[0] == (image_size[0] // patch, image_size[1] // patch)
+
+    def test_a_patch_of_2_makes_the_blocks_four_times_cheaper(self):
+        config = replace(SMALL, image_size=(16, 16))
+        cost, folded = (denoiser_cost(replace(config, patch=patch)).macs for patch in (1, 2))
+        assert 0.22 < folded / cost < 0.3
 
     @torch.no_grad()
     def test_ffhq64_has_every_map_of_table_s2(self):
@@ -163,6 +183,15 @@ class TestWiring:
         moved = response(replace(SMALL, image_size=(12, 16), channel_mult=(1,), num_blocks=1), row=5, column=9)
         assert moved[3:8, 7:12].all()
         moved[1:10, 5:14] = False
+        assert not moved.any()
+
+    @torch.no_grad()
+    def test_with_a_patch_of_2_a_pixel_reaches_its_patchs_neighbourhood(self):
+        """Patches of 2x2: tokenizer, ResBlock, window 1 and head make 3 patches to each side."""
+        network = replace(SMALL, image_size=(24, 32), channel_mult=(1,), num_blocks=1, window_size=1, patch=2)
+        moved = response(network, row=11, column=17)  # in the patch of rows 10, 11 and columns 16, 17
+        assert moved[4:18, 10:24].all()
+        moved[4:18, 10:24] = False
         assert not moved.any()
 
     @torch.no_grad()

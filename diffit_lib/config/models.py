@@ -24,6 +24,7 @@ class ImageNetworkConfig(Shaped):
 
     image_size: tuple[int, int] = (32, 32)  # Height and width in pixels.
     in_channels: int = 3  # 1 (grey) or 3 (RGB).
+    patch: int = 1  # Side of the pixel square folded into one token; 2 costs about a quarter, the paper has 1.
     width: int = 128  # Channels of the first level.
     channel_mult: tuple[int, ...] = (1, 2, 2)  # Channels of each level, in units of width.
     num_blocks: int = 4  # L: ResBlocks per level on each path.
@@ -40,7 +41,7 @@ class ImageNetworkConfig(Shaped):
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_positive(self, "width", "num_blocks", "num_heads", "window_size", "mlp_ratio", "time_dim")
+        check_positive(self, "patch", "width", "num_blocks", "num_heads", "window_size", "mlp_ratio", "time_dim")
         check(self.in_channels in (1, 3), f"in_channels is {self.in_channels}; give 1 (grey) or 3 (RGB)")
         check_conditioning(self)
         check(
@@ -53,12 +54,12 @@ class ImageNetworkConfig(Shaped):
                 f"width {self.width} makes a level of {channels} channels, which 4 and num_heads {self.num_heads} "
                 "do not divide; give another width",
             )
-        factor = 2 ** (len(self.channel_mult) - 1)
+        factor = self.patch * 2 ** (len(self.channel_mult) - 1)
         for side in self.image_size:
             check(
                 side > 0 and side % factor == 0,
-                f"image_size {self.image_size} cannot be halved {len(self.channel_mult) - 1} times; "
-                f"give multiples of {factor} or fewer levels in channel_mult",
+                f"image_size {self.image_size} with patch {self.patch} cannot be halved {len(self.channel_mult) - 1} "
+                f"times; give multiples of {factor}, a smaller patch or fewer levels in channel_mult",
             )
         for level, ((height, width), window) in enumerate(zip(self.map_sizes, self.windows, strict=True)):
             for side, tokens in ((height, window[0]), (width, window[1])):
@@ -70,13 +71,13 @@ class ImageNetworkConfig(Shaped):
 
     @property
     def channels(self) -> tuple[int, ...]:
-        """Channels of each level, full resolution first."""
+        """Channels of each level, finest first."""
         return tuple(self.width * factor for factor in self.channel_mult)
 
     @property
     def map_sizes(self) -> tuple[tuple[int, int], ...]:
-        """Height and width of each level's map."""
-        height, width = self.image_size
+        """Height and width of each level's map, in tokens."""
+        height, width = (side // self.patch for side in self.image_size)
         return tuple((height >> level, width >> level) for level in range(len(self.channel_mult)))
 
     @property

@@ -1,7 +1,8 @@
 """Image-space DiffiT: a symmetric U-shape of DiffiT ResBlocks (section 3.2, figure 4, tables S.2 and S.3).
 
 Our choices where the paper is silent: one concatenated skip connection per level, strided 3x3 convolutions down,
-nearest-neighbour upsampling and a 3x3 convolution up, EDM's time embedding and its head.
+nearest-neighbour upsampling and a 3x3 convolution up, EDM's time embedding and its head. With a patch p above 1,
+p x p pixels are folded into channels before the tokenizer and unfolded after the head.
 """
 
 import torch
@@ -32,13 +33,14 @@ class ImageDiffiT(nn.Module):
         self.time_token = TimeToken(
             config.time_dim, config.width, edm=True, num_classes=config.num_classes, augment_dim=config.augment_dim
         )
-        self.tokenizer = nn.Conv2d(config.in_channels, config.width, 3, padding=1)
+        folded = config.in_channels * config.patch**2
+        self.tokenizer = nn.Conv2d(folded, config.width, 3, padding=1)
         self.encoder = nn.ModuleList(resblocks(level, (config.width, *channels)[level]) for level in levels)
         self.down = nn.ModuleList(nn.Conv2d(c, c, 3, stride=2, padding=1) for c in channels[:-1])
         self.up = nn.ModuleList(Upsample(c) for c in channels[1:])
         self.decoder = nn.ModuleList(resblocks(level, channels[level + 1] + channels[level]) for level in levels[:-1])
         self.head_norm = group_norm(channels[0])
-        self.head = nn.Conv2d(channels[0], config.in_channels, 3, padding=1)
+        self.head = nn.Conv2d(channels[0], folded, 3, padding=1)
         init_image_diffit(self)
 
     def forward(
@@ -47,6 +49,7 @@ class ImageDiffiT(nn.Module):
         """Image (B, C, H, W), noise (B,), class (B,) int64, augmentation (B, 9) -> (B, C, H, W)."""
         recompute = self.checkpointing and self.training
         time = self.time_token(noise_label, class_label, augment_label)  # (B, T)
+        x = F.pixel_unshuffle(x, self.config.patch)  # (B, C p^2, H/p, W/p); below, H and W stand for these
         x = self.tokenizer(x.contiguous(memory_format=torch.channels_last))  # (B, width, H, W)
         skips = []
         for level, blocks in enumerate(self.encoder):
@@ -57,7 +60,7 @@ class ImageDiffiT(nn.Module):
         for level in reversed(range(len(self.decoder))):
             x = torch.cat([self.up[level](x), skips[level]], dim=1)  # (B, C_(level+1) + C_level, ...)
             x = run_blocks(self.decoder[level].children(), x, time, recompute=recompute)
-        return self.head(F.silu(self.head_norm(x)))  # (B, C, H, W)
+        return F.pixel_shuffle(self.head(F.silu(self.head_norm(x))), self.config.patch)  # (B, C, H p, W p)
 
 
 def init_image_diffit(network: ImageDiffiT) -> None:
