@@ -6,7 +6,7 @@ from dataclasses import FrozenInstanceError, asdict, fields, is_dataclass, repla
 
 import pytest
 
-from diffit_lib.config.diffusion import EDMConfig, SamplingConfig, VPConfig
+from diffit_lib.config.diffusion import EDMConfig, FlowConfig, SamplingConfig, VPConfig
 from diffit_lib.config.experiment import ExperimentConfig
 from diffit_lib.config.models import ImageNetworkConfig, TransformerConfig
 from diffit_lib.config.presets import PRESETS, preset
@@ -192,6 +192,10 @@ REFUSED = [
     (TrainingConfig, {"augment": 1.5}),
     (VPConfig, {"sigma_min": 0.0}),
     (VPConfig, {"sigma_max": -1.0}),
+    (FlowConfig, {"prediction": "eps"}),
+    (FlowConfig, {"times": "cosine"}),
+    (FlowConfig, {"shift": 0.0}),
+    (FlowConfig, {"sigma_min": 2.0, "sigma_max": 1.0}),
     (TrainingConfig, {"threads": 0}),
     (TrainingConfig, {"keep": -1}),
     (TrainingConfig, {"memory_gb": 0.0}),
@@ -287,12 +291,12 @@ class TestRecipe:
             assert len(names) == len(set(names))
 
     @pytest.mark.parametrize("name", PRESETS)
-    @pytest.mark.parametrize("denoiser", ["edm", "vp"])
+    @pytest.mark.parametrize("denoiser", ["edm", "vp", "flow"])
     def test_survives_json(self, name, denoiser):
         experiment = preset(name)
-        if experiment.network.learned_variance and denoiser == "edm":
+        if experiment.network.learned_variance and denoiser != "vp":
             experiment = experiment.override(learned_variance=False, sampler="heun")
-        experiment = experiment.override(denoiser=denoiser, sigma_data=0.6, ema_rampup=None, minutes=0.5, seed=3)
+        experiment = experiment.override(denoiser=denoiser, sigma_max=9.0, ema_rampup=None, minutes=0.5, seed=3)
         assert ExperimentConfig.from_dict(json.loads(json.dumps(experiment.to_dict()))) == experiment
 
     def test_a_list_means_a_tuple(self):

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from diffit_lib.config.diffusion import EDMConfig, VPConfig
-from diffit_lib.diffusion.denoiser import DENOISERS, EDMDenoiser, VPDenoiser
+from diffit_lib.config.diffusion import EDMConfig, FlowConfig, VPConfig
+from diffit_lib.diffusion.denoiser import DENOISERS, EDMDenoiser, FlowDenoiser, VPDenoiser
 from diffit_lib.diffusion.loss import denoising_loss
+from diffit_lib.diffusion.samplers import euler, heun
 from diffit_lib.diffusion.schedules import karras, respaced, sigma_table
 from diffit_lib.utils.errors import DiffitError
 
@@ -208,7 +209,99 @@ class TestVP:
         torch.testing.assert_close(loss, (answer - eps).square().flatten(1).mean(1), rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize(("config", "denoiser"), [(EDMConfig(sigma_data=0.5), EDMDenoiser), (VPConfig(), VPDenoiser)])
+class TestFlow:
+    """The state is x_t = (1 - t) x0 + t n. In the library's coordinate x = x_t / (1 - t), so sigma is t / (1 - t)."""
+
+    times = torch.tensor([0.001, 0.3, 0.99], dtype=torch.float64)
+
+    def states(self, images):
+        """x0, n and x_t in float64."""
+        images, n = images.double(), torch.randn(images.shape, dtype=torch.float64)
+        t = self.times.view(-1, 1, 1, 1)
+        return images, n, (1 - t) * images + t * n
+
+    @pytest.mark.parametrize("prediction", ["v", "x0"])
+    def test_perfect_prediction_gives_the_clean_image(self, images, prediction):
+        images, n, state = self.states(images)
+        answer = images - n if prediction == "v" else images
+        denoiser = FlowDenoiser(Answers(answer), FlowConfig(prediction=prediction))
+        x = state / (1 - self.times).view(-1, 1, 1, 1)
+        torch.testing.assert_close(denoiser(x, self.times / (1 - self.times)), images, rtol=0, atol=1e-12)
+
+    def test_network_sees_the_straight_lines_state_and_the_share_of_the_image(self, images):
+        images, n, state = self.states(images)
+        network, sigma = Constant(), self.times / (1 - self.times)
+        FlowDenoiser(network, FlowConfig())(images + sigma.view(-1, 1, 1, 1) * n, sigma)
+        torch.testing.assert_close(network.x, state.float())
+        torch.testing.assert_close(network.noise_label, (1 - self.times).float())
+
+    @pytest.mark.parametrize("prediction", ["v", "x0"])
+    def test_loss_is_the_mean_square_error_of_the_velocity(self, images, prediction):
+        """For x0, the error of the velocity it implies, (x_t - x0) / t, with t of at least 0.05."""
+        images, n, _ = self.states(images)
+        answer, t = torch.randn(images.shape, dtype=torch.float64), self.times.view(-1, 1, 1, 1)
+        error = answer - (images - n) if prediction == "v" else (answer - images) / t.clamp(min=0.05)
+        denoiser = FlowDenoiser(Answers(answer), FlowConfig(prediction=prediction))
+        loss = denoising_loss(denoiser, images, self.times / (1 - self.times), n)
+        torch.testing.assert_close(loss, error.square().flatten(1).mean(1))
+
+    def test_training_in_float32_loses_little_at_either_end(self, images):
+        n, answer = torch.randn_like(images), torch.randn_like(images)
+        denoiser = FlowDenoiser(Answers(answer), FlowConfig())
+        loss = denoising_loss(denoiser, images, denoiser.draw_sigma(torch.tensor([0.0, 0.5, 1.0])), n)
+        torch.testing.assert_close(loss, (answer - (images - n)).square().flatten(1).mean(1), rtol=3e-3, atol=0)
+
+    def test_an_euler_step_is_one_along_the_straight_line(self, images):
+        """x_t' = x_t + (t' - t) dx_t/dt, where dx_t/dt = n - x0 is minus what the network predicts."""
+        images, answer = images.double(), torch.randn(images.shape, dtype=torch.float64)
+        denoiser, t, later = FlowDenoiser(Answers(answer), FlowConfig()), 0.7, 0.4
+        start = images / (1 - t)
+        end = next(euler(denoiser, start, torch.tensor([t / (1 - t), later / (1 - later), 0.0]))).x
+        torch.testing.assert_close(end * (1 - later), images + (later - t) * -answer)
+
+    def test_heun_carries_gaussian_noise_to_gaussian_data(self):
+        """For data N(m, s^2), the velocity E[x0 - n | x_t] is linear in x_t and the flow's end known."""
+        m, s = 0.3, 0.5
+
+        class Best(nn.Module):
+            def forward(self, x, share, class_label=None, augment_label=None):
+                a = share.double().view(-1, 1, 1, 1)
+                t, x = 1 - a, x.double()
+                return m + (a * s**2 - t) / (a**2 * s**2 + t**2) * (x - a * m)
+
+        denoiser = FlowDenoiser(Best(), FlowConfig())
+        noise = torch.linspace(-2, 2, 5, dtype=torch.float64).view(5, 1, 1, 1)
+        *_, last = heun(denoiser, denoiser.initial(noise), denoiser.levels(100))
+        torch.testing.assert_close(last.x, m + s * noise, rtol=0, atol=2e-3)
+
+    @pytest.mark.parametrize("shift", [1.0, 3.0])
+    def test_levels_are_even_steps_in_t_before_the_shift(self, shift):
+        sigmas = FlowDenoiser(Constant(), FlowConfig(shift=shift)).levels(50)
+        t = torch.linspace(1, 0, 51, dtype=torch.float64)
+        expected = shift * t / (1 + (shift - 1) * t)  # Esser et al. 2024, equation 23
+        torch.testing.assert_close(sigmas / (1 + sigmas), expected, rtol=0, atol=shift / 900)
+        assert (sigmas[0], sigmas[-1]) == (pytest.approx(1000), 0)
+
+    def test_levels_are_edms_if_a_lowest_one_is_given(self):
+        denoiser = FlowDenoiser(Constant(), FlowConfig(sigma_min=0.03, sigma_max=10.0))
+        assert torch.equal(denoiser.levels(18), karras(18, 0.03, 10.0))
+
+    def test_drawn_times_have_the_quantiles_of_their_distribution(self):
+        deviations = torch.tensor([-3.0, 0.0, 2.0], dtype=torch.float64)
+        quantiles = torch.special.ndtr(deviations)
+        uniform = FlowDenoiser(Constant(), FlowConfig(shift=2.0)).draw_sigma(quantiles)
+        torch.testing.assert_close(uniform, (2 * quantiles / (1 - quantiles)).float())
+        normal = FlowDenoiser(Constant(), FlowConfig(times="logit-normal")).draw_sigma(quantiles)
+        torch.testing.assert_close(normal, deviations.exp().float())  # sigma = t / (1 - t) = exp(logit t)
+
+    def test_guidance_sees_a_thousand_t(self):
+        assert FlowDenoiser(Constant(), FlowConfig()).t(torch.tensor([0.0, 1.0, 3.0])).tolist() == [0, 500, 750]
+
+
+@pytest.mark.parametrize(
+    ("config", "denoiser"),
+    [(EDMConfig(sigma_data=0.5), EDMDenoiser), (VPConfig(), VPDenoiser), (FlowConfig(), FlowDenoiser)],
+)
 def test_each_kind_of_config_builds_its_denoiser(config, denoiser):
     assert type(DENOISERS[config.kind](Constant(), config)) is denoiser
 

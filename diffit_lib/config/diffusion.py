@@ -58,6 +58,27 @@ class VPConfig:
         )
 
 
+@dataclass(frozen=True)
+class FlowConfig:
+    """Rectified flow (Liu et al. 2023): x_t = (1 - t) x0 + t n with t from 0 to 1, so that sigma = t / (1 - t)."""
+
+    prediction: Literal["v", "x0"] = "v"  # What the network predicts: velocity x0 - n, or clean image.
+    times: Literal["uniform", "logit-normal"] = "uniform"  # Distribution of t in training, before the shift.
+    shift: float = 1.0  # Factor on every sigma, in training and sampling (Esser et al. 2024, equation 23).
+    sigma_min: float | None = None  # If set, sampling uses EDM's noise levels down to this one, not even steps in t.
+    sigma_max: float = 1000.0  # Highest noise level of sampling; t = 1 would be infinite.
+
+    kind = "flow"
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_positive(self, "shift", "sigma_min", "sigma_max")
+        check(
+            (self.sigma_min or 0) < self.sigma_max,
+            f"sigma_min {self.sigma_min} is not below sigma_max {self.sigma_max}; give rising bounds",
+        )
+
+
 GUIDANCE_OPTIONS: dict[str, tuple[str, ...]] = {
     "constant": (),
     "power-cosine": ("guidance_power",),

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from inspect import getsource
 from typing import Any, ClassVar, Literal, Self
 
-from diffit_lib.config.diffusion import EDMConfig, SamplingConfig, VPConfig
+from diffit_lib.config.diffusion import EDMConfig, FlowConfig, SamplingConfig, VPConfig
 from diffit_lib.config.models import AutoencoderConfig, ImageNetworkConfig, TransformerConfig
 from diffit_lib.config.training import TrainingConfig, VAELossConfig
 from diffit_lib.utils.errors import DiffitError, check, check_types, did_you_mean
@@ -114,13 +114,13 @@ class ExperimentConfig(BaseExperimentConfig):
     cache_latents: bool = True  # Encode all images once, instead of at every step.
     init_weights: str = ""  # Weights to start from, by path or name; if the classes differ, the label embedding is new.
     network: ImageNetworkConfig | TransformerConfig = field(default_factory=ImageNetworkConfig)
-    denoiser: EDMConfig | VPConfig = field(default_factory=EDMConfig)  # edm: Karras et al. 2022; vp: DDPM.
+    denoiser: EDMConfig | VPConfig | FlowConfig = field(default_factory=EDMConfig)  # edm, vp (DDPM) or rectified flow.
     training: TrainingConfig = field(default_factory=TrainingConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     PARTS = {
         "network": (ImageNetworkConfig, TransformerConfig),
-        "denoiser": (EDMConfig, VPConfig),
+        "denoiser": (EDMConfig, VPConfig, FlowConfig),
         "training": (TrainingConfig,),
         "sampling": (SamplingConfig,),
     }

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from diffit_lib.config.diffusion import EDMConfig, VPConfig
+from diffit_lib.config.diffusion import EDMConfig, FlowConfig, VPConfig
 from diffit_lib.diffusion.learned_variance import ReverseSteps, variational_bound
 from diffit_lib.diffusion.schedules import karras, respaced, sigma_table, sigma_to_alpha_bar, sigma_to_t, t_to_sigma
 from diffit_lib.utils.errors import check
@@ -195,4 +195,56 @@ class VPDenoiser(Preconditioned):
         return super().weight(sigma)
 
 
-DENOISERS = {EDMConfig.kind: EDMDenoiser, VPConfig.kind: VPDenoiser}
+class FlowDenoiser(Preconditioned):
+    """Rectified flow: the network sees x_t = (1 - t) x0 + t n and predicts x0 - n or x0.
+
+    Its noise label is 1 - t, and its velocity points to the image, both as in SiT (Ma et al. 2024).
+    """
+
+    clip = False
+
+    def __init__(self, network: nn.Module, config: FlowConfig):
+        super().__init__(network)
+        self.config = config
+        self.sigma_min, self.sigma_max = config.sigma_min or config.shift / 1000, config.sigma_max
+
+    def coefficients(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """c_skip, c_out and c_in: x = x_t / (1 - t), and x0 = x_t + t (x0 - n)."""
+        share = 1 / (1 + sigma)
+        if self.config.prediction == "v":
+            return share, sigma * share, share
+        return torch.zeros_like(sigma), torch.ones_like(sigma), share
+
+    def noise_label(self, sigma: Tensor) -> Tensor:
+        """1 - t, from 0 (noise) to 1 (clean)."""
+        return 1 / (1 + sigma)
+
+    def initial(self, noise: Tensor) -> Tensor:
+        """Standard normal noise as x_t at sigma_max."""
+        return (1 + self.sigma_max) * noise
+
+    def levels(self, num_steps: int) -> Tensor:
+        """Even steps in t before the shift, or EDM's levels if sigma_min is set, then 0: (num_steps + 1,)."""
+        if self.config.sigma_min:
+            return karras(num_steps, self.sigma_min, self.sigma_max)
+        highest = 1 / (1 + self.config.shift / self.sigma_max)
+        t = highest * torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)
+        return self.config.shift * t / (1 - t)
+
+    def t(self, sigma: Tensor) -> Tensor:
+        """(B,) -> 1000 t."""
+        return 1000 * sigma / (1 + sigma)
+
+    def draw_sigma(self, uniform: Tensor) -> Tensor:
+        """(B,) uniform in [0, 1) -> noise levels, float32; "logit-normal" is Esser et al.'s, location 0, scale 1."""
+        t = uniform.clamp(1e-4, 1 - 1e-4)  # neither end has a finite weight
+        if self.config.times == "logit-normal":
+            t = torch.special.ndtri(t).sigmoid()
+        return (self.config.shift * t / (1 - t)).float()
+
+    def weight(self, sigma: Tensor) -> Tensor:
+        """1 / t^2, (B,) -> (B,): the squared error of the velocity; for x0 with t of 0.05 or more (Li and He 2025)."""
+        return (1 / sigma + 1).clamp(max=20.0 if self.config.prediction == "x0" else math.inf) ** 2
+
+
+DENOISERS = {EDMConfig.kind: EDMDenoiser, VPConfig.kind: VPDenoiser, FlowConfig.kind: FlowDenoiser}

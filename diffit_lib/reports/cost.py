@@ -136,6 +136,6 @@ def timed(experiment: BaseExperimentConfig) -> RunModule:
             KLAutoencoder(experiment.network).to(memory_format=torch.channels_last), experiment, noise
         )
     assert isinstance(experiment, ExperimentConfig)
-    known = experiment if experiment.denoiser.sigma_data else experiment.override(sigma_data=0.5)
+    known = experiment if getattr(experiment.denoiser, "sigma_data", 1.0) else experiment.override(sigma_data=0.5)
     denoiser = build_denoiser(known).to(memory_format=torch.channels_last)
     return DiffusionModule(denoiser, experiment.training, noise)

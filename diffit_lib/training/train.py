@@ -96,7 +96,7 @@ def resolve(experiment: ExperimentConfig, train: Images, vae: VAECard | None = N
         not experiment.training.augment or network.augment_dim > 0,
         f"augment is {experiment.training.augment} but augment_dim 0; give augment_dim 9, or augment 0",
     )
-    if denoiser.sigma_data is None:
+    if getattr(denoiser, "sigma_data", 1.0) is None:
         experiment = experiment.override(sigma_data=1.0 if vae else round(train.standard_deviation(), 4))
     return experiment.override(precision=check_device(experiment.training))
 
