@@ -6,6 +6,7 @@ the published weights; LPIPS is left out where VGG's weights are not in the cach
 """
 
 import gzip
+import inspect
 import os
 import re
 import shlex
@@ -26,6 +27,7 @@ from test_hub import published_shapes, published_tensors
 from diffit_lib.checkpoints import autoencoders
 from diffit_lib.checkpoints.autoencoders import VAECard
 from diffit_lib.checkpoints.hub import HUB_MODELS
+from diffit_lib.cli.commands import VERBS
 from diffit_lib.cli.main import main, parser, with_underscores
 from diffit_lib.cli.options import experiment_for
 from diffit_lib.config.experiment import VAEExperimentConfig
@@ -123,7 +125,7 @@ FEWER |= {"--images=50_000": "--images=16", "--steps=5,10,20": "--steps=2,3"}  #
 IMAGENETTE = (1440764, 2102040, 2979186, 3000684, 3028079, 3394916, 3417042, 3425413, 3445777, 3888257)
 IMAGENETTE = [f"n{number:08d}" for number in IMAGENETTE]
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-NOT_OF_THE_RECIPE = {"config", "preset", "run", "name", "dry_run", "devices", "num_nodes"}
+NOT_OF_THE_RECIPE = {"config", "devices", "num_nodes", *inspect.signature(VERBS["train"]).parameters}
 
 
 def joined(words):

@@ -1,5 +1,7 @@
 """The small classifier: good enough to measure with, the same for the same seed; and what is kept on disk."""
 
+from pathlib import Path
+
 import pytest
 import safetensors.torch
 import torch
@@ -136,6 +138,22 @@ def test_damaged_cache_is_made_anew_and_a_whole_one_is_not(monkeypatch, tmp_path
     safetensors.torch.save_file(tensors, path)  # whole, but without its digest
     cached("folder/name", lambda: made.append(1) or tensors)
     assert len(made) == 2
+
+
+def test_cache_does_not_serve_what_other_code_made(monkeypatch, tmp_path):
+    """Any file of the package that measures, the conversion of images, or a library may have changed."""
+    folder, hashed = Path(extractors.__file__).parent, []
+    monkeypatch.setattr(extractors, "sha256", lambda path: hashed.append(Path(path).name) or "0")
+    before = extractors.code_digest.__wrapped__()
+    assert {path.name for path in folder.glob("*.py")} | {"tensors.py"} == set(hashed)
+    for name, changed in (("sha256", lambda path: str(Path(path).name == "metrics.py")), ("version", lambda _: "9.9")):
+        with monkeypatch.context() as patch:
+            patch.setattr(extractors, name, changed)
+            assert extractors.code_digest.__wrapped__() != before
+    monkeypatch.setenv("DIFFIT_CACHE", str(tmp_path))
+    cached("numbers", lambda: {"a": torch.ones(1)})
+    monkeypatch.setattr(extractors, "code_digest", lambda: "other")
+    assert torch.equal(cached("numbers", lambda: {"a": torch.zeros(1)})["a"], torch.zeros(1))
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), SafetensorError("Read-only file system")])

@@ -92,6 +92,7 @@ def inception_reports(random_weights):
             input2=Subset(real, range(300)),
             fid=True,
             isc=True,
+            isc_splits=1,  # as ADM: 5,000 images each
             kid=True,
             prc=True,
             kid_subset_size=300,

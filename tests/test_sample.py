@@ -152,16 +152,21 @@ class TestForms:
             assert archive.read("2/000002.png") == (tmp_path / "png" / "images" / "2" / "000002.png").read_bytes()
             assert archive.read("index.csv") == (tmp_path / "zip" / "index.csv").read_bytes()
 
-    def test_npz_is_that_of_adm(self, weights, unconditional, tmp_path):
-        sample(weights, tmp_path / "a", range(5), "3,none", format="npz", **QUICK)
+    def test_npz_is_that_of_adm_in_a_shuffled_order_that_the_index_follows(self, weights, unconditional, tmp_path):
+        sample(weights, tmp_path / "a", per_class=3, classes="3,4", format="npz", **QUICK)
         sample(unconditional, tmp_path / "b", range(5), format="npz", **QUICK)
+        rows = index(tmp_path / "a")
+        seeds, classes = ([int(row[column]) for row in rows] for column in ("seed", "class"))
         with np.load(tmp_path / "a" / "images.npz", allow_pickle=False) as arrays:
             assert arrays["arr_0"].dtype == np.uint8
-            assert np.array_equal(arrays["arr_0"], load(weights)(range(5), [3, "none", 3, "none", 3], **QUICK))
-            assert arrays["arr_1"].tolist() == [3, 10, 3, 10, 3]
+            assert np.array_equal(arrays["arr_0"], load(weights)(seeds, classes, **QUICK))
+            assert arrays["arr_1"].tolist() == classes
+        assert classes != sorted(classes)
+        assert sorted(classes) == [3, 3, 3, 4, 4, 4]
         with np.load(tmp_path / "b" / "images.npz", allow_pickle=False) as arrays:
             assert arrays.files == ["arr_0"]
-            assert np.array_equal(arrays["arr_0"], load(unconditional)(range(5), **QUICK))
+            seeds = [int(row["seed"]) for row in index(tmp_path / "b")]
+            assert np.array_equal(arrays["arr_0"], load(unconditional)(seeds, **QUICK))
 
     def test_npz_is_written_image_by_image(self, tmp_path):
         paths = [tmp_path / f"{k}.png" for k in range(40)]

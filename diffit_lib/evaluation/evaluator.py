@@ -146,8 +146,9 @@ class InceptionEvaluator:
     """FID, sFID, Inception Score, KID, precision and recall, against statistics of real images.
 
     What the reference does not hold is left out, and the warnings say so: statistics alone have no features for KID,
-    precision and recall. Settings are torch-fidelity's: 10 splits, 100 subsets of 1000 images (of all if there are
-    fewer), 3 neighbours, random seed 2020. `name` and `checksum` are the reference's, for provenance.
+    precision and recall. Settings are torch-fidelity's, but for the splits of the Inception Score: 100 subsets of 1000
+    images (of all if there are fewer), 3 neighbours, random seed 2020. `name` and `checksum` are the reference's, for
+    provenance.
     """
 
     class_names = ()  # it ignores the classes asked for

@@ -1,8 +1,12 @@
 """Networks that turn uint8 images into features, for metrics, and a cache for what is computed from them."""
 
 import hashlib
+import inspect
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import cache
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,9 +39,9 @@ class Seen(NamedTuple):
 def cached(name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     """Tensors from the cache, bit-equal to what `make` returned; made again if they are missing or damaged.
 
-    `name` identifies all that they depend on, except the code of this file.
+    `name` identifies all that they depend on, except the code.
     """
-    path = cache_folder() / f"{name}-{sha256(__file__)[:16]}.safetensors"
+    path = cache_folder() / f"{name}-{code_digest()}.safetensors"
     try:
         with safe_open(path, "pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
@@ -50,6 +54,15 @@ def cached(name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor
         with suppress(OSError, SafetensorError), replacing(path) as beside:
             safetensors.torch.save_file(tensors, beside, {"digest": _digest(tensors)})
     return tensors
+
+
+@cache
+def code_digest() -> str:
+    """What cached tensors are computed by: this package, the conversion of images, torch and torch-fidelity."""
+    paths = [*sorted(map(str, Path(__file__).parent.glob("*.py"))), inspect.getfile(to_float)]
+    packages = [name for name in ("torch", "torchvision", "torch_fidelity") if find_spec(name)]
+    parts = [*map(sha256, paths), *map(version, packages)]
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:

@@ -22,7 +22,7 @@ from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.files import replacing, sweep, write_text
 from diffit_lib.utils.logging import progress
 from diffit_lib.utils.plots import enlargement, tile, write_png
-from diffit_lib.utils.tensors import PROTOCOLS
+from diffit_lib.utils.tensors import PROTOCOLS, seeded_generator
 
 # Where the images end up. The zip, the npz and the grid are made from the PNG files, which are then deleted.
 PLACES = {"png": "images", "zip": "images.zip", "npz": "images.npz", "grid": "grid.png"}
@@ -130,8 +130,8 @@ class SampleWriter:
             if self.format == "zip":
                 write_zip(self.folder / PLACES["zip"], paths, [image.file for image in self.images], index)
             if self.format == "npz":
-                labels = [image.label for image in self.images if image.label is not None]
-                write_npz(self.folder / PLACES["npz"], paths, labels or None)
+                labels = [image.label for image in self.archived() if image.label is not None]
+                write_npz(self.folder / PLACES["npz"], list(map(self.path, self.archived())), labels or None)
         if self.format != "png":
             shutil.rmtree(self.folder / "images", ignore_errors=True)
         sweep(self.folder)
@@ -146,13 +146,18 @@ class SampleWriter:
         """The PNG file of an image."""
         return self.folder / "images" / image.file
 
+    def archived(self) -> list[Selection]:
+        """The images in the order of the archive: shuffled in an `.npz`, of which evaluators split rows in order."""
+        order = torch.randperm(len(self.images), generator=seeded_generator("npz")).tolist()
+        return [self.images[k] for k in order] if self.format == "npz" else list(self.images)
+
     def index(self) -> str:
-        """The text of `index.csv`: seed, class, class name and file of each image."""
+        """The text of `index.csv`: seed, class, class name and file of each image, in the order of the archive."""
         place, names = PLACES[self.format], self.pipe.card.class_names
         text = io.StringIO()
         rows = csv.writer(text, lineterminator="\n")
         rows.writerow(["seed", "class", "name", "file"])
-        for image in self.images:
+        for image in self.archived():
             name = names[image.label] if image.label is not None and image.label < len(names) else ""
             file = f"{place}/{image.file}" if self.format in ("png", "zip") else place
             rows.writerow([image.seed, image.label, name, file])
