@@ -13,7 +13,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import pytorch_lightning as pl
 import torch
 from safetensors.torch import load_file
 from together import FORKSERVER
@@ -48,15 +47,15 @@ def in_mid_step(step):
 
 def in_mid_checkpoint(step):
     """Die with half of a checkpoint written."""
-    save = pl.Trainer.save_checkpoint
+    save = torch.save
 
-    def half(trainer, path, **options):
-        save(trainer, path, **options)
-        if trainer.global_step == step:
-            os.truncate(path, os.path.getsize(path) // 2)
+    def half(checkpoint, file):
+        save(checkpoint, file)
+        if checkpoint["global_step"] == step:
+            file.truncate(file.tell() // 2)
             die()
 
-    pl.Trainer.save_checkpoint = half
+    torch.save = half
 
 
 def after_checkpoint(step):
@@ -187,7 +186,8 @@ class TestKilled:
         left = {path.name for path in tmp_path.iterdir()} - {"samples", "tensorboard"}
         newest = {f"weights-{step * 16:09d}.safetensors" for step in (5, 6, 24)}
         assert left - newest == {
-            "last.ckpt", "metrics.csv", "options.yaml", "weights.safetensors", "loss.png", "log.txt", "reals.png",
+            "last.ckpt", "previous.ckpt", "metrics.csv", "options.yaml", "weights.safetensors", "loss.png", "log.txt",
+            "reals.png",
         }  # fmt: skip
         assert newest < left
 
@@ -204,9 +204,17 @@ class TestStopped:
             actual = fit(experiment, run=str(step)).state_dict()
             assert [name for name in expected if not torch.equal(actual[name], expected[name])] == []
 
-    @pytest.mark.parametrize(("batch", "saved"), [(6, 4), (7, 4), (11, 6)])  # the last one is of the last step
-    def test_by_sigterm_run_finishes_its_step_and_says_that_it_goes_on(
-        self, fit, experiment, tmp_path, monkeypatch, batch, saved
+    @pytest.mark.parametrize(
+        ("number", "batch", "saved"),
+        [
+            (signal.SIGTERM, 6, 4),
+            (signal.SIGTERM, 11, 6),  # of the last step
+            (signal.SIGHUP, 7, 4),
+            (signal.SIGINT, 7, 4),
+        ],
+    )
+    def test_by_a_signal_run_finishes_its_step_and_says_that_it_goes_on(
+        self, fit, experiment, tmp_path, monkeypatch, number, batch, saved, capsys
     ):
         experiment = experiment.override(max_steps=6)
         expected = fit(experiment, run="unbroken").state_dict()
@@ -214,16 +222,43 @@ class TestStopped:
 
         def terminated(self, images, batch_idx):
             if batch_idx == batch:
-                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), number)
             return step(self, images, batch_idx)
 
-        with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
+        expected_error = KeyboardInterrupt if number == signal.SIGINT else SystemExit
+        with monkeypatch.context() as patch, pytest.raises(expected_error) as stopped:
             patch.setattr(DiffusionModule, "training_step", terminated)
             fit(experiment)
-        assert stopped.value.code == 143
+        assert stopped.value.args == (() if number == signal.SIGINT else (128 + number,))
+        said = f"stopped after {16 * saved} images, and saved; the same command goes on"
+        assert capsys.readouterr().err.splitlines()[-1] == said
         assert torch.load(tmp_path / "run" / "last.ckpt")["global_step"] == saved
         actual = fit(experiment).state_dict()
         assert [name for name in expected if not torch.equal(actual[name], expected[name])] == []
+
+    def test_by_a_second_ctrl_c_run_is_left_at_once(self, fit, experiment, tmp_path, monkeypatch):
+        def interrupted(self, images, batch_idx):
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+            pytest.fail("went on")
+
+        monkeypatch.setattr(DiffusionModule, "training_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fit(experiment)
+        assert not (tmp_path / "run" / "last.ckpt").exists()
+
+    def test_as_nohup_has_it_a_run_does_not_hear_of_the_terminal(self, fit, experiment, monkeypatch):
+        step, before = DiffusionModule.training_step, signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+        def hung_up(self, images, batch_idx):
+            os.kill(os.getpid(), signal.SIGHUP)
+            return step(self, images, batch_idx)
+
+        monkeypatch.setattr(DiffusionModule, "training_step", hung_up)
+        try:
+            assert fit(experiment.override(max_steps=2)).global_step == 2
+        finally:
+            signal.signal(signal.SIGHUP, before)
 
 
 class TestFinished:
@@ -358,6 +393,28 @@ class TestDamage:
             train(tiny.override(max_steps=5), run, data, progress=False)
         assert "\n" not in str(error.value)
         assert snapshot() == before
+
+    def test_of_the_last_checkpoint_costs_no_more_than_a_report(self, tiny, data, run, tmp_path):
+        longer = tiny.override(max_steps=6)
+        train(longer, run, data, progress=False)
+        assert images(run) == [64, 96]
+        (run / "last.ckpt").write_bytes(b"")
+        with pytest.raises(DiffitError, match=r"put previous\.ckpt in its place, or delete it to start over"):
+            train(longer, run, data, progress=False)
+        (run / "previous.ckpt").replace(run / "last.ckpt")
+        assert torch.load(run / "last.ckpt")["global_step"] == 4
+        train(longer, run, data, progress=False)
+        assert images(run) == [64, 96]
+        train(longer, tmp_path / "unbroken", data, progress=False)
+        assert_same_weights(run, tmp_path / "unbroken")
+
+    @pytest.mark.parametrize("missing", ["pytorch-lightning_version", "diffit"])
+    def test_of_a_checkpoint_that_lacks_something_is_told(self, tiny, data, run, missing):
+        content = torch.load(run / "last.ckpt")
+        del content[missing]
+        torch.save(content, run / "last.ckpt")
+        with pytest.raises(DiffitError, match=r"last.ckpt is damaged \(KeyError\)"):
+            train(tiny.override(max_steps=5), run, data, progress=False)
 
     def test_a_checkpoint_that_would_run_code_does_not(self, tiny, data, run, tmp_path):
         trace = tmp_path / "trace"

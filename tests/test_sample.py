@@ -230,7 +230,7 @@ def kill_at(monkeypatch):
     def put(beside, path):
         counts[-1] += 1
         if counts[-1] == counts[0]:
-            beside.with_name(f".{path.stem}.01234567.part{path.suffix}").write_bytes(b"half")
+            beside.with_name(f".{path.stem}.diffit-01234567.part{path.suffix}").write_bytes(b"half")
             raise Killed
         replace(beside, path)
 
@@ -339,9 +339,9 @@ class TestProcesses:
             return pictures(self, batch)
 
         monkeypatch.setattr(album.SampleWriter, "pictures", counted)
-        for module in ("writer", "sample"):
+        for module in ("sampling.writer", "sampling.sample", "utils.distributed"):
             monkeypatch.setattr(
-                f"diffit_lib.sampling.{module}.rank_info", lambda: RankInfo(int(threading.current_thread().name), 2)
+                f"diffit_lib.{module}.rank_info", lambda: RankInfo(int(threading.current_thread().name), 2)
             )
         share = [
             threading.Thread(target=sample, args=(weights, tmp_path / "two"), kwargs=options, name=name, daemon=True)

@@ -1,5 +1,6 @@
 """`diffit VERB ...`: the command line. torch is imported only once a verb runs."""
 
+import errno
 import os
 import re
 import sys
@@ -149,7 +150,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `diffit info cifar10 | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:  # a file where a folder should be, no permission, a full disk
-        print(f"diffit: {error.filename or 'the disk'}: {error.strerror}; give another path", file=sys.stderr)
+        remedy = "make room there, or " if error.errno == errno.ENOSPC else ""
+        print(f"diffit: {error.filename or 'the disk'}: {error.strerror}; {remedy}give another path", file=sys.stderr)
         return 2
     return 0
 

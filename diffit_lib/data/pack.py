@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import zipfile
+import zlib
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch.utils.data import Dataset
 from diffit_lib.data.datasets import check_classes
 from diffit_lib.data.preprocess import ToPixels, check_crop, decode, decode_each, report_skipped, to_picture, to_pixels
 from diffit_lib.data.sources import ImageList, Split, list_images
+from diffit_lib.utils.distributed import locked
 from diffit_lib.utils.errors import check
 from diffit_lib.utils.files import replacing
 from diffit_lib.utils.logging import progress, say
@@ -48,22 +50,25 @@ def pack(
     out = Path(out)
     beside = out.with_name(f"{out.name}.pieces")
     stamp = stamp_of(folders, image_size, crop)
-    if out.exists():
-        check(is_of(out, stamp), f"{out} is there already and holds something else; delete it, or give another path")
-        say(f"{out} was packed before, from images of the same names; delete it to pack them anew")
-    else:
-        make = partial(to_pixels, image_size=image_size, crop=crop)
-        pieces = write_pieces(folders, beside, make, stamp, skip_bad=skip_bad)
-        whole = beside / f"whole.{os.getpid()}.zip"
-        with zipfile.ZipFile(whole, "w") as archive:
-            archive.comment = stamp
-            for path in pieces:
-                with zipfile.ZipFile(path) as piece:
-                    for name in piece.namelist():
-                        add(archive, name, piece.read(name))
-            add(archive, "dataset.json", json.dumps(table(folders, set(archive.namelist()))).encode())
-        os.replace(whole, out)
-    shutil.rmtree(beside, ignore_errors=True)
+    with locked(beside):
+        if out.exists():
+            check(
+                is_of(out, stamp),
+                f"{out} is there already and is damaged or something else; delete it, or give another path",
+            )
+            say(f"{out} was packed before, from images of the same names; delete it to pack them anew")
+        else:
+            make = partial(to_pixels, image_size=image_size, crop=crop)
+            pieces = write_pieces(folders, beside, make, stamp, skip_bad=skip_bad)
+            with replacing(beside / "whole.zip") as whole, zipfile.ZipFile(whole, "w") as archive:
+                archive.comment = stamp
+                for path in pieces:
+                    with zipfile.ZipFile(path) as piece:
+                        for name in piece.namelist():
+                            add(archive, name, piece.read(name))
+                add(archive, "dataset.json", json.dumps(table(folders, set(archive.namelist()))).encode())
+            os.replace(beside / "whole.zip", out)
+        shutil.rmtree(beside, ignore_errors=True)
     return out
 
 
@@ -94,8 +99,8 @@ def is_of(path: Path, stamp: bytes) -> bool:
     """Whether there is a whole zip with this stamp."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return archive.comment == stamp
-    except (OSError, zipfile.BadZipFile):
+            return archive.comment == stamp and archive.testzip() is None
+    except (OSError, zipfile.BadZipFile, zlib.error):
         return False
 
 

@@ -144,7 +144,7 @@ class Backup:
         number = max([self.number(), *copies.values()]) + 1
         write_text(self.run / NUMBER, str(number))
         files = [file for file in self.run.rglob("*") if file.is_file() and ".part" not in file.suffixes]
-        files = [file for file in files if not file.name.startswith("weights-")]  # no run goes on from old weights
+        files = [file for file in files if not file.name.startswith(("weights-", "previous."))]  # old ones
         files.sort(key=lambda file: (file.name == NUMBER, file.name == "last.ckpt", file))
 
         def write(beside: Path) -> None:

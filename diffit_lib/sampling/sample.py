@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +11,7 @@ from typing import Any, Literal
 from diffit_lib.sampling.grids import FOLLOWED, SHOWN, grid_cells, write_trajectory
 from diffit_lib.sampling.pipeline import Pipeline, load
 from diffit_lib.sampling.writer import PLACES, SampleWriter, Selection
-from diffit_lib.utils.distributed import local_device, rank_info
+from diffit_lib.utils.distributed import local_device, locked, rank_info
 from diffit_lib.utils.errors import check
 from diffit_lib.utils.files import MOST_IMAGES
 from diffit_lib.utils.tensors import PROTOCOLS, digest
@@ -75,18 +76,20 @@ def sample(
         each = settings | {"guidance": scale}
         writer = SampleWriter(pipe, folder, images, size, each, protocol, format)
         writers.append((writer, facts | vars(pipe.sampling(**each))))
-    for writer, known in writers:
-        writer.check(known)
-    for writer, known in writers:
-        writer.begin(known)
-        writer.draw()
-        if rank_info().rank > 0:
-            continue
-        if trajectory:
-            followed = images[:: per_class or 1][:FOLLOWED]
-            seeds, labels = [image.seed for image in followed], writer.labels(followed)
-            write_trajectory(writer.folder / "trajectory", pipe, seeds, labels, **writer.settings)
-        writer.finish(columns, cells)
+    with ExitStack() as locks:
+        for writer, known in writers:
+            locks.enter_context(locked(writer.folder))
+            writer.check(known)
+        for writer, known in writers:
+            writer.begin(known)
+            writer.draw()
+            if rank_info().rank > 0:
+                continue
+            if trajectory:
+                followed = images[:: per_class or 1][:FOLLOWED]
+                seeds, labels = [image.seed for image in followed], writer.labels(followed)
+                write_trajectory(writer.folder / "trajectory", pipe, seeds, labels, **writer.settings)
+            writer.finish(columns, cells)
     return [writer.folder for writer, _ in writers]
 
 

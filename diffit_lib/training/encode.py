@@ -20,7 +20,7 @@ from diffit_lib.data.latent_cache import (
 )
 from diffit_lib.data.sources import Split
 from diffit_lib.models.latent_space import LatentSpace, Space
-from diffit_lib.utils.distributed import barrier, local_device, rank_info, wait_for
+from diffit_lib.utils.distributed import barrier, local_device, locked, rank_info, wait_for
 from diffit_lib.utils.files import cache_folder, sweep
 
 
@@ -38,10 +38,11 @@ def encode(
     if not isinstance(data, tuple):
         data = experiment_data(card.experiment.override(**changes), data)
     out = Path(out) if out is not None else latents_folder(space, data.train)
-    for part, images in (("train", data.train), ("test", data.test)):
-        write(space, images, out / part, mirrored=part == "train")
-    if rank_info().world == 1:  # else another may be writing still
-        sweep(out)
+    with locked(out):
+        for part, images in (("train", data.train), ("test", data.test)):
+            write(space, images, out / part, mirrored=part == "train")
+        if rank_info().world == 1:  # else another may be writing still
+            sweep(out)
     return out
 
 

@@ -1,6 +1,7 @@
 """What every training run does around its training: start or resume, fit, report."""
 
 import logging
+import signal
 import warnings
 from collections.abc import Callable
 from contextlib import closing, nullcontext
@@ -12,13 +13,15 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from diffit_lib.config.experiment import BaseExperimentConfig
 from diffit_lib.config.training import TrainingConfig
 from diffit_lib.training.logs import MetricsLog
-from diffit_lib.training.module import Clock, Report, RunModule
+from diffit_lib.training.module import CheckpointFile, Clock, Report, RunModule
 from diffit_lib.training.run_dir import (
     CHECKPOINT,
+    PREVIOUS,
     WEIGHTS,
     keep_newest,
     new_folder,
@@ -108,7 +111,10 @@ def fit(
             devices=local_world_size(),
             num_nodes=world // local_world_size(),
             strategy=ddp if world > 1 else "auto",
-            plugins=TorchElasticEnvironment() if world > 1 else LightningEnvironment(),  # not its own reading of srun
+            plugins=[
+                TorchElasticEnvironment() if world > 1 else LightningEnvironment(),  # not its own reading of srun
+                CheckpointFile(),
+            ],
             precision=options.precision,  # type: ignore[arg-type]
             accumulate_grad_batches=options.accumulate,
             max_epochs=-1,
@@ -124,6 +130,12 @@ def fit(
             LOG.info(first_line(module))
             try:
                 trainer.fit(module, ckpt_path=checkpoint if checkpoint.is_file() else None, weights_only=True)
+            except SystemExit as stop:
+                if isinstance(stop, SIGTERMException):
+                    say(f"stopped after {module.images_seen:,} images, and saved; the same command goes on")
+                if stop.code == 128 + signal.SIGINT or isinstance(stop.__context__, KeyboardInterrupt):
+                    raise KeyboardInterrupt from None
+                raise
             except torch.OutOfMemoryError:
                 more = range(options.accumulate + 1, options.batch_size + 1)
                 parts = next((n for n in more if options.batch_size % n == 0), options.batch_size)
@@ -196,10 +208,13 @@ def shaping(experiment: BaseExperimentConfig) -> dict[str, Any]:
 def check_readable(checkpoint: Path, images: str) -> None:
     """Refuse a checkpoint that is damaged, not ours, or of other training images; no code in it is run."""
     try:
-        trained_on = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["diffit"]["fingerprint"]
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        trained_on, _ = content["diffit"]["fingerprint"], content["pytorch-lightning_version"]
     except Exception as error:  # torch has no exception of its own for this
         problem = type(error).__name__
-        raise DiffitError(f"{checkpoint} is damaged ({problem}); delete it to start over from nothing") from error
+        raise DiffitError(
+            f"{checkpoint} is damaged ({problem}); put {PREVIOUS} in its place, or delete it to start over from nothing"
+        ) from error
     check(
         trained_on == images,
         f"{checkpoint.parent} was trained on other images ({trained_on}) than these ({images}); "

@@ -6,12 +6,13 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
 from diffit_lib.config.experiment import BaseExperimentConfig
+from diffit_lib.utils.distributed import locked
 from diffit_lib.utils.files import write_text
 from diffit_lib.utils.logging import LOG
 
@@ -19,11 +20,16 @@ BY_LEVEL = "test_loss_"  # begins the names of columns that share one chart
 
 
 @contextmanager
-def run_log() -> Iterator[Callable[[Path], None]]:
-    """Hold what is logged in the block until it calls the yielded function with the run's folder, then log there."""
-    held = MemoryHandler(1, flushLevel=logging.INFO)
+def run_log(begun: str | Path | None = None) -> Iterator[Callable[[Path], None]]:
+    """Hold what is logged in the block until it calls the yielded function with the run's folder, then log there.
+
+    The folder is locked from then on, the folder of a run that has `begun` from the start.
+    """
+    held, lock = MemoryHandler(1, flushLevel=logging.INFO), ExitStack()
 
     def open_log(run: Path) -> None:
+        if begun is None:
+            lock.enter_context(locked(run))
         file = logging.FileHandler(run / "log.txt", encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         held.setTarget(file)
@@ -31,6 +37,8 @@ def run_log() -> Iterator[Callable[[Path], None]]:
 
     LOG.addHandler(held)
     try:
+        if begun is not None:
+            lock.enter_context(locked(begun))
         yield open_log
     except BaseException as error:
         LOG.info("stopped by %s %s", type(error).__name__, error)
@@ -40,6 +48,7 @@ def run_log() -> Iterator[Callable[[Path], None]]:
         if held.target:
             held.target.close()
         held.close()
+        lock.close()
 
 
 class MetricsLog:
@@ -113,8 +122,11 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def append_row(path: Path, row: dict[str, Any]) -> list[dict[str, Any]]:
-    """Add a row to a CSV file, unless its last one counts as many images; rewrite the file and return all rows."""
-    rows = read_rows(path)
+    """Add a row to a CSV file, unless its last one counts as many images; rewrite the file and return all rows.
+
+    Rows that count more images go: they are of steps that a run which went back to an earlier checkpoint takes again.
+    """
+    rows = [earlier for earlier in read_rows(path) if int(earlier["images"]) <= row["images"]]
     if not rows or int(rows[-1]["images"]) != row["images"]:
         rows.append(row)
     text = io.StringIO()

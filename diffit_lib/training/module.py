@@ -1,5 +1,6 @@
 """Glue over Lightning for every kind of training: the module, and the callbacks that stop, report and save a run."""
 
+import os
 import signal
 import threading
 import time
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -17,12 +19,15 @@ from torch.utils.data import DataLoader
 from diffit_lib.config.training import TrainingConfig
 from diffit_lib.data.datasets import Images
 from diffit_lib.data.stream import Batch, TrainingStream
-from diffit_lib.utils.distributed import any_rank, barrier, mean_over_ranks
+from diffit_lib.training.run_dir import PREVIOUS
+from diffit_lib.utils.distributed import any_rank, mean_over_ranks, rank_info
 from diffit_lib.utils.errors import DiffitError
+from diffit_lib.utils.files import link_or_copy, replacing
 from diffit_lib.utils.logging import progress
 from diffit_lib.utils.tensors import derive_seed
 
 KEPT = ("fingerprint", "seconds", "skipped", "skipped_in_a_row")  # in a checkpoint, besides Lightning's own
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # which stop a run between two steps, saved
 MAX_SKIPPED = 100  # steps in a row without a finite gradient, after which a run has failed
 
 
@@ -86,7 +91,7 @@ class RunModule(pl.LightningModule):
         )
         pin = self.device.type == "cuda"
         workers = self.options.workers
-        return DataLoader(stream, batch_size=None, num_workers=workers, pin_memory=pin, worker_init_fn=ignore_sigterm)
+        return DataLoader(stream, batch_size=None, num_workers=workers, pin_memory=pin, worker_init_fn=ignore_signals)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed dropout by (seed, step, micro-batch, rank)."""
@@ -145,9 +150,21 @@ class RunModule(pl.LightningModule):
             setattr(self, name, checkpoint["diffit"][name])
 
 
-def ignore_sigterm(worker: int) -> None:
-    """Let data workers live on when SIGTERM reaches the whole process group: the run still finishes its step."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def ignore_signals(worker: int) -> None:
+    """Let data workers live on when a signal reaches the whole process group: the run still finishes its step."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+class CheckpointFile(TorchCheckpointIO):
+    """Writes a checkpoint beside its place, then renames it, and keeps the one before as `previous.ckpt`."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Called in the first process alone."""
+        with replacing(path) as beside, open(beside, "wb") as file:
+            torch.save(checkpoint, file)
+            if Path(path).is_file():
+                link_or_copy(path, Path(path).with_name(PREVIOUS))
 
 
 class Clock(pl.Callback):
@@ -205,48 +222,46 @@ class Report(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, module: RunModule) -> None:
         """Plan the first report early, after a quarter of the interval."""
         self.next = time.monotonic() + 60 * module.options.report_minutes / 4
-        self.terminated = False
-        if threading.current_thread() is threading.main_thread():  # Lightning restores its own handler afterwards
-            signal.signal(signal.SIGTERM, self.on_sigterm)
+        self.stopped_by = 0
+        if threading.current_thread() is threading.main_thread():  # Lightning restores the old handlers afterwards
+            for number in SIGNALS:
+                if signal.getsignal(number) != signal.SIG_IGN:  # as `nohup` does
+                    signal.signal(number, self.on_signal)
 
-    def on_sigterm(self, *_: Any) -> None:
-        """Note a scheduler's SIGTERM: all processes finish this step, then the run is saved."""
-        self.terminated = True
+    def on_signal(self, number: int, _: Any) -> None:
+        """Note a signal: all processes finish this step, then the run is saved. A second Ctrl-C leaves at once."""
+        self.stopped_by = self.stopped_by or number
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            if rank_info().rank == 0:  # not by print, which must not interrupt itself
+                os.write(2, b"\nfinishes this step and saves; Ctrl-C again leaves at once\n")
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: RunModule, batch: Batch, batch_idx: int) -> None:
         """Report between two optimizer steps, where Lightning's own counters agree with the tensors."""
         if batch_idx % module.options.accumulate:
             return
         start = time.monotonic()
-        if any_rank(self.terminated or start >= self.next):
-            self.exit_if_terminated(trainer)
+        if any_rank(self.stopped_by > 0 or start >= self.next):
+            self.exit_if_stopped(trainer)
             self.report(trainer, module)
             interval = 60 * module.options.report_minutes  # a slow report leaves half of it to training
             self.next = max(start + interval, time.monotonic() + interval / 2)
 
     def on_train_end(self, trainer: pl.Trainer, module: RunModule) -> None:
-        """Write the last report; a SIGTERM during the last step or this report counts too."""
-        self.exit_if_terminated(trainer)
+        """Write the last report; a signal during the last step or this report counts too."""
+        self.exit_if_stopped(trainer)
         self.report(trainer, module)
-        self.exit_if_terminated(trainer)
+        self.exit_if_stopped(trainer)
 
-    def exit_if_terminated(self, trainer: pl.Trainer) -> None:
-        """Save and exit with 143 if SIGTERM reached any process; the same command resumes the run."""
-        if any_rank(self.terminated):
-            self.save(trainer)
-            raise SIGTERMException(128 + signal.SIGTERM)
+    def exit_if_stopped(self, trainer: pl.Trainer) -> None:
+        """Save and exit, with 143 for SIGTERM, if a signal reached any process; the same command resumes the run."""
+        if any_rank(self.stopped_by > 0):
+            trainer.save_checkpoint(self.checkpoint)
+            raise SIGTERMException(128 + (self.stopped_by or signal.SIGTERM))
 
     def report(self, trainer: pl.Trainer, module: RunModule) -> None:
         """Save first, so that an error in the snapshot loses nothing."""
-        self.save(trainer)
+        trainer.save_checkpoint(self.checkpoint)
         terms = module.mean_terms()
         if trainer.is_global_zero:
             self.snapshot(module, terms=terms)
-
-    def save(self, trainer: pl.Trainer) -> None:
-        """Write beside, then rename: a kill at any moment leaves a whole checkpoint."""
-        beside = self.checkpoint.with_suffix(".part")
-        trainer.save_checkpoint(beside, weights_only=False)
-        if trainer.is_global_zero:
-            beside.replace(self.checkpoint)
-        barrier()  # a process that exits before the rename would end the others

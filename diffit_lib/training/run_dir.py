@@ -1,8 +1,6 @@
 """The folder of a run: its number, its options, the weights it keeps."""
 
-import os
 import re
-import shutil
 from itertools import count
 from pathlib import Path
 from typing import TypeVar
@@ -11,10 +9,11 @@ import yaml
 
 from diffit_lib.config.experiment import BaseExperimentConfig, VAEExperimentConfig
 from diffit_lib.utils.errors import DiffitError, check
-from diffit_lib.utils.files import WEIGHTS, replacing, write_text
+from diffit_lib.utils.files import WEIGHTS, link_or_copy, write_text
 
 RUNS = Path("runs")
 OPTIONS, CHECKPOINT, METRICS = "options.yaml", "last.ckpt", "metrics.csv"
+PREVIOUS = "previous.ckpt"  # the checkpoint before
 END = "...\n"  # closes a YAML document: a file without it was cut off
 
 R = TypeVar("R", bound=BaseExperimentConfig)
@@ -71,23 +70,17 @@ def verb(experiment: BaseExperimentConfig) -> str:
 
 
 def keep_newest(run: Path, images_seen: int, keep: int) -> None:
-    """Keep the current weights as weights-000012345.safetensors too, and delete all but the newest `keep` of these.
-
-    The copy is a hard link where the file system has them.
-    """
+    """Keep the current weights as weights-000012345.safetensors too, and delete all but the newest `keep` of these."""
     if keep and (run / WEIGHTS).is_file():
-        with replacing(run / f"weights-{images_seen:09d}.safetensors") as beside:
-            try:
-                os.link(run / WEIGHTS, beside)
-            except OSError:
-                shutil.copyfile(run / WEIGHTS, beside)
+        link_or_copy(run / WEIGHTS, run / f"weights-{images_seen:09d}.safetensors")
     for old in numbered(run)[: -keep or None]:
         old.unlink()
 
 
 def numbered(run: Path) -> list[Path]:
     """The kept weights, oldest first."""
-    return sorted(run.glob("weights-*.safetensors"), key=lambda path: int(path.stem.rpartition("-")[2]))
+    found = [path for path in run.glob("weights-*.safetensors") if path.stem.removeprefix("weights-").isdecimal()]
+    return sorted(found, key=lambda path: int(path.stem.removeprefix("weights-")))
 
 
 def set_aside(run: Path) -> Path | None:
@@ -95,7 +88,7 @@ def set_aside(run: Path) -> Path | None:
 
     Returns that folder, None if there was nothing to move.
     """
-    old = [run / name for name in (WEIGHTS, "best.safetensors", METRICS) if (run / name).is_file()]
+    old = [run / name for name in (WEIGHTS, "best.safetensors", METRICS, PREVIOUS) if (run / name).is_file()]
     if not (old := [*old, *numbered(run)]):
         return None
     aside = next(folder for number in count(1) if not (folder := run / f"earlier-{number}").exists())

@@ -48,7 +48,7 @@ def train(
     checkpoint of this experiment, training resumes from it, bit-exactly on a CPU. `after_save` is called when a new
     checkpoint is in the folder, `after_report` when all that belongs to it is.
     """
-    with run_log() as open_log:
+    with run_log(run) as open_log:
         with rank_zero_first():
             space, vae = load_space(experiment.vae)
             space.to(best_device())

@@ -45,7 +45,7 @@ def train_vae(
     Folder, name, checkpoint and the two hooks are as for `train`. If LPIPS is not available at the start, the run says
     so and trains without it to its end.
     """
-    with run_log() as open_log:
+    with run_log(run) as open_log:
         with rank_zero_first():
             data = data or experiment_data(experiment)
         settle = partial(resolve_vae, train=data.train)

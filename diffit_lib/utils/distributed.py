@@ -1,10 +1,11 @@
 """Several processes, started by torchrun or srun: which one this is, and what they do together."""
 
 import atexit
+import fcntl
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -13,7 +14,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from diffit_lib.utils.errors import check
+from diffit_lib.utils.logging import say
 from diffit_lib.utils.tensors import best_device
+
+HELD: set[int] = set()  # descriptors of the folders that this process has locked
 
 T = TypeVar("T")
 
@@ -80,6 +85,60 @@ def init_distributed() -> bool:
         dist.init_process_group(backend, rank=rank_info().rank, world_size=rank_info().world, timeout=timedelta(days=1))
         atexit.register(dist.destroy_process_group)
     return True
+
+
+@contextmanager
+def locked(folder: str | Path) -> Iterator[None]:
+    """Keep other commands out of a folder, which is made if need be; a killed process leaves no lock behind.
+
+    Of the processes of one command the first holds the lock. A line says where a file system has no locks.
+
+    Raises:
+        DiffitError: if another command has the folder
+    """
+    folder, free = Path(folder), rank_info().rank == 0
+    if not free:
+        yield
+        return
+    while True:
+        made = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        HELD.add(handle := os.open(folder, os.O_RDONLY))
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            free = False
+        except OSError as error:  # such as some network drives
+            say(f"{folder} cannot be locked ({error.strerror}): run no other command on it until this one ends")
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), os.stat(folder)):
+                break
+        _release(handle)  # whoever had it has deleted it meanwhile
+    try:
+        check(free, f"another diffit is at work in {folder}; wait until it ends, or give another folder")
+        yield
+    finally:
+        _release(handle)
+        if made:
+            with suppress(OSError):  # it has been used
+                folder.rmdir()
+
+
+def _release(handle: int) -> None:
+    if handle in HELD:
+        HELD.remove(handle)
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_UN)
+        os.close(handle)
+
+
+def _let_go() -> None:
+    """Close a forked process's copies, which would hold the locks for as long as it lives."""
+    while HELD:
+        os.close(HELD.pop())
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 @contextmanager

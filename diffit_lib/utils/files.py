@@ -1,7 +1,9 @@
 """Files: written whole or not at all, downloaded, cached."""
 
+import errno
 import hashlib
 import os
+import shutil
 import urllib.error
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,21 +19,43 @@ PRETRAINED = Path(__file__).resolve().parents[1] / "pretrained"  # our own weigh
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it replaces `path` atomically, on an error it is deleted."""
+    """Yield a temporary path beside `path`; on success it replaces `path` atomically, on an error it is deleted.
+
+    Its content is on the disk before it gets the name, so a loss of power leaves the old file or the new one, whole. A
+    full disk is an OSError with `path`'s folder, whatever library wrote.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.stem}.{uuid4().hex[:8]}.part{path.suffix}")
+    beside = path.with_name(f".{path.stem}.diffit-{uuid4().hex[:8]}.part{path.suffix}")
     try:
         yield beside
+        with open(beside, "rb") as written:
+            os.fsync(written.fileno())
         os.replace(beside, path)
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if getattr(cause, "errno", None) == errno.ENOSPC or "No space left" in str(cause):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path.parent)) from error
+            cause = cause.__context__
+        raise
     finally:
         beside.unlink(missing_ok=True)
 
 
 def sweep(folder: str | Path) -> None:
     """Remove temporary files of `replacing` that a kill left below a folder; nobody may be writing there."""
-    for left in Path(folder).rglob(".*.part*"):
+    for left in Path(folder).rglob(".*.diffit-????????.part*"):
         left.unlink()
+
+
+def link_or_copy(path: str | Path, to: str | Path) -> None:
+    """Give a file a second name, `to`, in place of what has it: a hard link where the file system has them."""
+    with replacing(to) as beside:
+        try:
+            os.link(path, beside)
+        except OSError:
+            shutil.copyfile(path, beside)
 
 
 def write_text(path: str | Path, text: str) -> None:
