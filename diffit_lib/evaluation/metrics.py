@@ -192,9 +192,10 @@ NAMES = {"mean": "mu", "covariance": "sigma", "spatial_mean": "mu_s", "spatial_c
 
 def write_statistics(path: str | Path, reference: Reference) -> None:
     """Write an `.npz` of `mu`, `sigma`, and for sFID `mu_s`, `sigma_s`, float64, as public evaluators read it."""
-    arrays = {NAMES[name]: tensor.numpy() for name, tensor in reference.tensors().items() if name in NAMES}
+    stored = reference.tensors()
+    arrays: dict[str, Any] = {stored_as: stored[name].numpy() for name, stored_as in NAMES.items() if name in stored}
     with replacing(path) as beside:
-        np.savez(beside, allow_pickle=False, **arrays)
+        np.savez(beside, **arrays)
 
 
 def read_statistics(path: str | Path, inception: Inception) -> Reference:
