@@ -5,7 +5,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from diffit_lib.utils.plots import enlargement, loss_curve, tile, write_figure, write_png
+from diffit_lib.utils.plots import captioned, enlargement, loss_curve, tile, write_figure, write_png
 
 ROWS = [
     {"images": "16", "loss": "1.5", "test_loss": "2.0", "test_loss_0.1": "1.0", "test_loss_2": "3.0"},
@@ -39,6 +39,32 @@ class TestTile:
     @pytest.mark.parametrize(("side", "scale"), [(8, 8), (28, 2), (32, 2), (64, 1), (256, 1)])
     def test_enlargement_brings_images_to_about_64_pixels(self, side, scale):
         assert enlargement(np.zeros((1, side, side, 3))) == scale
+
+
+class TestCaptions:
+    def test_stand_over_columns_and_left_of_rows_and_the_picture_stays_as_it_is(self):
+        images = np.random.default_rng(0).integers(256, size=(6, 64, 64, 3), dtype=np.uint8)
+        sheet = tile(images, 3)
+        named = captioned(sheet, ["0.5", "", "80"], ["cat", ""], "σ")
+        (height, width), (top, left) = sheet.shape[:2], np.subtract(named.shape[:2], sheet.shape[:2])
+        assert np.array_equal(named[top:, left:], sheet)
+        inked = named[..., 0] < 128
+        thirds = [inked[:top, left + k * width // 3 : left + (k + 1) * width // 3].any() for k in range(3)]
+        halves = [inked[top + k * height // 2 : top + (k + 1) * height // 2, :left].any() for k in range(2)]
+        assert (thirds, halves, inked[:top, :left].any()) == ([True, False, True], [True, False], True)
+
+    @pytest.mark.parametrize("channels", [1, 3])
+    def test_long_ones_shrink_until_they_stay_apart(self, channels):
+        sheet = tile(np.zeros((4, 32, 32, channels), np.uint8), 4, scale=2)
+        named = captioned(sheet, ["automobile"] * 4)
+        inked = (named[: -sheet.shape[0], :, 0] < 128).any(0)
+        assert named.shape[2] == channels
+        assert not inked[[0, 66, 132, 198, -1]].any()
+        assert all(inked[k * 66 : (k + 1) * 66].any() for k in range(4))
+
+    def test_without_any_nothing_is_added(self):
+        sheet = np.zeros((5, 7, 1), np.uint8)
+        assert np.array_equal(captioned(sheet), sheet)
 
 
 class TestWriting:

@@ -69,7 +69,7 @@ def model_text(name: str, command: str, card: ModelCard, count: int) -> str:
         [
             f"# {name}",
             "",
-            f"![64 samples in order of class, seeds 0 to 63]({name}.png)",
+            f"![Samples, a row for each class, seeds 0 to 99]({name}.png)",
             f"![The training run's curves]({name}-loss.png)",
             "",
             *origin(

@@ -11,7 +11,7 @@ from diffit_lib.diffusion.samplers import State
 from diffit_lib.sampling.pipeline import Labels, Pipeline
 from diffit_lib.utils.errors import check
 from diffit_lib.utils.files import replacing
-from diffit_lib.utils.plots import enlargement, tile, write_png
+from diffit_lib.utils.plots import captioned, enlargement, tile, write_png
 
 SHOWN = 64  # images in a grid at most, unless one of another size is asked for
 FOLLOWED = 16  # images in a trajectory at most
@@ -44,10 +44,16 @@ def grid_cells(count: int, per_class: int | None, grid: tuple[int, int] | None) 
 
 
 def draw_grid(pipe: Pipeline, **settings: Any) -> np.ndarray:
-    """64 images in order of class, 8 in a row, seeds 0 to 63; one picture, uint8 (H, W, C)."""
+    """Ten rows of ten images, a row for each class (of more than ten: evenly spread ones); uint8 (H, W, C).
+
+    The seeds are 0 to 99. Without classes there are no names beside the rows.
+    """
     classes = pipe.card.experiment.network.num_classes
-    images = pipe(range(64), [k * classes // 64 for k in range(64)] if classes else None, **settings)
-    return tile(images, columns=8, scale=enlargement(images))
+    rows = min(classes, 10) or 10
+    shown = [row * classes // rows for row in range(rows)]
+    images = pipe(range(10 * rows), [label for label in shown for _ in range(10)] if classes else None, **settings)
+    sheet = tile(images, columns=10, scale=enlargement(images))
+    return captioned(sheet, rows=class_names(pipe, shown)) if classes else sheet
 
 
 def draw_strip(pipe: Pipeline, columns: int = 9, **settings: Any) -> np.ndarray:
@@ -56,17 +62,19 @@ def draw_strip(pipe: Pipeline, columns: int = 9, **settings: Any) -> np.ndarray:
     seeds = list(range(min(classes, 10) or 6))
     steps = pipe.sampling(**settings).steps
     states = pipe.stream(seeds, seeds if classes else None, **settings)
-    return strip([show(pipe, state) for state in states if is_shown(state.step, steps, columns)])
+    shown = [(state.sigma, show(pipe, state)) for state in states if is_shown(state.step, steps, columns)]
+    return strip(shown, class_names(pipe, seeds) if classes else ())
 
 
 def draw_sweep(pipe: Pipeline, scales: Sequence[float], **settings: Any) -> np.ndarray:
-    """A row for each guidance scale, a column for each class (10 at most); one picture, uint8 (H, W, C).
+    """A row for each guidance scale w, a column for each class (10 at most); one picture, uint8 (H, W, C).
 
     All images of a column start from the same noise. Scale 0 ignores the class.
     """
     columns = list(range(min(pipe.card.experiment.network.num_classes, 10)))
     rows = [pipe(columns, columns, **settings | {"guidance": float(scale)}) for scale in scales]
-    return tile(np.concatenate(rows), columns=len(columns), scale=enlargement(rows[0]))
+    sheet = tile(np.concatenate(rows), columns=len(columns), scale=enlargement(rows[0]))
+    return captioned(sheet, class_names(pipe, columns), [f"w = {scale:g}" for scale in scales])
 
 
 def write_trajectory(folder: Path, pipe: Pipeline, seeds: list[int], labels: Labels, **settings: Any) -> None:
@@ -74,12 +82,13 @@ def write_trajectory(folder: Path, pipe: Pipeline, seeds: list[int], labels: Lab
     steps = pipe.sampling(**settings).steps
     columns = max(1, round(len(seeds) ** 0.5))
     paths = [folder / f"step-{step:04d}.png" for step in range(1, steps + 1)]
-    shown = []
+    shown: list[tuple[float, np.ndarray]] = []
     for path, state in zip(paths, pipe.stream(seeds, labels, **settings), strict=True):
         pictures = show(pipe, state)
-        write_png(path, tile(pictures, columns, scale=enlargement(pictures)))
+        scale = max(enlargement(pictures), -(-256 // (columns * pictures.shape[2])))  # 256 pixels a side at least
+        write_png(path, tile(pictures, columns, scale=scale))
         if is_shown(state.step, steps, 9):
-            shown.append(pictures)
+            shown.append((state.sigma, pictures))
     write_png(folder / "strip.png", strip(shown))
     first, *rest = (path for step, path in enumerate(paths, 1) if is_shown(step, steps, FRAMES))
     with replacing(folder / "denoising.gif") as beside, Image.open(first) as picture:
@@ -101,7 +110,18 @@ def is_shown(step: int, steps: int, most: int) -> bool:
     return (steps - step) % max(1, steps // most) == 0
 
 
-def strip(states: list[np.ndarray]) -> np.ndarray:
-    """Pictures of several states, each (B, H, W, C), in one: a row for each image, a column for each state."""
-    rows = np.stack(states, axis=1)
-    return tile(rows.reshape(-1, *rows.shape[2:]), len(states), scale=enlargement(states[0], 48))
+def strip(states: list[tuple[float, np.ndarray]], names: Sequence[str] = ()) -> np.ndarray:
+    """Noise levels and pictures (B, H, W, C) of several states, in one: a row for each image, a column for each state.
+
+    `names` stand left of the rows.
+    """
+    sigmas, pictures = zip(*states, strict=True)
+    rows = np.stack(pictures, axis=1)
+    sheet = tile(rows.reshape(-1, *rows.shape[2:]), len(states), scale=enlargement(rows[0]))
+    return captioned(sheet, [f"{sigma:.2g}" for sigma in sigmas], names, "σ")
+
+
+def class_names(pipe: Pipeline, classes: Sequence[int]) -> list[str]:
+    """The classes by name, where they have one, else by number; the first of several words for the same thing."""
+    names = pipe.card.class_names
+    return [names[label].split(",")[0] if label < len(names) else str(label) for label in classes]

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont
 from matplotlib.ticker import EngFormatter
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from diffit_lib.utils.files import replacing
 
@@ -24,6 +25,32 @@ def tile(images: np.ndarray, columns: int, *, scale: int = 1, gap: int = 1) -> n
         top, left = (number // columns) * (height + gap) + gap, (number % columns) * (width + gap) + gap
         sheet[top : top + height, left : left + width] = image
     return sheet
+
+
+def captioned(
+    picture: np.ndarray, columns: Sequence[str] = (), rows: Sequence[str] = (), corner: str = ""
+) -> np.ndarray:
+    """A `tile` (H, W, C) with a caption over each of its columns and a name left of each of its rows.
+
+    `corner` says what the captions are, left of them.
+    """
+    path, (height, width, channels) = findfont("DejaVu Sans"), picture.shape
+    lengths = [ImageFont.truetype(path, 100).getlength(text) / 100 for text in columns]  # in units of the font's size
+    font = ImageFont.truetype(
+        path, min([15.0, *(width / len(columns) * 0.92 / length for length in lengths if length)])
+    )
+    left = int(max([0.0, *(font.getlength(text) + 10 for text in [corner, *rows] if text)]))
+    top = 24 if columns else 0
+    sheet = np.full((height + top, width + left, channels), 255, np.uint8)
+    sheet[top:, left:] = picture
+    image = to_image(sheet)
+    draw = ImageDraw.Draw(image)
+    for number, text in enumerate(columns):
+        draw.text((left + (number + 0.5) * width / len(columns), top / 2), text, "black", font, "mm")
+    for number, text in enumerate(rows):
+        draw.text((left - 6, top + (number + 0.5) * height / len(rows)), text, "black", font, "rm")
+    draw.text((left - 6, top / 2), corner, "black", font, "rm")
+    return np.asarray(image).reshape(sheet.shape)
 
 
 def enlargement(images: np.ndarray, target: int = 64) -> int:
