@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from io import BytesIO
 
 import numpy as np
 import pytest
@@ -19,6 +20,13 @@ def plain(colour="red", size=(8, 8)):
 
 def noise(seed, height=8, width=8):
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def png(picture):
+    """The bytes of a PNG file."""
+    file = BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
 
 
 def fill(folder, files):

@@ -2,13 +2,16 @@
 
 import json
 import os
+import re
+import zipfile
 
 import pytest
 import torch
-from image_files import COLOURS, fill, noise, plain, refused, zipped
+from image_files import COLOURS, fill, noise, plain, png, refused, zipped
 from torchvision.datasets import Imagenette
 from torchvision.models import ResNet50_Weights
 
+from diffit_lib.cli.main import main
 from diffit_lib.data.datasets import load_data
 from diffit_lib.data.folders import imagenet_names
 from diffit_lib.data.preprocess import to_pixels
@@ -131,14 +134,91 @@ def test_photographs_that_cannot_be_opened_here_are_named_not_passed_over(tmp_pa
     refused(folder, r"b\.HEIC cannot be read \(of no known image format\)")
 
 
-def test_a_link_is_followed_but_not_in_circles(tmp_path):
+def test_a_link_is_followed_once_and_not_in_circles(tmp_path, capsys):
     folder = fill(tmp_path / "pets", {f"{name}/{k}.png": noise(k) for name in ("cats", "dogs") for k in range(3)})
     (folder / "cats" / "up").symlink_to("..")
+    (folder / "cats" / "all").symlink_to("/")
     (folder / "dogs" / "itself").symlink_to(".")
+    (folder / "dogs" / "5.png").symlink_to("../cats/1.png")
     fill(tmp_path / "elsewhere", {"4.png": noise(4)})
     (folder / "dogs" / "more").symlink_to(tmp_path / "elsewhere")
+    (folder / "dogs" / "once_more.png").symlink_to(tmp_path / "elsewhere" / "4.png")
     train = load_data(folder).train
     assert train.labels.tolist() == [0, 0, 0, 1, 1, 1, 1]
+    assert re.search(r"pets: left out 5 paths \(there twice, .*\), as .*cats/all", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("link", ["test", "test/x"])
+def test_no_picture_gets_into_both_parts_by_a_link(tmp_path, link):
+    folder = fill(tmp_path / "pets", {f"train/x/{k}.png": noise(k) for k in range(60)})
+    (folder / link).parent.mkdir(exist_ok=True)
+    (folder / link).symlink_to(folder / "train" / ("" if link == "test" else "x"))
+    split = load_data(fill(folder, {"val/x/a.png": noise(60)}))
+    assert (len(split.train), len(split.test)) == (60, 1)
+
+
+def test_a_whole_machine_is_no_folder_of_images():
+    refused("/", "is all of this machine; give a folder of images")
+    refused("", "no data are named")
+
+
+def test_names_in_zips_are_paths_inside_them(tmp_path, capsys):
+    with zipfile.ZipFile(tmp_path / "odd.zip", "w") as archive:
+        for name, k in {"/a/1.png": 1, "./a/2.png": 2, "a/../b/3.png": 3, "../b/4.png": 4, "b//5.png": 5}.items():
+            archive.writestr(name, png(noise(k)))
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            archive.writestr("b//5.png", png(noise(6)))
+    train = load_data(tmp_path / "odd.zip").train
+    assert train.class_names == ("a", "b")
+    assert [any(torch.equal(image, to_pixels(noise(k))) for image in train.images) for k in range(7)] == [
+        *[False, True, True, True, True],
+        *[False, True],  # of two of one name the last counts
+    ]
+    assert "left out 1 paths (there twice" in capsys.readouterr().err
+
+
+def test_names_in_zips_that_lie_about_their_code_are_told(tmp_path):
+    with zipfile.ZipFile(tmp_path / "lies.zip", "w") as archive:
+        archive.writestr("caf\u00e9.png", png(noise(0)))
+    content = (tmp_path / "lies.zip").read_bytes()
+    (tmp_path / "lies.zip").write_bytes(content.replace("caf\u00e9".encode(), b"caf\xff\xff"))
+    refused(tmp_path / "lies.zip", r"lies\.zip holds names that are no UTF-8")
+
+
+def test_numbers_too_long_for_python_are_names_of_classes(tmp_path):
+    with zipfile.ZipFile(tmp_path / "long.zip", "w") as archive:
+        for name in ("9" * 5000, "10"):
+            archive.writestr(f"{name}/a.png", png(noise(0)))
+    assert load_data(tmp_path / "long.zip").train.class_names == ("10", "9" * 5000)
+
+
+def test_names_that_are_no_utf8_or_move_the_cursor_are_shown_as_escapes(tmp_path, capsys):
+    folder = fill(tmp_path / "odd\n", {f"{name}/a.png": noise(0) for name in ("caf\udce9", "red\x1b[31m")})
+    train = load_data(folder).train
+    assert train.class_names == ("caf\\udce9", "red\\x1b[31m")
+    assert main(["info", str(folder)]) == 0
+    fill(folder, {"red\x1b[31m/b\r\n.png": b"x"})
+    refused(folder, r"^odd : red\\x1b\[31m/b \.png cannot be read")
+    said = capsys.readouterr()
+    assert "\x1b" not in said.out + said.err
+
+
+@pytest.mark.parametrize(
+    ("table", "pattern"),
+    [
+        ({"labels": [["a/0.png", 0], ["./a/0.png", 1]]}, r"gives a/0\.png the labels 0 and 1; keep one"),
+        ({"labels": [["a/0.png", 0]], "class_names": {"cat": 0}}, "class_names is no list of words.*write it as"),
+        ({"labels": [["a/0.png", 0]], "class_names": "cat"}, "class_names is no list of words.*write it as"),
+    ],
+)
+def test_dataset_json_that_contradicts_itself_is_refused(faces, table, pattern):
+    refused(fill(faces, {"dataset.json": json.dumps(table).encode()}), pattern)
+
+
+def test_dataset_json_far_larger_than_its_images_is_not_read(faces):
+    with open(faces / "dataset.json", "wb") as file:
+        file.truncate(41_000_000)
+    refused(faces, r"dataset\.json cannot be read .*41 MB are more than 40")
 
 
 def test_what_is_no_regular_file_is_not_opened(tmp_path):

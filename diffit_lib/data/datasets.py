@@ -2,10 +2,8 @@
 
 import hashlib
 import math
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from diffit_lib.data.sources import ImageList, Split, list_images
 from diffit_lib.utils.distributed import local_world_size
 from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.logging import progress, say
+from diffit_lib.utils.memory import total_memory
 from diffit_lib.utils.tensors import to_float
 
 WORTH_SAYING = 1_000_000  # bytes; smaller parts load without a message
@@ -95,29 +94,28 @@ class Images:
         return self.take(torch.arange(count) * len(self) // count, self.name)
 
     def fingerprint(self) -> str:
-        """A hash of shape, pixels and labels, 16 hexadecimal digits; of images not in memory at most 1,000 are read."""
-        digest = hashlib.sha256(str(tuple(self.images.shape)).encode())
-        for images in self._sample(1_000):
-            digest.update(images.contiguous().numpy().data)
-        digest.update(self.labels.contiguous().numpy().data)
-        return digest.hexdigest()[:16]
+        """A hash of shape, pixels and labels, 16 hexadecimal digits: the same in memory and decoded when used."""
+        return self._known[0]
 
     def standard_deviation(self) -> float:
-        """sigma_data: standard deviation of all values, in units of [-1, 1]; a DiffitError if it is 0.
-
-        Of images not in memory at most 10,000 are read.
-        """
-        counts = torch.stack([images.flatten().bincount(minlength=256) for images in self._sample(10_000)]).sum(0)
+        """sigma_data: standard deviation of all values, in units of [-1, 1]; a DiffitError if it is 0."""
+        counts = self._known[1]
         if (counts > 0).sum() < 2:
             raise DiffitError(f"{self.name} is of one brightness all over; give sigma_data, or other images")
         share, values = counts.double() / counts.sum(), to_float(torch.arange(256)).double()
         return float((share * (values - (share * values).sum()).square()).sum().sqrt())
 
-    def _sample(self, most: int) -> Iterator[Tensor]:
-        """All images in memory, or at most `most`, evenly spread, of those that are not; in chunks."""
-        step = 1 if isinstance(self.images, Tensor) else math.ceil(len(self) / most)
-        for indices in torch.arange(0, len(self), step).split(256):
-            yield self.images[indices]
+    @cached_property
+    def _known(self) -> tuple[str, Tensor]:
+        """The fingerprint, and how often each value occurs, (256,); one pass over all images."""
+        digest, counts = hashlib.sha256(str(tuple(self.images.shape)).encode()), torch.zeros(256, dtype=torch.int64)
+        chunks = torch.arange(len(self)).split(256)
+        for rows in progress(chunks, f"looking at {self.name}", delay=3):
+            images = self.images[rows].contiguous()
+            digest.update(images.numpy().data)
+            counts += images.flatten().bincount(minlength=256)
+        digest.update(self.labels.contiguous().numpy().data)
+        return digest.hexdigest()[:16], counts
 
 
 def load_data(
@@ -135,7 +133,7 @@ def load_data(
     be the same for all. `crop` is "center" (the largest box of that shape), "long-edge" (the whole image, on black) or
     "adm" (the usual one for ImageNet). An unreadable image is an error, or with `skip_bad` left out and counted.
     A part of more than `memory_gb` is not held in memory: its images are decoded when they are used, as by training's
-    workers. The default is half of the machine's memory, divided by the number of processes.
+    workers. The default is half of the machine's or container's memory, divided by the number of processes.
     """
     check_crop(crop)
     check(in_channels in (None, 1, 3), f"in_channels is {in_channels!r}; give 1 (grey) or 3 (RGB)")
@@ -143,12 +141,7 @@ def load_data(
     check_classes(listed.train)
     make = partial(to_pixels, image_size=image_size, in_channels=in_channels, crop=crop)
     shape = first_shape(listed.train, make, skip_bad=skip_bad)
-    if memory_gb is not None:
-        memory = memory_gb * 1e9
-    elif hasattr(os, "sysconf"):
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2 / local_world_size()
-    else:  # Windows
-        memory = math.inf
+    memory = total_memory() / 2 / local_world_size() if memory_gb is None else memory_gb * 1e9
     train, *test = (
         load_part(LazyImages(part, make, shape), name, skip_bad=skip_bad, memory=memory)
         for part, name in zip(listed.distinct, ("train", "test"), strict=False)

@@ -1,21 +1,27 @@
-"""Image files below a folder or in a zip: their paths, the part and the class of each, and their bytes."""
+"""Image files below a folder or in a zip: their paths, the part and the class of each, and their bytes.
+
+Nothing here takes more memory than a file says it holds, and no file may say that it holds more than `MOST_BYTES`.
+"""
 
 import json
 import os
 import posixpath
 import zipfile
-from collections.abc import Iterator
+from collections import deque
 from functools import cache, lru_cache
 from importlib import resources
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from diffit_lib.utils.errors import DiffitError, check
+from diffit_lib.utils.logging import say
 
 SUFFIXES: tuple[str, ...] = (".avif", ".bmp", ".gif", ".heic", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm")
 SUFFIXES += (".tif", ".tiff", ".webp")
-IGNORED = (".", "__MACOSX", "CelebAMask-HQ-mask")  # prefixes of folders: hidden, added by macOS, masks of faces
+IGNORED = (".", "__MACOSX", "CelebAMask-HQ-mask")  # prefixes of names: hidden, added by macOS, masks of faces
 PARTS = {"train", "test", "val", "valid"}  # folders of these names are parts, not classes, if "train" is among them
+MOST_BYTES = 256_000_000  # of one image: four for each of `preprocess.MOST_PIXELS`
+MOST_JSON = 40_000_000, 200  # bytes of a dataset.json, and more for each image: parsed, it may take 20 times that
 
 
 class ImageFiles(NamedTuple):
@@ -31,13 +37,19 @@ def find_images(source: Path) -> ImageFiles:
     """List all images below a folder or in a zip, except in folders that `IGNORED` names.
 
     Labels come from a `dataset.json` above all images, {"labels": [["a/b.png", 0], ...], "class_names": [...]}, if
-    there is one. Otherwise the outermost folders that differ are the classes, in order of their names.
+    there is one. Otherwise the outermost folders that differ are the classes, in order of their names. A file that
+    links or a zip name twice is taken once; what is no regular file is left out; both are said.
     """
     _archive.cache_clear()
     if source.is_dir():
-        files = {Path(path).relative_to(source).as_posix() for path in _walk(source)}
+        found, left = _walk(source)
+        files = {Path(path).relative_to(source).as_posix() for path in found}
     else:
-        files = set(_archive(source, os.getpid()).namelist())
+        archive, members = _archive(source, os.getpid())
+        files, taken = set(members), set(map(id, members.values()))
+        left = [info.filename for info in archive.infolist() if not info.is_dir() and id(info) not in taken]
+    if left:
+        say(f"{source}: left out {len(left)} paths (there twice, no regular file, or not allowed), as {left[0]}")
     visible = (path for path in files if not any(part.startswith(IGNORED) for part in path.split("/")))
     paths = sorted(path for path in visible if path.lower().endswith(SUFFIXES))
     check(bool(paths), f"{source} holds no images ({', '.join(SUFFIXES)}); give a folder or zip that does")
@@ -63,54 +75,101 @@ def imagenet_names() -> dict[str, str]:
     return dict(line.split(" ", 1) for line in text.splitlines())
 
 
-def read(source: Path, path: str) -> bytes:
-    """The bytes of one file below a folder or in a zip."""
-    return (source / path).read_bytes() if source.is_dir() else _archive(source, os.getpid()).read(path)
+def file_size(source: Path, path: str) -> int:
+    """The bytes of one file below a folder or in a zip, without reading it."""
+    return (source / path).stat().st_size if source.is_dir() else _archive(source, os.getpid())[1][path].file_size
+
+
+def read(source: Path, path: str, most: float = MOST_BYTES) -> bytes:
+    """The bytes of one file below a folder or in a zip; a ValueError where there are more than `most`."""
+    size = file_size(source, path)
+    if size > most:
+        raise ValueError(f"{size / 1e6:,.0f} MB are more than {most / 1e6:,.0f}")
+    if source.is_dir():
+        with open(source / path, "rb") as file:
+            return file.read(size)
+    archive, members = _archive(source, os.getpid())
+    if members[path].compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError("its compression in the zip is none of the usual")
+    return archive.read(members[path])
 
 
 @lru_cache(maxsize=2)
-def _archive(source: Path, process: int) -> zipfile.ZipFile:
-    """A zip, opened once by every process: forked ones would share one position in the file."""
+def _archive(source: Path, process: int) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
+    """A zip, opened once by every process (forked ones would share one position in it), and its files by their paths.
+
+    Of several files of one path the last counts; "./" and a leading "/" are dropped.
+    """
     try:
-        return zipfile.ZipFile(source)
-    except zipfile.BadZipFile:
-        message = f"{source} is neither a folder nor a whole zip; give a folder or zip of images"
-        raise DiffitError(message) from None
+        archive = zipfile.ZipFile(source) if source.is_file() else None  # a FIFO would be waited for
+    except UnicodeDecodeError:
+        raise DiffitError(f"{source} holds names that are no UTF-8; give a zip that was written anew") from None
+    except (zipfile.BadZipFile, NotImplementedError, ValueError):
+        archive = None
+    if archive is None:
+        raise DiffitError(f"{source} is neither a folder nor a whole zip; give a folder or zip of images")
+    files = [info for info in archive.infolist() if not info.is_dir()]
+    return archive, {posixpath.normpath(f"/{info.filename}").lstrip("/"): info for info in files}
 
 
-def _walk(folder: str | Path, above: tuple[str, ...] = ()) -> Iterator[str]:
-    """Paths of regular files; links are followed, but not in circles. Folders without read permission are left out."""
-    real = os.path.realpath(folder)
-    if real in above or not os.access(folder, os.R_OK | os.X_OK):
-        return
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir():
-                yield from _walk(entry.path, (*above, real))
-            elif entry.is_file() or not os.path.exists(entry.path):  # a broken link cannot be read, and that is said
-                yield entry.path
+def _walk(top: Path) -> tuple[list[str], list[str]]:
+    """Paths of the regular files below a folder, and paths that are left out.
+
+    Links are followed last and once, and not to the folder itself or one above it. A broken link counts as a file,
+    which cannot be read, and that is said.
+    """
+    root = os.path.realpath(top)
+    check(root != os.path.sep, f"{top} is all of this machine; give a folder of images")
+    files, left, seen = list[str](), list[str](), set[str]()
+    waiting: list[tuple[Path | os.DirEntry[str], str]] = [(top, root)]
+    links = deque[tuple[Path, str]]()
+    while waiting or links:
+        entry, real = waiting.pop() if waiting else links.popleft()
+        fresh = real not in seen and (entry is top or os.path.commonpath([root, real]) != real)
+        seen.add(real)
+        if fresh and entry.is_dir():
+            try:
+                inside = sorted(os.scandir(entry), key=lambda e: e.name)
+            except OSError:  # no permission, or nested too deep
+                left.append(os.fspath(entry))
+                continue
+            for e in (e for e in inside if not e.name.startswith(IGNORED)):
+                if e.is_symlink():
+                    links.append((Path(e.path), os.path.realpath(e.path)))
+                else:
+                    waiting.append((e, f"{real}/{e.name}"))
+        elif fresh and (entry.is_file() or not os.path.exists(entry)):
+            files.append(os.fspath(entry))
+        else:
+            left.append(os.fspath(entry))
+    return files, left
 
 
 def _labels_by_json(source: Path, files: set[str], paths: list[str], common: str) -> tuple[list[int], list[str]] | None:
     """Labels and class names from the innermost dataset.json above all images; None if there is none."""
-    for folder in (PurePosixPath(common), *PurePosixPath(common).parents):
-        name = str(folder / "dataset.json")
-        if name not in files:
-            continue
-        try:
-            content = json.loads(read(source, name))
-            labels = {str(folder / path): label for path, label in content["labels"] or ()}
-            class_names = [str(class_name) for class_name in content.get("class_names") or ()]
-        except Exception as error:  # of another form, not text, or damaged in its zip
-            form = '{"labels": [["a.png", 0], ...], "class_names": [...]}'
-            raise DiffitError(f"{source}: {name} cannot be read ({error!r}); write it as {form}") from error
-        missing = [path for path in paths if path not in labels]
-        if labels and missing:
-            raise DiffitError(
-                f"{source}: {name} lacks labels for {len(missing)} images, as {missing[0]}; add or delete them"
-            )
-        return ([labels[path] for path in paths], class_names) if labels else ([0] * len(paths), [])
-    return None
+    above = (PurePosixPath(common), *PurePosixPath(common).parents)
+    name = next((name for name in (str(folder / "dataset.json") for folder in above) if name in files), None)
+    if name is None:
+        return None
+    try:
+        content = json.loads(read(source, name, MOST_JSON[0] + MOST_JSON[1] * len(paths)))
+        table = [(str(PurePosixPath(name).parent / path), label) for path, label in content["labels"] or ()]
+        class_names = content.get("class_names") or []
+        if not isinstance(class_names, list) or not all(isinstance(name, str | int) for name in class_names):
+            raise TypeError("class_names is no list of words")
+    except Exception as error:  # of another form, not text, or damaged in its zip
+        form = '{"labels": [["a.png", 0], ...], "class_names": [...]}'
+        raise DiffitError(f"{source}: {name} cannot be read ({error!r}); write it as {form}") from error
+    labels = dict(table)
+    if not labels:
+        return [0] * len(paths), []
+    for path, label in table:
+        check(labels[path] == label, f"{source}: {name} gives {path} the labels {label} and {labels[path]}; keep one")
+    if missing := [path for path in paths if path not in labels]:
+        raise DiffitError(
+            f"{source}: {name} lacks labels for {len(missing)} images, as {missing[0]}; add or delete them"
+        )
+    return [labels[path] for path in paths], list(map(str, class_names))
 
 
 def _labels_by_folder(source: Path, paths: list[str], classes: list[str], common: str) -> tuple[list[int], list[str]]:
@@ -123,6 +182,6 @@ def _labels_by_folder(source: Path, paths: list[str], classes: list[str], common
         return [0] * len(paths), []
     names = sorted(set(classes))
     if all(map(str.isdecimal, names)):
-        names.sort(key=int)  # stable: "01" comes before "1"
+        names.sort(key=lambda name: (len(name.lstrip("0")), name.lstrip("0")))  # stable: "01" comes before "1"
     numbers = {name: number for number, name in enumerate(names)}
     return [numbers[name] for name in classes], names

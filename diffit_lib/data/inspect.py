@@ -7,8 +7,9 @@ from statistics import median
 
 import torch
 
-from diffit_lib.data.preprocess import GREY_MODES, flatten, none_readable, to_picture
+from diffit_lib.data.preprocess import flatten, none_readable, to_picture
 from diffit_lib.data.sources import ImageList
+from diffit_lib.utils.errors import printable
 
 
 @dataclass
@@ -19,16 +20,12 @@ class Inspection:
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)  # (width, height), upright -> how many
     modes: Counter[str] = field(default_factory=Counter)  # Pillow's names -> how many
     unreadable: list[str] = field(default_factory=list)  # their keys
+    grey: bool = True  # whether none has colour
 
     @property
     def side(self) -> float:
         """The median of the shorter sides, in pixels."""
         return median(min(size) for size in self.sizes.elements())
-
-    @property
-    def grey(self) -> bool:
-        """Whether none has colour."""
-        return set(self.modes) <= set(GREY_MODES)
 
 
 def look(*parts: ImageList, most: int | None = None, seconds: float = float("inf")) -> Inspection:
@@ -44,12 +41,13 @@ def look(*parts: ImageList, most: int | None = None, seconds: float = float("inf
             found.looked += 1
             try:
                 picture = to_picture(part.read(part.keys[index]))
-                flatten(picture)  # decodes the whole file, which may be damaged at its end
+                mode, flat = picture.mode, flatten(picture)  # decodes the whole file, which may be damaged at its end
             except Exception:  # a broken file may raise nearly anything
-                found.unreadable.append(part.keys[index])
+                found.unreadable.append(printable(part.keys[index]))
             else:
-                found.sizes[picture.size] += 1
-                found.modes[picture.mode] += 1
+                found.sizes[flat.size] += 1
+                found.modes[mode] += 1
+                found.grey &= flat.mode == "L"
             if time.monotonic() - start > seconds * len(part) / total:
                 break
         if found.sizes.total() == before:

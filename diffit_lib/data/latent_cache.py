@@ -104,7 +104,7 @@ def write_latents(space: LatentSpace, images: Images, folder: str | Path, *, mir
     free = shutil.disk_usage(place).free
     check(
         size < free,
-        f"the latents of {images.name} take {size / 1e9:,.1f} GB, but {place} has {free / 1e9:,.1f} GB; "
+        f"the latents of {images.name} take {size:,} bytes, but {place} has {free:,}; "
         "give another folder",
     )
     if size > 1_000_000:

@@ -1,24 +1,36 @@
 """From an image as it comes, of any mode and size, to uint8 pixels: decoded, over white, cropped, resized."""
 
 import io
+import logging
+import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing.pool import ThreadPool
+from concurrent.futures import Future, ThreadPoolExecutor
 from textwrap import shorten
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 from torch import Tensor
 
+from diffit_lib.data.folders import MOST_BYTES
 from diffit_lib.data.sources import ImageList
 from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.logging import say
+from diffit_lib.utils.memory import Budget
+
+warnings.filterwarnings("ignore", module=r"PIL\.")  # on damaged metadata, of every image that has some
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16L", "I;16B", "I;16N")
 # Pillow's names. Others are not opened, whatever a file is called: for EPS, Pillow starts Ghostscript.
 FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-AHEAD = 32  # images that each thread may be ahead of the reader
+AHEAD = 4  # images that each thread may be ahead of the reader
+STRIP = 256  # rows that change their mode at once
+MOST_PIXELS = 64_000_000  # of one image: about 800 MB while it is decoded
+FILES, PIXELS = Budget(MOST_BYTES), Budget(MOST_PIXELS)  # of all images that are decoded at once
 
 ToPixels = Callable[[Image.Image], Tensor]  # -> uint8 (C, H, W)
 T = TypeVar("T")
@@ -29,37 +41,32 @@ class UnreadableError(DiffitError):
 
 
 def to_picture(image: Any) -> Image.Image:
-    """A PIL image, upright, from what a source reads.
+    """A PIL image from what a source reads; of a file only the header is decoded.
 
     That is the bytes of a file, a PIL image, an array (H, W) or (H, W, C), or a tensor (H, W) or (C, H, W); arrays and
-    tensors are uint8, or float in [0, 1]. Raises a ValueError for anything else.
+    tensors are uint8, or float in [0, 1]. Raises a ValueError for anything else, and for more than `MOST_PIXELS`.
     """
     if isinstance(image, bytes):
-        return _open_file(image)
+        Image.init()
+        try:
+            picture = Image.open(io.BytesIO(image), formats=[name for name in FORMATS if name in Image.OPEN])
+        except UnidentifiedImageError as error:
+            raise ValueError("of no known image format") from error
+        if picture.width * picture.height > MOST_PIXELS:
+            raise ValueError(f"{picture.width:,}x{picture.height:,} pixels are more than {MOST_PIXELS:,}")
+        return picture
     if isinstance(image, Image.Image):
-        return ImageOps.exif_transpose(image)
+        return image.copy()  # `flatten` turns it upright
     if isinstance(image, Tensor):
         image = image.movedim(0, -1) if image.ndim == 3 else image
     pixels = np.asarray(image)
     if np.issubdtype(pixels.dtype, np.floating):
-        if pixels.min() < 0 or pixels.max() > 1:
+        if not (pixels.min() >= 0 and pixels.max() <= 1):
             raise ValueError(f"its values go from {pixels.min():g} to {pixels.max():g}, not from 0 to 1")
         pixels = np.rint(pixels * 255).astype(np.uint8)
     if pixels.dtype != np.uint8:
         raise ValueError(f"its values are {pixels.dtype}, not uint8 or float")
     return Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
-
-
-def _open_file(content: bytes) -> Image.Image:
-    Image.init()
-    try:
-        picture = Image.open(io.BytesIO(content), formats=[name for name in FORMATS if name in Image.OPEN])
-    except UnidentifiedImageError as error:
-        raise ValueError("of no known image format") from error
-    # Pillow takes every CMYK JPEG for one of Adobe's, whose values are inverted
-    wrong = picture.format == "JPEG" and picture.mode == "CMYK" and "adobe" not in picture.info
-    upright = ImageOps.exif_transpose(picture)
-    return ImageChops.invert(upright) if wrong else upright
 
 
 def to_pixels(
@@ -83,18 +90,40 @@ def to_pixels(
 
 
 def flatten(picture: Image.Image) -> Image.Image:
-    """Mode L or RGB for any other: 16 bits scaled to 8, transparency laid over white; the first frame of several."""
-    grey = picture.mode in GREY_MODES
+    """Upright, and of mode L or RGB: more bits scaled to 8, transparency laid over white; the first frame of several.
+
+    Takes little more memory than the picture and its result, since strips of it are changed one by one.
+    """
+    deep_grey = bool(picture.tile) and picture.tile[0][3] == "LA;16B" if isinstance(picture, ImageFile) else False
+    # Pillow takes every CMYK JPEG for one of Adobe's, whose values are inverted
+    inverted = picture.format == "JPEG" and picture.mode == "CMYK" and "adobe" not in picture.info
+    highest = 65535
+    if picture.format == "TIFF" and picture.mode.startswith("I"):
+        bits, signed = picture.tag_v2.get(258, (1,))[0], picture.tag_v2.get(339, (1,))[0] == 2
+        if bits > 16 or signed:
+            raise ValueError(f"its pixels are {'signed ' * signed}integers of {bits} bits, of unknown range")
+        highest, inverted = 2**bits - 1, picture.tag_v2.get(262) == 0  # white is zero
     if picture.mode == "F":
         raise ValueError("its pixels are floats of unknown range")
-    if picture.mode.startswith("I"):
-        levels = np.asarray(picture)
-        pixels = np.rint(np.clip(levels, 0, 65535) / 257).astype(np.uint8)
-        pixels[levels == picture.info.get("transparency", -1)] = 255
-        picture = Image.fromarray(pixels)
-    if picture.has_transparency_data:
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
-    return picture.convert("L" if grey else "RGB")
+    ImageOps.exif_transpose(picture, in_place=True)
+    if picture.mode in ("L", "RGB") and not picture.has_transparency_data:
+        return picture
+    flat = Image.new("L" if deep_grey or picture.mode in GREY_MODES else "RGB", picture.size)
+    for top in range(0, picture.height, STRIP):
+        box = (0, top, picture.width, min(top + STRIP, picture.height))
+        strip = picture.crop(box)
+        if strip.mode.startswith("I"):
+            levels = np.asarray(strip)
+            if levels.min() < 0 or levels.max() > highest:
+                raise ValueError(f"its values go from {levels.min()} to {levels.max()}, not from 0 to {highest}")
+            pixels = np.rint(levels / (highest / 255)).astype(np.uint8)
+            pixels[levels == picture.info.get("transparency", -1)] = 255
+            strip = Image.fromarray(pixels)
+        strip = ImageChops.invert(strip) if inverted else strip
+        if strip.has_transparency_data:
+            strip = Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip.convert("RGBA"))
+        flat.paste(strip.convert(flat.mode), box)
+    return flat
 
 
 def center_crop(picture: Image.Image, height: int, width: int) -> Image.Image:
@@ -140,7 +169,11 @@ def check_crop(crop: str) -> None:
 def decode(images: ImageList, key: str, to_pixels: ToPixels) -> Tensor:
     """One image's pixels, uint8 (C, H, W); an UnreadableError where it cannot be decoded."""
     try:
-        return to_pixels(to_picture(images.read(key)))
+        with FILES.take(images.size(key) if images.size else 0):
+            picture = to_picture(images.read(key))
+            with PIXELS.take(picture.width * picture.height):
+                picture = flatten(picture)  # lets go of the other
+                return to_pixels(picture)
     except Exception as error:  # a broken file may raise nearly anything
         reason = shorten(str(error) or type(error).__name__, 200)
         raise UnreadableError(
@@ -169,9 +202,15 @@ def decode_each(
         if workers <= 1:
             yield from map(attempt, images.keys)
             return
-        with ThreadPool(workers) as pool:
-            for first in range(0, len(images), AHEAD * workers):
-                yield from pool.imap(attempt, images.keys[first : first + AHEAD * workers], chunksize=4)
+        pool, ahead = ThreadPoolExecutor(workers), deque[Future[T | UnreadableError]]()
+        try:
+            for key in images.keys:
+                ahead.append(pool.submit(attempt, key))
+                if len(ahead) == AHEAD * workers:
+                    yield ahead.popleft().result()
+            yield from (future.result() for future in ahead)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     for index, made in enumerate(attempts()):
         if not isinstance(made, UnreadableError):

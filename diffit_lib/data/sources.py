@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
-from diffit_lib.data.folders import find_images, imagenet_names, read
-from diffit_lib.utils.errors import DiffitError, check, closest
+from diffit_lib.data.folders import file_size, find_images, imagenet_names, read
+from diffit_lib.utils.errors import DiffitError, check, closest, printable
 from diffit_lib.utils.files import cache_folder, siblings
 from diffit_lib.utils.logging import say
 
@@ -43,6 +43,7 @@ class ImageList:
     class_names: tuple[str, ...]  # empty where there are no classes
     pixels: Tensor | None = None  # uint8 (N, C, H, W), where they are in memory already
     threads: int = 1  # how many may read at once
+    size: Callable[[str], int] | None = None  # key -> bytes that `read` takes, where it reads a file
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -78,9 +79,8 @@ def list_images(
         return split(from_dataset(source, skip_bad=skip_bad))
     if str(source) in NAMED:
         return from_name(str(source), image_size)
+    check(bool(str(source)), "no data are named; give a data set by name, or the path of a folder or zip")
     path = Path(source).expanduser()
-    if not str(source):
-        raise DiffitError("no data are named; give a data set by name, or the path of a folder or zip")
     if path.exists():
         return from_folder(path)
     if str(source).lower() in NAMED:  # as torchvision writes it
@@ -148,8 +148,8 @@ def from_name(name: str, image_size: tuple[int, int] | None) -> Split[ImageList]
 def from_folder(source: Path) -> Split[ImageList]:
     """List a folder or zip; its folders `train` and `test` (or `val`) are the parts, else `split` draws them."""
     files = find_images(source)
-    name = source.resolve().name.removesuffix(".zip")
-    class_names = [imagenet_names().get(name, name) for name in files.class_names]
+    name = printable(source.resolve().name.removesuffix(".zip"))
+    class_names = [imagenet_names().get(name, printable(name)) for name in files.class_names]
     classes = name_classes(name, files.labels, class_names)
     images = from_files(name, source, files.paths, *classes)
     if not any(files.parts):
@@ -162,7 +162,8 @@ def from_files(
     name: str, source: Path, paths: Sequence[str], labels: Tensor, class_names: tuple[str, ...]
 ) -> ImageList:
     """List these image files below a folder or in a zip."""
-    return ImageList(name, paths, partial(read, source), labels, class_names, threads=os.cpu_count() or 1)
+    size, threads = partial(file_size, source), os.cpu_count() or 1
+    return ImageList(name, paths, partial(read, source), labels, class_names, threads=threads, size=size)
 
 
 def from_pixels(name: str, pixels: Tensor, labels: Any, class_names: Sequence[str]) -> ImageList:

@@ -15,6 +15,8 @@ from diffit_lib.utils.errors import check
 from diffit_lib.utils.files import WEIGHTS
 from diffit_lib.utils.npz import array, names
 
+MOST_CLASSES = 1_000_000
+
 
 def is_image_files(what: str | Path) -> bool:
     """Whether this is a folder, a zip or an `.npz` of images; else it is weights: a file, a run folder, or a name.
@@ -81,7 +83,9 @@ def read_npz(path: str | Path) -> Images:
     if "arr_1" in found:
         classes = array(path, "arr_1")
         check(
-            np.issubdtype(classes.dtype, np.integer) and classes.shape == pixels.shape[:1] and classes.min() >= 0,
+            np.issubdtype(classes.dtype, np.integer)
+            and classes.shape == pixels.shape[:1]
+            and 0 <= classes.min() <= classes.max() < MOST_CLASSES,
             f"{path}: arr_1 is {classes.dtype} {classes.shape}; give a class, 0 or more, for each of {len(pixels)}",
         )
         labels = torch.from_numpy(classes.astype(np.int64))

@@ -14,9 +14,19 @@ class DiffitError(Exception):
     The command line prints this line and exits with status 2; a notebook shows it without a traceback, in red.
     """
 
+    def __init__(self, message: str = ""):
+        if message.startswith("Caught "):  # torch raises a worker's error anew, with its traceback for a message
+            message = message.rpartition(f".{type(self).__name__}: ")[2]
+        super().__init__(printable(" ".join(message.split())))
+
     def _render_traceback_(self) -> list[str]:
         """What IPython shows in place of a traceback."""
         return [f"\033[31m{self}\033[0m"]
+
+
+def printable(text: str) -> str:
+    """This text with characters that a terminal would obey, or that are no UTF-8, as escapes: "\\x1b[31m"."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def check(ok: bool, message: str) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from diffit_lib.utils.errors import printable
+
 LOG = logging.getLogger("diffit")  # a run's log.txt holds what is logged here
 LOG.setLevel(logging.INFO)
 LOG.propagate = False
@@ -17,6 +19,7 @@ LINE_EVERY = 30.0  # seconds between two lines of a bar whose output is not a te
 
 def say(line: str) -> None:
     """Print a line on standard error and log it. Standard output is for results, which a program may read."""
+    line = printable(line)
     print(line, file=sys.stderr)
     LOG.info(line)
 
