@@ -145,7 +145,7 @@ def test_a_link_is_followed_once_and_not_in_circles(tmp_path, capsys):
     (folder / "dogs" / "once_more.png").symlink_to(tmp_path / "elsewhere" / "4.png")
     train = load_data(folder).train
     assert train.labels.tolist() == [0, 0, 0, 1, 1, 1, 1]
-    assert re.search(r"pets: left out 5 paths \(there twice, .*\), as .*cats/all", capsys.readouterr().err)
+    assert re.search(r"pets: left out 5 paths \(there twice, .*\), as .*pets/(cats|dogs)/", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("link", ["test", "test/x"])
@@ -198,7 +198,7 @@ def test_names_that_are_no_utf8_or_move_the_cursor_are_shown_as_escapes(tmp_path
     assert train.class_names == ("caf\\udce9", "red\\x1b[31m")
     assert main(["info", str(folder)]) == 0
     fill(folder, {"red\x1b[31m/b\r\n.png": b"x"})
-    refused(folder, r"^odd : red\\x1b\[31m/b \.png cannot be read")
+    refused(folder, r"^odd\\n: red\\x1b\[31m/b \.png cannot be read")
     said = capsys.readouterr()
     assert "\x1b" not in said.out + said.err
 

@@ -104,8 +104,7 @@ def write_latents(space: LatentSpace, images: Images, folder: str | Path, *, mir
     free = shutil.disk_usage(place).free
     check(
         size < free,
-        f"the latents of {images.name} take {size:,} bytes, but {place} has {free:,}; "
-        "give another folder",
+        f"the latents of {images.name} take {size:,} bytes, but {place} has {free:,}; give another folder",
     )
     if size > 1_000_000:
         say(f"{images.name}: {size / 1e6:,.1f} MB of latents into {folder}")

@@ -99,10 +99,11 @@ def flatten(picture: Image.Image) -> Image.Image:
     inverted = picture.format == "JPEG" and picture.mode == "CMYK" and "adobe" not in picture.info
     highest = 65535
     if picture.format == "TIFF" and picture.mode.startswith("I"):
-        bits, signed = picture.tag_v2.get(258, (1,))[0], picture.tag_v2.get(339, (1,))[0] == 2
+        tags = getattr(picture, "tag_v2", {})
+        bits, signed = tags.get(258, (1,))[0], tags.get(339, (1,))[0] == 2
         if bits > 16 or signed:
             raise ValueError(f"its pixels are {'signed ' * signed}integers of {bits} bits, of unknown range")
-        highest, inverted = 2**bits - 1, picture.tag_v2.get(262) == 0  # white is zero
+        highest, inverted = 2**bits - 1, tags.get(262) == 0  # white is zero
     if picture.mode == "F":
         raise ValueError("its pixels are floats of unknown range")
     ImageOps.exif_transpose(picture, in_place=True)

@@ -29,7 +29,7 @@ def total_memory(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/s
 
 
 class Budget:
-    """An amount that threads share: each waits until what it takes is free. One that wants more than all has it alone."""
+    """An amount that threads share: each waits for what it takes. One that wants more than all has it alone."""
 
     def __init__(self, total: int):
         self.total = self.free = total

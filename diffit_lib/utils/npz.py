@@ -48,7 +48,9 @@ def array(path: str | Path, name: str) -> np.ndarray:
         if dtype.kind not in "biuf" or not all(type(n) is int and n >= 0 for n in shape):
             raise ValueError(f"{name} is {dtype} {shape}, no numbers or no shape; objects are never unpickled")
         if math.prod(shape) * dtype.itemsize != stored.file_size - head.tell():
-            raise ValueError(f"{name} says that it is {dtype} {shape}, and holds {stored.file_size - head.tell()} bytes")
+            raise ValueError(
+                f"{name} says that it is {dtype} {shape}, and holds {stored.file_size - head.tell()} bytes"
+            )
         if stored.compress_type != zipfile.ZIP_STORED:
             if stored.file_size > max(LARGE, RATIO * stored.compress_size):
                 raise ValueError(f"{name} would grow from {stored.compress_size} to {stored.file_size} bytes")
