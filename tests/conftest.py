@@ -59,7 +59,8 @@ def fit(monkeypatch, tmp_path, data):
 
 def write_weights(path, **changes):
     """A file of random weights, averaged and raw ones apart, large enough that labels and noise levels matter."""
-    experiment = TINY.override(sigma_data=0.75, precision="32-true", **changes)
+    sigma_data = {} if changes.get("denoiser") == "flow" else {"sigma_data": 0.75}
+    experiment = TINY.override(precision="32-true", **sigma_data, **changes)
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
         ema, raw = build_denoiser(experiment), build_denoiser(experiment)

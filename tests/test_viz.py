@@ -1,4 +1,4 @@
-"""Views of a trained network: attention against a direct computation, the frozen time token, walks, Figures."""
+"""Views of a trained network: attention against a direct computation, the frozen time token, Figures."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,6 @@ from diffit_lib.utils.plots import tile, write_png
 from diffit_lib.utils.tensors import SeededNoise, to_float
 from diffit_lib.viz import figures
 from diffit_lib.viz.attention import attention_at, attention_blocks, frozen_time, noisy_states
-from diffit_lib.viz.walk import slerp, walk_classes, walk_seeds
 
 SIGMAS = (0.1, 1.0, 5.0)
 
@@ -112,32 +111,8 @@ class TestFrozenTime:
         attention_at(pipe, next(iter(attention_blocks(pipe.denoiser.network))), states, SIGMAS, 3)
         with frozen_time(pipe.denoiser, 1.0):
             assert hooks(pipe)
-        walk_classes(pipe, 0, 1, 2, count=3, steps=4)
+        pipe.interpolate((0, 0), (1, 2), count=3, steps=4)
         assert not hooks(pipe)
-
-
-class TestWalk:
-    def test_slerp_keeps_the_variance(self):
-        one, other = (SeededNoise([seed], (4, 64, 64))() for seed in range(2))
-        way = slerp(one, other, torch.linspace(0, 1, 5))
-        assert torch.allclose(way.flatten(1).std(1), torch.ones(5), atol=0.03)
-        assert torch.allclose(way[0], one[0], atol=1e-5)
-        assert torch.allclose(way[-1], other[0], atol=1e-5)
-
-    def test_begins_and_ends_at_the_seeds_own_images(self, digits):
-        walk = walk_seeds(digits, 3, 8, 5, count=4)
-        for seed, image in ((3, walk[0]), (8, walk[-1])):
-            assert np.abs(image.astype(int) - digits([seed], 5, churn=0.0)[0]).max() <= 1
-        assert len(np.unique(walk.reshape(4, -1), axis=0)) == 4
-
-    def test_from_one_class_to_another(self, digits):
-        walk = walk_classes(digits, 1, 3, 8, count=4, guidance=2.0)
-        for label, image in ((3, walk[0]), (8, walk[-1])):
-            assert np.abs(image.astype(int) - digits([1], label, churn=0.0, guidance=2.0)[0]).max() <= 1
-
-    def test_between_equal_seeds_stays(self, digits):
-        walk = walk_seeds(digits, 3, 3, 5, count=3)
-        assert np.abs(walk.astype(int) - walk[0]).max() <= 1
 
 
 def test_every_view_is_a_figure(digits, tmp_path):

@@ -19,7 +19,6 @@ _NAMES = {
     "viz.attention": "attention_at attention_blocks noisy_states",
     "viz.figures": "attention_figure denoising_figure frozen_time_figure picture_rows preconditioning_figure "
     "schedules_figure",
-    "viz.walk": "walk_classes walk_seeds",
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names.split()}
 

@@ -1,8 +1,10 @@
 """From weights and seeds to pictures: `pipe = load("digits"); pipe(seeds=range(64))`."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from difflib import get_close_matches
+from functools import partial
 from operator import index
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,9 @@ from diffit_lib.checkpoints.weights import ModelCard, few, load_own_space, load_
 from diffit_lib.config.diffusion import SamplingConfig
 from diffit_lib.diffusion.denoiser import Denoiser, Preconditioned
 from diffit_lib.diffusion.guidance import Clipped, Guided
-from diffit_lib.diffusion.samplers import SAMPLERS, State
+from diffit_lib.diffusion.samplers import SAMPLERS, Noise, State
 from diffit_lib.models.latent_space import PIXEL_SPACE, Space
+from diffit_lib.sampling.edit import Edit, Start, as_images, from_noise, mixed_classes, slerp, take, upwards
 from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.tensors import (
     SeededNoise,
@@ -63,41 +66,60 @@ class Pipeline:
             f"{experiment.sampling.guided}, on {self.device} in {self.precision}."
         )
 
-    def __call__(
-        self, seeds: Sequence[int], labels: Labels = None, *, batch_size: int | None = None, **settings: Any
-    ) -> np.ndarray:
-        """Images for these seeds, uint8 (N, H, W, C).
+    def __call__(self, seeds: Sequence[int], labels: Labels = None, **options: Any) -> np.ndarray:
+        """Images for these seeds, uint8 (N, H, W, C); the options are those of `batches`."""
+        return np.concatenate([to_pictures(batch) for batch in self.batches(seeds, labels, **options)])
+
+    def batches(
+        self,
+        seeds: Sequence[int],
+        labels: Labels = None,
+        *,
+        image: Any = None,
+        mask: Any = None,
+        strength: float | None = None,
+        noise: Tensor | None = None,
+        batch_size: int | None = None,
+        **settings: Any,
+    ) -> Iterator[Tensor]:
+        """The same images before rounding, batch by batch: float (B, C, H, W), about [-1, 1].
 
         `labels` is one class for all or one per seed, by number or name; None draws each image's class from its seed,
         and "none" asks for no class. `settings` are fields of `SamplingConfig` (sampler, steps, guidance, churn); the
         others follow the weights. At most `batch_size` images (64) are drawn at once; if it is given, the last batch is
         padded to it. At one batch size the k-th image of a batch is the same to the bit whatever its neighbours are.
-        """
-        batches = self.batches(seeds, labels, batch_size=batch_size, **settings)
-        return np.concatenate([to_pictures(batch) for batch in batches])
 
-    def batches(
-        self, seeds: Sequence[int], labels: Labels = None, *, batch_size: int | None = None, **settings: Any
-    ) -> Iterator[Tensor]:
-        """The same images before rounding, batch by batch: float (B, C, H, W), about [-1, 1]."""
+        With an `image`, uint8 (H, W, C) or one per seed, sampling starts from it, noised, and runs the last `strength`
+        of the steps (0.5): 0 gives the image back, 1 draws from noise alone. With a `mask`, (H, W) or one per seed,
+        only its white pixels (True, or 255) are drawn, at strength 1 by default; all others stay as they are to the
+        bit. `noise`, of `invert`, takes the place of the seeds' own, and no fresh noise is added while sampling.
+        """
         check(hasattr(seeds, "__len__"), f"seeds is {seeds!r}; give a list or a range, e.g. range(8)")
         size = min(len(seeds), 64) if batch_size is None else batch_size
         if size < 1 or len(seeds) < 1:
             raise DiffitError(f"nothing to draw: {len(seeds)} seeds, batch_size={batch_size}; give 1 or more of each")
         # all mistakes are found before anything is drawn; the checksum loads the autoencoder
         _ = self.sampling(**settings), self.class_label(seeds, labels), self.space.checksum
+        check(image is not None or mask is None is strength, "mask and strength need an image; give image too")
+        edit = None if image is None else Edit.of(image, mask, strength, self.space, self.card.image_shape, len(seeds))
+        if noise is not None:
+            settings, wanted = self.without_fresh_noise(settings), (len(seeds), *self.card.experiment.network.shape)
+            check(noise.shape == wanted, f"noise is {tuple(noise.shape)}; give {wanted}, as `invert` returns it")
         for first in range(0, len(seeds), size):
             part = slice(first, first + size)
             each: Any = labels
             each = each if np.ndim(each) == 0 else each[part]  # None and words are of dimension 0
+            batch = edit and edit.take(first, size)
+            start = batch.begin if batch else from_noise
+            given = None if noise is None else partial(take, noise, first, size)
             try:
-                for state in self.stream(seeds[part], each, pad_to=size, **settings):
-                    last = state
+                for state in self.stream(seeds[part], each, pad_to=size, noise=given, start=start, **settings):
+                    x = state.x
             except torch.OutOfMemoryError:
                 raise DiffitError(
                     f"{size} images at once exceed the memory of {self.device}; give batch_size={max(1, size // 2)}"
                 ) from None
-            yield self.space.decode(last.x)
+            yield batch.paste(self.space.decode(x)) if batch else self.space.decode(x)
 
     def stream(
         self,
@@ -105,31 +127,73 @@ class Pipeline:
         labels: Labels = None,
         *,
         pad_to: int = 0,
-        start: Tensor | None = None,
+        noise: Noise | None = None,
+        start: Start = from_noise,
         **settings: Any,
     ) -> Iterator[State]:
         """Every state of the sampler for one batch: x and denoised, (B, C, H, W), pixels or latents.
 
-        `start` is standard normal noise (B, C, H, W) that takes the place of the seeds' own.
+        `noise` returns standard normal noise (B, C, H, W) at each call, in the place of the seeds' own. `start` says
+        where sampling starts (`edit.py`).
         """
         sampling, class_label, count = self.sampling(**settings), self.class_label(seeds, labels), len(seeds)
         padding, network = max(pad_to - count, 0), self.card.experiment.network
-        noise = SeededNoise([*map(int, seeds), *[0] * padding], network.shape)  # int: tensor(3) is seed 3
+        noise = noise or SeededNoise([*map(int, seeds), *[0] * padding], network.shape)  # int: tensor(3) is seed 3
         denoiser: Denoiser = self.denoiser
         if class_label is not None:
             class_label = torch.cat([class_label, class_label.new_zeros(padding)]).to(self.device)
             denoiser = Guided(self.denoiser, sampling, no_class=network.num_classes)
         if self.denoiser.clip:
             denoiser = Clipped(denoiser)
-        x = denoiser.initial((noise() if start is None else start).to(self.device, state_dtype(self.device)))
-        sigmas = denoiser.levels(sampling.steps)
-        states = SAMPLERS[sampling.sampler](denoiser, x, sigmas, class_label, noise, **sampling.options)
+        first = noise().to(self.device, state_dtype(self.device))
+        denoiser, x, sigmas = start(denoiser, first, denoiser.levels(sampling.steps))
+        options = sampling.options
+        if "churn" in options:  # the same at each step, however many there are
+            options["churn"] *= (len(sigmas) - 1) / sampling.steps
+        states = SAMPLERS[sampling.sampler](denoiser, x, sigmas, class_label, noise, **options)
         while True:
             with autocast(self.device, self.precision):  # closed before the yield: the caller's code is not cast
                 state = next(states, None)
             if state is None:
                 return
             yield state._replace(x=state.x[:count], denoised=state.denoised[:count])
+
+    def invert(self, image: Any, labels: Labels = "none", **settings: Any) -> Tensor:
+        """The noise from which the sampler draws these images, float (N, C, H, W), about standard normal.
+
+        `image` is uint8 (H, W, C) or (N, H, W, C). `pipe(seeds, labels, noise=noise)` with the same labels and settings
+        draws the images again, the more exactly the more steps there are. `heun`, `euler` and `dpm++` go backwards
+        from the lowest noise level to the highest, `ddim` as in Song et al. 2021; nobody adds fresh noise.
+        """
+        clean = self.space.encode(as_images(image, self.card.image_shape))
+        settings = self.without_fresh_noise(settings)
+        *_, last = self.stream(range(len(clean)), labels, start=partial(upwards, clean), **settings)
+        return (last.x / self.denoiser.initial(torch.ones(()))).float().cpu()
+
+    def interpolate(
+        self, seeds: Sequence[int], labels: Labels = None, count: int = 9, noise: Tensor | None = None, **settings: Any
+    ) -> np.ndarray:
+        """`count` images on the way from one to another, uint8 (count, H, W, C).
+
+        The first and the last are `self(seeds, labels, noise=noise)`, of two seeds, or of two noises from `invert`. The
+        noise is interpolated spherically, the embedding of the class linearly.
+        """
+        check(
+            len(seeds) == 2 and count > 1, f"{len(seeds)} seeds, count={count}; give 2 seeds and a count of 2 or more"
+        )
+        ends, shares = self.class_label(seeds, labels), torch.linspace(0, 1, count)
+        draw: Noise = SeededNoise(list(seeds), self.card.experiment.network.shape)
+        if noise is not None:
+            settings, draw = self.without_fresh_noise(settings), lambda: noise
+        with nullcontext() if ends is None else mixed_classes(self.denoiser.network, ends, shares):
+            label = None if ends is None else 0  # any, as the mixtures take its place
+            *_, last = self.stream([0] * count, label, noise=lambda: slerp(draw(), shares), **settings)
+        return self.decode(last.x)
+
+    def without_fresh_noise(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """These settings with the sampler's churn or eta at 0."""
+        options = self.sampling(**settings).options
+        return settings | {name: 0.0 for name in ("churn", "eta") if name in options}
 
     def decode(self, x: Tensor) -> np.ndarray:
         """A state without noise, (B, C, H, W), pixels or latents -> uint8 (B, H, W, C)."""

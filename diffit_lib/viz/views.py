@@ -11,7 +11,6 @@ from diffit_lib.config.diffusion import GUIDANCE_OPTIONS, SAMPLER_OPTIONS
 from diffit_lib.diffusion.samplers import State
 from diffit_lib.sampling.pipeline import Pipeline
 from diffit_lib.viz.pictures import enlarge, gif, png, strip
-from diffit_lib.viz.walk import walk_classes, walk_seeds
 from diffit_lib.viz.worker import Worker
 
 SIDE, SMALL_SIDE = 256, 72  # pixels of a large and of a small picture
@@ -184,11 +183,11 @@ class WalkView:
         self.worker.run(self._job)
 
     def _job(self) -> Iterator[None]:
-        (first, last), (one, other) = ([knob.value for knob in knobs] for knobs in (self.seeds, self.classes))
+        seeds, classes = ([knob.value for knob in knobs] for knobs in (self.seeds, self.classes))
         if self.kind.value == "seeds":
-            self.pictures = walk_seeds(self.pipe, first, last, one, WALK)
+            self.pictures = self.pipe.interpolate(seeds, classes[0], WALK)
         else:
-            self.pictures = walk_classes(self.pipe, first, one, other, WALK)
+            self.pictures = self.pipe.interpolate(seeds[:1] * 2, classes, WALK)
         self.strip.value = png(strip([enlarge(picture, SMALL_SIDE) for picture in self.pictures]))
         self._show()
         yield
