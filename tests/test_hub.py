@@ -11,7 +11,8 @@ from published_formulas import published_network
 from safetensors.torch import save_file
 
 from diffit_lib.checkpoints import hub as hub
-from diffit_lib.checkpoints.hub import HUB_MODELS, our_name
+from diffit_lib.checkpoints.hub import HUB_MODELS
+from diffit_lib.checkpoints.layouts import our_name
 from diffit_lib.checkpoints.weights import build_denoiser, load_weights, warm_start
 from diffit_lib.cli.info import info
 from diffit_lib.data.folders import imagenet_names
@@ -23,7 +24,7 @@ from diffit_lib.utils.tensors import SeededNoise
 NVIDIA, META = "nvidia/diffit-256", "meta/dit-xl-2-256"
 
 
-def published_shapes(block, tokens=256, width=1152, depth=28, heads=16, classes=1000):
+def published_shapes(block, tokens=256, width=1152, depth=28, heads=16, classes=1000, rows=32):
     """Name and shape of every tensor of a published file."""
     side = math.isqrt(tokens)
     shapes = {
@@ -35,8 +36,8 @@ def published_shapes(block, tokens=256, width=1152, depth=28, heads=16, classes=
         "t_embedder.mlp.2.weight": (width, width),
         "t_embedder.mlp.2.bias": (width,),
         "y_embedder.embedding_table.weight": (classes + 1, width),
-        "final_layer.linear.weight": (32, width),
-        "final_layer.linear.bias": (32,),
+        "final_layer.linear.weight": (rows, width),
+        "final_layer.linear.bias": (rows,),
     }
     if block == "dit":
         shapes["final_layer.adaLN_modulation.1.weight"] = (2 * width, width)
@@ -78,7 +79,7 @@ def test_every_name_and_shape_is_the_published_files(name):
     network = HUB_MODELS[name].experiment.network
     with torch.device("meta"):
         state = build_network(network).state_dict()
-    theirs = published_shapes(network.block, network.grid[0] ** 2)
+    theirs = published_shapes(network.block, network.grid[0] ** 2, rows=4 * network.out_channels)
     assert {name: tuple(tensor.shape) for name, tensor in state.items()} == {our_name(n): s for n, s in theirs.items()}
 
 
@@ -170,19 +171,24 @@ class TestFiles:
         with pytest.raises(DiffitError, match=rf"^{file} {problem}; it fits another model$"):
             load(name, file=file)
 
-    def test_pickles_run_no_code_and_nvidias_are_not_opened(self, small, tmp_path):
+    @pytest.mark.parametrize("name", [NVIDIA, META, ""])
+    def test_a_pickle_runs_no_code(self, small, tmp_path, name):
         class Payload:
             def __reduce__(self):
                 return (tmp_path / "trace").touch, ()
 
-        def save(tensors, path):
-            torch.save(Payload(), path)
-
-        for name, message in ((NVIDIA, "it is a pickle"), (META, r"more or less than tensors \(UnpicklingError\); ")):
-            _, file = small(name, save=save, file="bad.pt")
-            with pytest.raises(DiffitError, match=message):
-                load_weights(name, file=file)
+        _, file = small(META, save=lambda tensors, path: torch.save({"a": Payload()}, path), file="bad.pt")
+        with pytest.raises(DiffitError, match=r"bad\.pt holds more or less than tensors \(UnpicklingError\); "):
+            load_weights(name or file, file=file if name else None)
         assert not (tmp_path / "trace").exists()
+
+    def test_a_number_that_stands_for_a_billion_is_refused(self, small):
+        def save(tensors, path):
+            torch.save({**tensors, "pos_embed": torch.zeros(1).expand(10**10)}, path)
+
+        _, file = small(META, save=save, file="bomb.pt")
+        with pytest.raises(DiffitError, match="holds more or less than tensors"):
+            load_weights(META, file=file)
 
     def test_a_file_goes_with_a_published_name(self, weights):
         with pytest.raises(DiffitError, match=rf"file is '{weights}', which goes with nvidia/diffit-256, "):

@@ -63,7 +63,7 @@ class TestRoundTrip:
         denoiser = build_denoiser(experiment)
         card = ModelCard(
             experiment,
-            class_names=("a", "b"),
+            class_names=tuple("abcdefghij"),
             trained_on="some/train 1f",
             images_seen=48,
             minutes=1.5,
@@ -155,6 +155,26 @@ def foreign(tensors, metadata):
     metadata.clear()
 
 
+def ask(**values):
+    """A change of parts of the card's recipe."""
+
+    def change(tensors, metadata):
+        card = json.loads(metadata["card"])
+        for part, fields in values.items():
+            card["recipe"][part] = fields and card["recipe"][part] | fields
+        metadata["card"] = json.dumps(card)
+
+    return change
+
+
+def nest(tensors, metadata):
+    metadata["card"] = metadata["card"][:-1] + ', "numbers": {"a": ' + "[" * 100_000 + "]" * 100_000 + "}}"
+
+
+def infinite(tensors, metadata):
+    tensors["ema.network.head.bias"][0] = torch.inf
+
+
 class TestRefused:
     @pytest.mark.parametrize(
         ("change", "says"),
@@ -169,7 +189,21 @@ class TestRefused:
             (edit_card(recipe=3), "has a card this version cannot read .*; update diffit"),
             (edit_card(mood="good"), "has a card this version cannot read .*; update diffit"),
             (from_the_future, r"format 'diffit-2', not 'diffit-1'.*; "),
-            (foreign, r"holds no diffit model \(format None.*; give a weights file that `diffit train` wrote"),
+            (foreign, r"holds no diffit model, nor published weights: it looks like \d+ tensors like 'ema\.network"),
+            (
+                edit_card(class_names=["a", "b"]),
+                "class_names has 2 entries, but the network 10 classes; give one for each",
+            ),
+            (ask(network={"num_blocks": 10**6}), "asks for more than its"),
+            (ask(network={"window_size": 1 << 40, "image_size": [1 << 40, 1 << 40]}), "fits another|more than its"),
+            (ask(network={"num_classes": 10**7}), "class_names|of shape"),
+            (ask(network={"mlp_ratio": 1e300}), "whose network cannot be built"),
+            (ask(network={"width": -8}), "cannot read"),
+            (ask(network={"image_size": [1 << 4000, 8]}), "more than its|cannot read"),
+            (ask(network={"channel_mult": 5}), "cannot read"),
+            (ask(network=None), "cannot read"),
+            (nest, "cannot read .*recursion"),
+            (infinite, r"has tensor 'network\.head\.bias' of NaN or infinite numbers"),
         ],
     )
     def test_a_file_of_another_model_is_refused_in_one_line(self, weights, tmp_path, change, says):
@@ -187,16 +221,21 @@ class TestRefused:
             load_weights(tmp_path / "cut")
 
     @pytest.mark.parametrize("zipped", [True, False])
-    def test_a_pickle_is_refused_unopened(self, weights, tmp_path, no_pickles, zipped):
+    def test_a_torch_file_of_ours_is_told_what_it_looks_like(self, weights, tmp_path, zipped):
         state = load_weights(weights)[0].state_dict()
         torch.save(state, tmp_path / "pickle.pt", _use_new_zipfile_serialization=zipped)
-        with pytest.raises(DiffitError, match="it is a pickle, which could run code and is never opened"):
+        with pytest.raises(DiffitError, match="it looks like a denoiser without its card: give the weights"):
             load_weights(tmp_path / "pickle.pt")
 
-    def test_a_plain_pickle_is_refused_unopened(self, tmp_path, no_pickles):
+    def test_a_plain_pickle_is_refused(self, tmp_path):
         (tmp_path / "plain.pkl").write_bytes(pickle.dumps({"ema": [1.0]}))
-        with pytest.raises(DiffitError, match="it is a pickle"):
+        with pytest.raises(DiffitError, match="holds more or less than tensors"):
             load_weights(tmp_path / "plain.pkl")
+
+    @pytest.mark.parametrize("nothing", [None, 5, [], "", " ", "\0", b"x", 1.5])
+    def test_what_is_no_path_is_told(self, nothing):
+        with pytest.raises(DiffitError, match=r"^weights is .*; give a path, or the name of pretrained weights$"):
+            load_weights(nothing)
 
     def test_good_weights_are_loaded_without_unpickling(self, weights, no_pickles):
         load_weights(weights)

@@ -1,11 +1,17 @@
-"""Safetensors files with a card: tensors by name, and JSON in the metadata that describes them. No pickle is opened."""
+"""Safetensors files with a card: tensors by name, and JSON in the metadata that describes them.
+
+Of torch's own files tensors are read, and nothing in them is run.
+"""
 
 import json
+from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
+from warnings import catch_warnings
+from zipfile import is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -13,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from diffit_lib.config.experiment import BaseExperimentConfig
-from diffit_lib.utils.errors import DiffitError, check_types
+from diffit_lib.utils.errors import DiffitError, check, check_types
 from diffit_lib.utils.files import replacing
 
 
@@ -68,9 +74,11 @@ def opened(path: str | Path) -> Iterator[Any]:
         with safe_open(path, "pt") as file:
             yield file
     except SafetensorError as error:
-        pickled = "it is a pickle, which could run code and is never opened: give the run's weights.safetensors"
-        remedy = pickled if is_pickle(path) else "copy or download it again"
-        raise DiffitError(f"{path} is not a complete safetensors file ({error}); {remedy}") from error
+        reason = " ".join(str(error).split())[:200]
+        remedy = (
+            "it is a pickle: give the run's weights.safetensors" if is_pickle(path) else "copy or download it again"
+        )
+        raise DiffitError(f"{path} is not a complete safetensors file ({reason}); {remedy}") from error
 
 
 def is_pickle(path: str | Path) -> bool:
@@ -80,8 +88,24 @@ def is_pickle(path: str | Path) -> bool:
     return start[:2] == b"PK" or (start[:1] == b"\x80" and start[8:] != b"{")
 
 
+def unpickle(path: Path) -> dict[str, Tensor]:
+    """The tensors of a torch file, at the top or under "ema", float32. Anything but tensors is refused, and not run."""
+    try:
+        with torch.serialization.safe_globals([Namespace]), catch_warnings(action="ignore"):  # options of training
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
+        tensors = {str(name): tensor.detach() for name, tensor in content.get("ema", content).items()}
+        for name, tensor in tensors.items():  # one number may stand for a billion
+            check(tensor.numel() * tensor.itemsize <= tensor.untyped_storage().nbytes(), f"{name} is not whole")
+        return {name: tensor.to(torch.float32) for name, tensor in tensors.items()}
+    except Exception as error:  # torch, pickle and zipfile have none in common
+        problem = type(error).__name__
+        raise DiffitError(f"{path} holds more or less than tensors ({problem}); give the file as published") from error
+
+
 def is_checkpoint(path: str | Path, kind: type[Card]) -> bool:
-    """Whether a safetensors file says that it has this kind of card."""
+    """Whether a file is a safetensors file and says that it has this kind of card."""
+    if is_pickle(path):
+        return False
     with opened(path) as file:
         return (file.metadata() or {}).get("format") == kind.FORMAT
 
@@ -94,8 +118,11 @@ def read_card(path: str | Path, kind: type[AnyCard]) -> AnyCard:
         raise DiffitError(f"{path} holds no diffit model (format {found!r}, not {kind.FORMAT!r}); give {kind.WRITER}")
     try:
         return kind.from_dict(json.loads(metadata["card"]))
-    except (AttributeError, KeyError, TypeError, ValueError, DiffitError) as error:
-        raise DiffitError(f"{path} has a card this version cannot read ({error}); update diffit") from error
+    except (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise DiffitError(f"{path} has a card this version cannot read ({reason}); update diffit") from error
+    except DiffitError as error:
+        raise DiffitError(f"{path} has a card this version cannot read ({str(error)[:300]}); update diffit") from error
 
 
 def read_tensors(path: str | Path, prefix: str = "") -> dict[str, Tensor]:
@@ -108,8 +135,8 @@ def read_tensors(path: str | Path, prefix: str = "") -> dict[str, Tensor]:
 def load_tensors(module: nn.Module, tensors: dict[str, Tensor], source: str | Path) -> None:
     """Make these tensors the module's own, by name. The module may have been built on the meta device.
 
-    Raises a DiffitError that names the first tensor that is missing, unknown or of another shape, before anything is
-    loaded.
+    Raises a DiffitError that names the first tensor that is missing, unknown, of another shape or not finite, before
+    anything is loaded.
     """
     expected = module.state_dict()
     missing, spare = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
@@ -120,4 +147,6 @@ def load_tensors(module: nn.Module, tensors: dict[str, Tensor], source: str | Pa
         if tensor.shape != expected[name].shape:
             shapes = f"{tuple(tensor.shape)}, not {tuple(expected[name].shape)}"
             raise DiffitError(f"{source} has tensor {name!r} of shape {shapes}; it fits another model")
+        if not tensor.isfinite().all():
+            raise DiffitError(f"{source} has tensor {name!r} of NaN or infinite numbers; give other weights")
     module.load_state_dict(tensors, assign=True)

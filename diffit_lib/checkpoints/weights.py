@@ -9,20 +9,30 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from diffit_lib.checkpoints.autoencoders import VAECard, build_latent_space, load_vae, stable_diffusion_card
-from diffit_lib.checkpoints.hub import HUB_MODELS, find_weights, hub_tensors
-from diffit_lib.checkpoints.safetensors_io import Card, load_tensors, read_card, read_tensors, write_checkpoint
+from diffit_lib.checkpoints.hub import ALIASES, HUB_MODELS, find_weights, tell_licence
+from diffit_lib.checkpoints.published import HubModel, open_published
+from diffit_lib.checkpoints.safetensors_io import (
+    Card,
+    is_pickle,
+    load_tensors,
+    opened,
+    read_card,
+    read_tensors,
+    write_checkpoint,
+)
 from diffit_lib.config.diffusion import EDMConfig
 from diffit_lib.config.experiment import ExperimentConfig
+from diffit_lib.config.models import ImageNetworkConfig
 from diffit_lib.config.presets import STABLE_DIFFUSION
 from diffit_lib.data.datasets import Images
 from diffit_lib.data.folders import imagenet_names
 from diffit_lib.diffusion.denoiser import DENOISERS, Preconditioned
 from diffit_lib.models import build_network
 from diffit_lib.models.latent_space import PIXEL_SPACE, LatentSpace, LazyLatentSpace, Space
-from diffit_lib.utils.errors import check
+from diffit_lib.utils.errors import DiffitError, check
 
 LABEL_TABLE = "network.time_token.classes.weight"
 
@@ -44,6 +54,11 @@ class ModelCard(Card):
         super().__post_init__()
         if isinstance(self.experiment.denoiser, EDMConfig):
             check(self.experiment.denoiser.sigma_data is not None, "sigma_data is None; give a number")
+        classes, names = self.experiment.network.num_classes, len(self.class_names)
+        check(
+            not classes or names in (0, classes),
+            f"class_names has {names} entries, but the network {classes} classes; give one for each",
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -111,28 +126,65 @@ def load_weights(
     `path_or_name` is what `find_weights` takes. `ema=False` takes the raw tensors instead of the averaged ones. `file`
     holds the tensors of one of `HUB_MODELS`.
     """
-    name = str(path_or_name)
-    if name in HUB_MODELS:
-        tensors, path = hub_tensors(name, file)
-        model = HUB_MODELS[name]
-        card = ModelCard(  # the file has none
-            experiment=model.experiment,
-            class_names=tuple(imagenet_names().values()),
-            trained_on=f"ImageNet ({model.by})",
-            licence=model.licence,
-            vae=stable_diffusion_card(model.experiment.vae),
-        )
-        denoiser = build_denoiser(card.experiment, "meta")
+    name, prefix = str(path_or_name), "ema." if ema else "raw."
+    name = ALIASES.get(name, name)
+    known = name in HUB_MODELS
+    check(
+        file is None or known, f"file is {str(file)!r}, which goes with {', '.join(HUB_MODELS)}; give it in first place"
+    )
+    path = find_weights(path_or_name) if file is None else Path(file)
+    check(path.is_file(), f"there is no file {str(path)!r}; give that of {name}, {known and HUB_MODELS[name].file}")
+    if not is_ours(path):
+        given = known and name == str(path_or_name) and not Path(name).is_file()
+        model, tensors = open_published(path, name if given else "")
+        denoiser = build_denoiser(model.experiment, "meta")
         load_tensors(denoiser.network, tensors, path)
-        return denoiser, card
-    check(file is None, f"file is {str(file)!r}, which goes with {', '.join(HUB_MODELS)}; give it in the first place")
-    path, prefix = find_weights(path_or_name), "ema." if ema else "raw."
-    card = read_card(path, ModelCard)
-    tensors = read_tensors(path, prefix)
+        return denoiser, published_card(model)
+    card, tensors = read_card(path, ModelCard), read_tensors(path, prefix)
     check(bool(tensors), f"{path} holds no {prefix[:-1]} tensors; load it with ema={not ema}")
-    denoiser = build_denoiser(card.experiment, "meta")
+    check_size(card, tensors, path)
+    try:
+        denoiser = build_denoiser(card.experiment, "meta")
+    except (ArithmeticError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+        raise DiffitError(f"{path} has a card whose network cannot be built; it fits another model") from error
     load_tensors(denoiser, tensors, path)
     return denoiser, card
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file says that this program wrote it, in whatever version and kind."""
+    if is_pickle(path):
+        return False
+    with opened(path) as file:
+        return str((file.metadata() or {}).get("format", "")).startswith("diffit")
+
+
+def published_card(model: HubModel) -> ModelCard:
+    """The card of published weights, whose file has none; says who published them under which licence, once."""
+    experiment = model.experiment
+    known = experiment.name in HUB_MODELS
+    tell_licence(f"{experiment.name}: weights by {model.by}, licence {model.licence}")
+    return ModelCard(
+        experiment=experiment,
+        class_names=tuple(imagenet_names().values()) if experiment.network.num_classes == 1000 else (),
+        trained_on=f"ImageNet ({model.by})" if known else "",
+        licence=model.licence,
+        vae=stable_diffusion_card(experiment.vae),
+    )
+
+
+def check_size(card: ModelCard, tensors: dict[str, Tensor], path: Path) -> None:
+    """Refuse a card that asks for more than its file holds, before anything of that size is built."""
+    network = card.experiment.network
+    held = sum(tensor.numel() for tensor in tensors.values())
+    if isinstance(network, ImageNetworkConfig):
+        blocks, windows = network.num_blocks * len(network.channel_mult), network.windows
+    else:
+        blocks, windows = network.depth, (network.grid,)
+    tables = [len(tensor) for name, tensor in tensors.items() if name.endswith("bias_table") and tensor.ndim]
+    pairs = max((2 * h - 1) * (2 * w - 1) for h, w in windows)
+    fits = blocks <= len(tensors) and (not tables or pairs <= max(tables)) and max(network.shape) <= held
+    check(fits, f"{path} has a card that asks for more than its {len(tensors)} tensors; it fits another model")
 
 
 def warm_start(denoiser: Preconditioned, path_or_name: str | Path, *, file: str | Path | None = None) -> None:

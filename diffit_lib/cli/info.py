@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from diffit_lib.checkpoints.autoencoders import load_vae
-from diffit_lib.checkpoints.hub import HUB_MODELS, find_weights, pretrained
+from diffit_lib.checkpoints.hub import HUB_MODELS, TRANSFORMER, find_weights, pretrained
 from diffit_lib.checkpoints.weights import few, image_shape, load_weights
 from diffit_lib.cli.options import summary
 from diffit_lib.config.experiment import BaseExperimentConfig, ExperimentConfig
@@ -143,7 +143,7 @@ NAMED_FILES, NAMED_CLASSES, NAMED_SIZES = 3, 12, 3  # how many are named before 
 def are_images(name: str) -> bool:
     """Whether it is a folder other than a run's, a zip, or a data set by a name that no preset has."""
     path = Path(name)
-    folder = path.is_dir() and not (path / WEIGHTS).is_file()
+    folder = name != "" and path.is_dir() and not any((path / file).is_file() for file in (WEIGHTS, TRANSFORMER))
     return folder or path.suffix == ".zip" or (name in NAMED and name not in PRESETS)
 
 

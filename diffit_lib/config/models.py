@@ -105,6 +105,7 @@ class TransformerConfig(Shaped):
     num_classes: int = 0  # Classes; 0: unconditional.
     augment_dim: int = 0  # 9: conditioned on the label of EDM's augmentation; 0: not.
     learned_variance: bool = False  # Predict the variance of the reverse step in a second half of the channels.
+    as_diffusers: bool = False  # dit: last frequency of the time and eps of the second norm as in diffusers' DiT.
 
     kind = "transformer"
 
@@ -112,6 +113,7 @@ class TransformerConfig(Shaped):
         check_types(self)
         check_positive(self, "in_channels", "patch_size", "width", "depth", "num_heads", "mlp_ratio")
         check_conditioning(self)
+        check(self.block == "dit" or not self.as_diffusers, "as_diffusers is an option of block dit; leave it out")
         check(
             self.width % self.num_heads == 0 and self.width % 4 == 0,
             f"width is {self.width}, which 4 and num_heads {self.num_heads} do not divide; give another width",

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from diffit_lib.checkpoints.hub import pretrained
+from diffit_lib.checkpoints.hub import TRANSFORMER, pretrained
 from diffit_lib.data.datasets import Images, LazyImages, first_shape
 from diffit_lib.data.folders import find_images
 from diffit_lib.data.preprocess import to_pixels
@@ -24,7 +24,7 @@ def is_image_files(what: str | Path) -> bool:
     A folder of images that has the name of pretrained weights is given as `./NAME`.
     """
     path = Path(what)
-    weights = str(what) in pretrained() or (path / WEIGHTS).is_file()
+    weights = str(what) in pretrained() or any((path / file).is_file() for file in (WEIGHTS, TRANSFORMER))
     return path.suffix.lower() in (".zip", ".npz") or (path.is_dir() and not weights)
 
 

@@ -34,6 +34,7 @@ class TimeToken(nn.Module):
     def __init__(self, dim: int, frequencies: int, *, edm: bool, num_classes: int = 0, augment_dim: int = 0):
         super().__init__()
         self.frequencies, self.edm, self.num_classes = frequencies, edm, num_classes
+        self.endpoint = edm  # whether 1e-4 is among the frequencies
         layers = [nn.Linear(frequencies, dim), nn.SiLU(), nn.Linear(dim, dim)]
         self.mlp = nn.Sequential(*layers, *[nn.SiLU()] * edm)
         self.classes = nn.Embedding(num_classes + 1, dim) if num_classes else None  # the last row is "no class"
@@ -46,7 +47,7 @@ class TimeToken(nn.Module):
     ) -> Tensor:
         """Noise (B,), class (B,) int64, augmentation (B, 9) -> (B, T)."""
         with torch.autocast(noise_label.device.type, enabled=False):
-            embedding = sinusoid(noise_label, self.frequencies, endpoint=self.edm, cos_first=not self.edm)
+            embedding = sinusoid(noise_label, self.frequencies, endpoint=self.endpoint, cos_first=not self.edm)
             embedding = embedding.to(next(self.parameters()).dtype)  # (B, frequencies)
             if self.augment is not None and augment_label is not None:
                 embedding = embedding + self.augment(augment_label.to(embedding.dtype))

@@ -49,6 +49,11 @@ class DiffusionTransformer(nn.Module):
         self.final_layer = FinalLayer(
             config.width, config.patch_size**2 * config.out_channels, conditioned=config.block == "dit"
         )
+        if config.as_diffusers:
+            self.time_token.endpoint = True
+            for module in self.blocks.modules():
+                if isinstance(module, AdaLNBlock):
+                    module.norm2.eps = 1e-5
         init_transformer(self)
 
     def forward(
