@@ -147,7 +147,7 @@ class VAEExperimentConfig(BaseExperimentConfig):
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     PARTS = {"network": (AutoencoderConfig,), "loss": (VAELossConfig,), "training": (TrainingConfig,)}
-    NOT_KNOWN = ("loss_reduction", "label_dropout", "augment", "checkpointing")
+    NOT_KNOWN = ("muon", "loss_reduction", "label_dropout", "augment", "checkpointing")
 
     def __post_init__(self) -> None:
         super().__post_init__()

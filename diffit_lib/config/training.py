@@ -17,6 +17,7 @@ class TrainingConfig:
     batch_size: int = 128  # Images per optimizer step, over all devices.
     accumulate: int = 1  # Micro-batches that a step is split into, to save memory.
     lr: float = 1e-3  # Learning rate of Adam.
+    muon: float = 0.0  # Learning rate of Muon for the matrices of the blocks, about 3 times lr; 0: Adam for all.
     lr_decay: float = 0.0  # Last share of the images over which lr falls linearly to 0; 0: constant, as EDM.
     ema_halflife: float = 500_000  # Images after which the moving average has forgotten half.
     ema_rampup: float | None = 0.05  # The half-life is at most this share of the images seen so far; null: no limit.
@@ -39,7 +40,11 @@ class TrainingConfig:
         check_types(self)
         check_positive(self, "images", "max_steps", "minutes", "batch_size", "accumulate", "lr")
         check_positive(self, "ema_halflife", "ema_rampup", "report_minutes", "threads", "memory_gb")
-        check_not_negative(self, "grad_clip", "workers", "keep")
+        check_not_negative(self, "muon", "grad_clip", "workers", "keep")
+        check(
+            not self.muon or self.precision != "16-mixed",
+            f"muon is {self.muon} with precision '16-mixed', whose gradients are scaled; give bf16-mixed or 32-true",
+        )
         for name in ("augment", "lr_decay", "label_dropout"):
             value = getattr(self, name)
             check(0 <= value <= 1, f"{name} is {value}; give a share from 0 to 1")

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from diffit_lib.config.training import TrainingConfig
 from diffit_lib.data.datasets import Images
 from diffit_lib.data.stream import Batch, TrainingStream
+from diffit_lib.training.optimizer import Muon
 from diffit_lib.training.run_dir import PREVIOUS
 from diffit_lib.utils.distributed import any_rank, mean_over_ranks, rank_info
 from diffit_lib.utils.errors import DiffitError
@@ -111,10 +112,14 @@ class RunModule(pl.LightningModule):
         return {"loss": float("nan")} | means
 
     def configure_optimizers(self) -> Any:
-        """Adam, with the learning rate's schedule counted in images."""
+        """Adam, or Muon and Adam, with the learning rates' schedule counted in images."""
         fused = self.trainer.precision != "16-mixed"  # fused Adam unscales gradients itself, after clipping
         trained = [parameter for group in self.parameter_groups() for parameter in group]
-        optimizer = torch.optim.Adam(trained, lr=self.options.lr, fused=fused)
+        optimizer: torch.optim.Optimizer
+        if self.options.muon:
+            optimizer = Muon(self.model, self.options.lr, self.options.muon, fused)
+        else:
+            optimizer = torch.optim.Adam(trained, lr=self.options.lr, fused=fused)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.options.lr_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -1,0 +1,66 @@
+"""Adam, or Muon for the matrices of a network and Adam for the rest, as one optimizer."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+INSIDE = ("encoder.", "decoder.", "down.", "up.", "blocks.")  # not the first and last layers, nor the time token
+
+
+class Muon(torch.optim.Optimizer):
+    """torch's Muon (Jordan et al. 2024) for the linear layers and convolutions of the blocks, Adam for the rest.
+
+    A convolution is the matrix (C_out, C_in * 3 * 3). Updates are scaled to the root mean square of Adam's.
+    """
+
+    def __init__(self, module: nn.Module, lr: float, muon: float, fused: bool):
+        inside = [layer for name, layer in module.named_modules() if any(f".{part}" in f".{name}" for part in INSIDE)]
+        self.matrices = {
+            layer.weight: as_matrix(layer.weight) for layer in inside if isinstance(layer, nn.Linear | nn.Conv2d)
+        }
+        rest = [parameter for parameter in module.parameters() if parameter not in self.matrices]
+        self.parts = (
+            torch.optim.Adam(rest, lr=lr, fused=fused),
+            torch.optim.Muon(self.matrices.values(), lr=muon, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+        )
+        super().__init__([*rest, *self.matrices], {})
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of both; a parameter without a gradient is left alone."""
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        for weight, matrix in self.matrices.items():
+            matrix.grad = None if weight.grad is None else laid_out(weight.grad, like=weight)
+        for part in self.parts:
+            part.step()
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients."""
+        for group in self.parts[0].param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+        for weight in self.matrices:
+            weight.grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Those of Adam and Muon."""
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+
+def as_matrix(weight: Tensor) -> Tensor:
+    """(C_out, C_in, ...) -> a view (C_out, -1), whatever the memory layout."""
+    return laid_out(weight.detach(), like=weight)
+
+
+def laid_out(tensor: Tensor, like: Tensor) -> Tensor:
+    """(C_out, C_in, ...) -> (C_out, -1), the columns in the order of the memory of `like`."""
+    return (tensor if like.is_contiguous() else tensor.permute(0, 2, 3, 1)).flatten(1)
