@@ -15,6 +15,7 @@ from diffit_lib.cli.main import VERBS, main, parser, with_underscores
 from diffit_lib.cli.options import parse_seeds
 from diffit_lib.config import presets
 from diffit_lib.config.experiment import ExperimentConfig
+from diffit_lib.training.run_dir import write_options
 from diffit_lib.training.train import train
 from diffit_lib.utils.errors import DiffitError
 
@@ -55,7 +56,6 @@ class TestMistakes:
                 "train --run=nowhere",
                 "no preset is named, and nowhere holds no options.yaml to go on from; ",
             ),
-            ("train --data=photos --width=8 --dry-run", "what the images alone decide, not width; name a preset too"),
             ("train-vae", "no preset is named; give one, or --run FOLDER"),
             ("train digits --name=a/b:c", "name is 'b:c'; give letters, digits, dots and dashes"),
             ("train digits --network=unet", "network.*unet"),
@@ -205,6 +205,23 @@ class TestWrongFiles:
         for target in ("torch.load", "pickle.load", "pickle.loads", "pickle.Unpickler"):
             monkeypatch.setattr(target, None)
         refuse(f"{verb} wrong", says)
+
+    @pytest.mark.parametrize(
+        ("text", "says"),
+        [
+            ("devices: abc", "devices.*'abc' is no number above 0"),
+            ("channel_mult: " + "[" * 3000 + "]" * 3000, "nesting"),
+            ("a: &a [1, 1]\nb: &b [*a, *a]\nwidth: [*b, *b]", r"anchors \(& and \*\) are not read; write the values"),
+            ("width: 1e22", "width.*1e\\+22"),
+            ("1: 2", "does not accept option '1'|1"),
+        ],
+    )
+    def test_of_options_are_told_in_one_line(self, refuse, tmp_path, text, says):
+        (tmp_path / "mine.yaml").write_text(f"preset: digits\n{text}\n")
+        refuse("train --config mine.yaml --dry-run", says)
+        write_options(presets.preset("digits"), tmp_path / "run")
+        (tmp_path / "run" / "options.yaml").write_text(f"preset: digits\ndata: digits\n{text}\n...\n")
+        refuse("train --run run", r"run/options\.yaml cannot be read \(.*\); train into another folder")
 
     @pytest.mark.parametrize("name", ["last.ckpt", "options.yaml"])
     def test_in_a_run_folder_are_told_in_one_line(self, refuse, data, tmp_path, name):

@@ -15,7 +15,7 @@ from diffit_lib.config.presets import vae_preset
 from diffit_lib.training import train as task
 from diffit_lib.training import train_vae as vae_task
 from diffit_lib.training.diffusion import DiffusionModule
-from diffit_lib.training.module import Report
+from diffit_lib.training.module import CheckpointFile
 from diffit_lib.utils.distributed import (
     any_rank,
     export_rank,
@@ -34,7 +34,7 @@ def losses(experiment, run):
     """The terms of the loss of every step, as the first process tells them."""
     terms = []
     task.write_snapshot = vae_task.write_vae_snapshot = lambda module, **options: terms.append(options["terms"])
-    Report.save = lambda *_: None
+    CheckpointFile.save_checkpoint = lambda *_: None
     train = vae_task.train_vae if hasattr(experiment, "loss") else task.train
     train(experiment.override(report_minutes=EVERY_STEP), run, progress=False)
     return terms[1:]  # the first report is before the first step
@@ -76,7 +76,7 @@ def close(one, other):
 @pytest.fixture
 def alone(monkeypatch, tmp_path):
     """A function: `losses` in this process."""
-    for home, name in ((task, "write_snapshot"), (vae_task, "write_vae_snapshot"), (Report, "save")):
+    for home, name in ((task, "write_snapshot"), (vae_task, "write_vae_snapshot"), (CheckpointFile, "save_checkpoint")):
         monkeypatch.setattr(home, name, None)
     return lambda experiment: losses(experiment, tmp_path / "alone")
 

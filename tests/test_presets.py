@@ -145,7 +145,7 @@ class TestMistakes:
             ("just words\n", "Unexpected config: just words"),
             ("", "Unexpected config"),
             ("- 1\n- 2\n", "Unexpected config"),
-            (b"\xff\xfe\x00", "a file of options is no text"),
+            (b"\xff\xfe\x00", "is no text"),
         ],
     )
     def test_in_a_file_are_told_in_one_line(self, tmp_path, monkeypatch, capsys, text, says):

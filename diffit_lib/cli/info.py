@@ -147,14 +147,17 @@ def are_images(name: str) -> bool:
     return folder or path.suffix == ".zip" or (name in NAMED and name not in PRESETS)
 
 
-def describe_data(source: str | Path) -> str:
-    """Describe images (sizes, modes, classes, unreadable files, test part) and their training, in about 20 seconds."""
+def describe_data(source: str | Path, choice: Choice | None = None) -> str:
+    """Describe images (sizes, modes, classes, unreadable files, test part) and their training, in about 20 seconds.
+
+    Without a `choice` it is what `choose_experiment` says.
+    """
     parts = list_images(source)
     survey = look(*parts.distinct, seconds=SECONDS)
     labels = [label for part in parts.distinct for label in part.labels.tolist()]
     lines = [f"{source}: {len(labels):,} images", *describe_images(survey, parts, labels)]
     try:
-        choice = choose_experiment(source, download=False)
+        choice = choice or choose_experiment(source, download=False)
     except DiffitError as error:
         return "\n".join([*lines, f"  nothing to train: {error}"])
     return "\n".join([*lines, *describe_choice(source, choice, parts)])

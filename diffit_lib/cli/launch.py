@@ -16,11 +16,15 @@ PATIENCE = 3.0  # seconds for the launcher to end all processes after one printe
 TOLD = "DIFFIT_TOLD"  # environment variable: the file by which the first process to fail silences the others
 
 
+class NoNumber(ArgumentTypeError, ValueError):
+    """For argparse, and for jsonargparse, which reads files of options."""
+
+
 def number(words: str | int) -> int:
     """`--num-nodes`."""
     if str(words).isdecimal() and int(words) > 0:
         return int(words)
-    raise ArgumentTypeError(f"{words!r} is no number above 0")
+    raise NoNumber(f"{words!r} is no number above 0")
 
 
 def number_or_auto(words: str | int) -> str | int:

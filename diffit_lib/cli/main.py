@@ -57,7 +57,10 @@ class ConfigFile(ActionConfigFile):
         elif not path.exists():
             near = closest(values, [*siblings(path), *names]) or "give the path of a YAML file, or a preset"
             raise DiffitError(f"no file {values!r} of options; {near}")
-        super().__call__(parser, cfg, values, option_string)
+        try:
+            super().__call__(parser, cfg, values, option_string)
+        except UnicodeDecodeError as error:
+            raise DiffitError(f"{values} is no text ({error.reason}); give a YAML file in UTF-8") from error
 
 
 class Parser(ArgumentParser):
@@ -141,9 +144,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             VERBS[config.verb](**options)
     except DiffitError as error:
         print(f"diffit: {error}", file=sys.stderr)
-        return 2
-    except UnicodeDecodeError as error:
-        print(f"diffit: a file of options is no text ({error.reason}); give a YAML file in UTF-8", file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # Ctrl-C needs no words
         return 130

@@ -53,10 +53,8 @@ def preview_images(dry_run: bool, data: str, **others: Any) -> None:
     """Print what training on images without a preset takes, or its options."""
     from diffit_lib.cli.info import choose_experiment, describe_data
 
-    if others:
-        option, names = "--dry-run" if dry_run else "--print-config", ", ".join(sorted(others))
-        raise DiffitError(f"{option} tells what the images alone decide, not {names}; name a preset too")
-    print(describe_data(data) if dry_run else choose_experiment(data, download=False).experiment.to_yaml().strip())
+    choice = choose_experiment(data, download=False, **others)
+    print(describe_data(data, choice) if dry_run else choice.experiment.to_yaml().strip())
 
 
 def report_of(run: Path) -> Path | None:

@@ -58,15 +58,20 @@ class Presets(UserDict[str, R], Generic[R]):
 
 
 def load_options(text: str) -> Any:
-    """The content of a YAML file, where "1e-3" is a number and batch-size is batch_size."""
+    """The content of a YAML file, where "1e-3" is a number and batch-size is batch_size.
+
+    Anchors are refused: nine of them, each a list of the one before, are a text of a kilobyte and 10^9 values.
+    """
     import yaml
     from jsonargparse import get_loader
 
     try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+            raise ValueError("anchors (& and *) are not read; write the values themselves")
         value = get_loader("yaml")(text)
-    except yaml.YAMLError as error:
+    except (RecursionError, yaml.YAMLError) as error:
         raise ValueError(str(error)) from error
-    return {key.replace("-", "_"): item for key, item in value.items()} if isinstance(value, dict) else value
+    return {str(key).replace("-", "_"): item for key, item in value.items()} if isinstance(value, dict) else value
 
 
 NETWORKS = {  # shorthands for the option `network`

@@ -31,6 +31,7 @@ class Batch(NamedTuple):
     noise: Tensor  # (B, C, H, W) float32, in the shape of the diffusion state
     augmentation: Tensor  # (B, 8) float32 for `augment`; zeros change nothing
     posterior: Tensor  # like noise: draws a latent from its distribution; (B, 0) for pixels
+    sigma: Tensor = torch.zeros(0)  # (B,) noise levels, which the module sets before the batch goes to its device
 
 
 class TrainingStream(IterableDataset[Batch]):

@@ -3,6 +3,7 @@
 import math
 import re
 import shutil
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -15,7 +16,7 @@ from diffit_lib.config.presets import STABLE_DIFFUSION, preset, vae_preset
 from diffit_lib.data.datasets import experiment_data
 from diffit_lib.data.inspect import look
 from diffit_lib.data.sources import list_images
-from diffit_lib.reports.cost import time_steps, training_cost
+from diffit_lib.reports.cost import ENOUGH, time_steps, training_cost
 from diffit_lib.training.run_dir import OPTIONS, new_folder, read_options
 from diffit_lib.training.train import train
 from diffit_lib.training.train_vae import train_vae
@@ -35,7 +36,8 @@ LEVELS = (1, 2, 2, 2)  # channel_mult: the U-shape goes down to 8x8
 SHARED = ("data", "crop", "skip_bad", "seed", "precision", "workers", "threads", "memory_gb", "max_steps")  # by stages
 REPORTS, REPORTS_VAE = 6, 2  # at least, in a run: a diagnosis needs a curve; an autoencoder's reports take longer
 TRAINED = 0.7  # share of the minutes that is left for steps; samples and metrics take the rest
-RUN_BYTES = 56  # on disk for each parameter: checkpoint and weights in float32, each also beside its old version
+LAST, LAST_SHARE = 1.0, 0.2  # minutes for what comes after the training, and the share of a short run's
+RUN_BYTES = 72  # on disk for each parameter: weights in float32 beside their old version, and three checkpoints
 
 # What a CPU learns in an hour or a night: smaller networks, and a learning rate that falls at the end of the plan.
 ON_CPU: dict[str, dict[str, Any]] = {
@@ -110,8 +112,8 @@ class Choice(NamedTuple):
     why: str  # in a few words
 
 
-def choose_experiment(source: str | Path, vae: str = "", *, download: bool = True) -> Choice:
-    """Choose what to train on a folder, a zip or a data set by name.
+def choose_experiment(source: str | Path, vae: str = "", *, download: bool = True, **changes: Any) -> Choice:
+    """Choose what to train on a folder, a zip or a data set by name, with some fields changed.
 
     A data set with a small preset of its own gets that preset. All other images are resized to squares of 8, 16, 32,
     64, 128 or 256 pixels, the nearest in ratio to the median shorter side of 64 of them. Up to 64 pixels are learned
@@ -119,7 +121,13 @@ def choose_experiment(source: str | Path, vae: str = "", *, download: bool = Tru
     machine or, with `download`, can be fetched; else, at 128 pixels, those of an autoencoder that is trained first.
     `vae` is the path or name of another autoencoder, for images of any size.
     """
-    source = str(source)
+    experiment, own, why = choose_preset(str(source), vae, download)
+    shared = {key: value for key, value in changes.items() if key in SHARED}
+    return Choice(experiment.override(data=str(source), **changes), own and own.override(**shared), why)
+
+
+def choose_preset(source: str, vae: str, download: bool) -> Choice:
+    """What `choose_experiment` changes the fields of."""
     if source in IMAGE_SPACE.presets and not vae:
         return Choice(IMAGE_SPACE.experiment(source), None, "a preset of its own")
     images = list_images(source).train
@@ -173,25 +181,26 @@ def train_photos(
 ) -> Path:
     """Train what `choose_experiment` says, in the folder `run` or a new one, and return the path of the weights.
 
-    An autoencoder that is trained first gets the folder `run`/vae and half of the `minutes`. The plan of each stage is
-    the number of images that its minutes suffice for. `overrides` are fields of the experiment. Started again on its
-    folder, an unfinished autoencoder goes on where it stopped; after that, `train --run` goes on with the latents.
+    An autoencoder that is trained first gets the folder `run`/vae and half of the time. The plan of each stage is the
+    number of images that its time suffices for. Of the `minutes` a fifth, one at most, is left for the report.
+    `overrides` are fields of the experiment. Started again on its folder, an unfinished autoencoder goes on where it
+    stopped; after that, `train --run` goes on with the latents.
     """
     check(
         rank_info().world == 1,
         f"several processes train a preset; `diffit info {data}` names the one for these pictures",
     )
-    changes = {"data": str(data), **overrides}
-    experiment, own, why = choose_experiment(data, vae)
+    experiment, own, why = choose_experiment(data, vae, **overrides)
     name = name or re.sub(r"[^\w.+-]+", "-", Path(data).stem)
     say(f"{data}: {why}; {experiment.name}" + (f", after {own.name}" if own else ""))
     if str(data) in IMAGE_SPACE.presets and not vae:
-        return train(experiment.override(**({"minutes": minutes} if minutes else {}), **changes), run, name=name)
+        return train(experiment.override(**({"minutes": minutes} if minutes else {})), run, name=name)
+    minutes = minutes and max(minutes - LAST, (1 - LAST_SHARE) * minutes)
     if own is None:
-        return train(paced(experiment, run, minutes, changes), run, name=name)
+        return train(paced(experiment, run, minutes, overrides), run, name=name)
     minutes = minutes and minutes / 2
-    shared = {key: value for key, value in changes.items() if key in SHARED}
-    own, experiment = paced(own, run and Path(run) / "vae", minutes, shared), paced(experiment, run, minutes, changes)
+    own = paced(own, run and Path(run) / "vae", minutes, SHARED)
+    experiment = paced(experiment, run, minutes, overrides)
     images = experiment_data(own)
     folder = Path(run) if run else new_folder(name)
     say(f"run: {folder}; stopped, it goes on by `diffit train --data {data} --run {folder}`")
@@ -206,14 +215,13 @@ def plan_of(experiment: BaseExperimentConfig) -> str:
     return f"{experiment.training.total_images:,} images in at most {experiment.training.minutes:g} minutes"
 
 
-def paced(experiment: R, run: str | Path | None, minutes: float | None, changes: dict[str, Any]) -> R:
-    """The experiment with these changes and as many images as its minutes suffice for; some steps are timed for that.
+def paced(experiment: R, run: str | Path | None, minutes: float | None, given: Collection[str]) -> R:
+    """The experiment with as many images as its minutes suffice for; some steps are timed for that.
 
     If minutes are given the images fill them; else there are at most as many as the preset says. A run that goes on
-    with the same minutes keeps its plan. Refuses a disk that is too small for the run's files.
+    with the same minutes keeps its plan; fields that are `given` stay. Refuses a disk that is too small for the run.
     """
-    changed = experiment.override(**changes)
-    training = changed.training
+    training = experiment.training
     allowed = float(minutes or training.minutes or LONGEST)
     often = allowed / (REPORTS_VAE if isinstance(experiment, VAEExperimentConfig) else REPORTS)
     plan = {"minutes": allowed, "report_minutes": min(training.report_minutes, often)}
@@ -221,10 +229,10 @@ def paced(experiment: R, run: str | Path | None, minutes: float | None, changes:
     if before and before.minutes == allowed:
         plan["images"] = before.images
     else:
-        check_disk(Path(run or "."), RUN_BYTES * training_cost(changed).parameters)
-        fit = max(training.batch_size, int(60 * allowed * TRAINED / time_steps(changed)))
+        check_disk(Path(run or "."), RUN_BYTES * training_cost(experiment).parameters)
+        fit = max(training.batch_size, int(60 * allowed * TRAINED / time_steps(experiment, min(ENOUGH, 3 * allowed))))
         plan["images"] = fit if minutes else min(fit, training.images)
-    return experiment.override(**plan | changes)
+    return experiment.override(**{name: value for name, value in plan.items() if name not in given})
 
 
 def check_disk(folder: Path, size: int) -> None:

@@ -86,8 +86,8 @@ def training_cost(experiment: BaseExperimentConfig) -> Cost:
     return measure(build, forward, network.shape, micro, precision)
 
 
-def time_steps(experiment: BaseExperimentConfig) -> float:
-    """Seconds of training for one image, from a few seconds of timed steps after one that does not count.
+def time_steps(experiment: BaseExperimentConfig, enough: float = ENOUGH) -> float:
+    """Seconds of training for one image, from `enough` seconds of timed steps after one that does not count.
 
     A step is forward, backward and Adam, on noise of the network's input shape. It leaves out reading and encoding
     images, reports, LPIPS and the discriminator. Where a step of the whole batch would take too long, part of a batch
@@ -104,7 +104,7 @@ def time_steps(experiment: BaseExperimentConfig) -> float:
             options = experiment.override(batch_size=size, accumulate=1).training
             stream = TrainingStream(module.data, options, module.state_shape)
             start = time.monotonic()
-            batch = Batch(*(tensor.to(device) for tensor in stream.batch(0)))
+            batch = Batch(*(tensor.to(device) for tensor in module.on_before_batch_transfer(stream.batch(0), 0)))
             with autocast(device, precision):
                 loss: Any = module.training_step(batch, 0)
             loss.backward()
@@ -117,7 +117,7 @@ def time_steps(experiment: BaseExperimentConfig) -> float:
         begun, size = time.monotonic(), min(2, training.batch_size)
         step(size)
         each = step(size) / size
-        fits = int((ENOUGH + begun - time.monotonic()) / 3 / each)  # one of that size that does not count, then two
+        fits = int((enough + begun - time.monotonic()) / 3 / each)  # one of that size that does not count, then two
         if fits > size:
             size = min(fits, training.batch_size // training.accumulate)
             step(size)

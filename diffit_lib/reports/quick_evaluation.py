@@ -19,7 +19,10 @@ from diffit_lib.utils.logging import say
 from diffit_lib.utils.tensors import to_uint8
 
 SHOWN, ROW = 32, 8  # samples in the grid, and pairs in the copy check
-MOST, SECONDS = 256, 90.0  # samples drawn: so many, or as many chunks of 32 as are begun in that time
+MOST, SECONDS = 256, 90.0  # samples drawn: so many, or as many rows as that time suffices for,
+SHARE = 0.1  # or this share of the time that the run was trained
+LONG = 30.0  # seconds for drawing, from which there is time to train a classifier of more than tiny images
+TINY = 16  # pixels a side, whose classifier trains in seconds
 ROUGH = 128  # samples, below which a Frechet distance says little
 SMALL = 32  # pixels a side, to which images are shrunk for the classifier and for finding copies
 INCEPTION_REALS = 1_000  # training images that Inception looks at
@@ -37,15 +40,18 @@ class QuickEvaluation:
 
 
 def evaluate_quickly(pipe: Pipeline, data: Split) -> QuickEvaluation:
-    """Draw up to 256 images, for about 90 seconds at most, and measure them against the data of the run.
+    """Draw up to 256 images and measure them against the data of the run.
+
+    Drawing takes a tenth of the time that the run was trained, about 90 seconds at most.
 
     Copies are searched for in images shrunk to 32 pixels, where fine detail does not hide them, and a small classifier
     measures the same small images: it trains in about a minute. Real test images give the floor of each distance;
     without a test part nothing is measured. Inception measures too, if its weights are in the cache.
     """
     train, test, card = data.train.held(HELD), data.test.held(HELD), pipe.card
-    say(f"report: drawing up to {MOST} images, for {SECONDS:g} seconds at most")
-    samples = draw(pipe)
+    seconds = min(SECONDS, 60 * SHARE * (card.minutes + (card.vae.minutes if card.vae else 0.0)))
+    say(f"report: drawing up to {MOST} images, for {seconds:.0f} seconds or so")
+    samples = draw(pipe, seconds)
     labels = in_turn(card, len(samples))
     small, small_train, small_test = (shrink(images) for images in (samples, train.images, test.images))
     distance, index = nearest(small, small_train)
@@ -59,7 +65,9 @@ def evaluate_quickly(pipe: Pipeline, data: Split) -> QuickEvaluation:
         quick.numbers = {"copy_ratio": copy_ratio(small, small_train, small_test)}
     except DiffitError as error:
         quick.missing.append(f"No copy ratio: {error}.")
-    if len(train.class_names) > 1 and quick.numbers:
+    if len(samples) < SHOWN or (seconds < LONG and max(small.shape[2:]) > TINY):
+        quick.missing.append("No class accuracy and no Frechet distance: they would take longer than so short a run.")
+    elif len(train.class_names) > 1 and quick.numbers:
         say("report: a small classifier looks at them; about a minute on a CPU, where it is not trained yet")
         classifier = train_classifier(small_train, train.labels, device=pipe.device)
         parts = replace(train, images=small_train), replace(test, images=small_test)
@@ -93,14 +101,18 @@ def add_inception(quick: QuickEvaluation, samples: Tensor, train: Tensor, test: 
         quick.numbers[name] = frechet_distance(inception.features(images), reference)
 
 
-def draw(pipe: Pipeline) -> Tensor:
-    """As many images as there is time for, seeds from 10000 on, classes in turn; uint8 (N, C, H, W) on the CPU."""
-    start, labels, drawn = time.monotonic(), in_turn(pipe.card, MOST), []
-    for first in range(0, MOST, SHOWN):
-        seeds = range(FIRST_SEED + first, FIRST_SEED + first + SHOWN)
-        drawn += [to_uint8(images).cpu() for images in pipe.batches(seeds, labels and labels[first : first + SHOWN])]
-        if time.monotonic() - start > SECONDS:
+def draw(pipe: Pipeline, seconds: float) -> Tensor:
+    """As many rows as there is time for, seeds from 10000 on, classes in turn; uint8 (N, C, H, W) on the CPU."""
+    start, labels, drawn, first, size = time.monotonic(), in_turn(pipe.card, MOST), [], 0, ROW
+    while first < MOST:
+        seeds = range(FIRST_SEED + first, FIRST_SEED + first + size)
+        drawn += [to_uint8(images).cpu() for images in pipe.batches(seeds, labels and labels[first : first + size])]
+        first += size
+        left = seconds - (time.monotonic() - start)
+        fits = int(left / (seconds - left) * first) if left > 0 else 0  # at the speed up to now
+        if fits < ROW:
             break
+        size = min(fits // ROW * ROW, SHOWN, MOST - first)
     return torch.cat(drawn)
 
 

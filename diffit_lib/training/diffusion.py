@@ -32,14 +32,17 @@ class DiffusionModule(RunModule):
         if space.latent:
             self.fingerprint = source_of(space, data)
 
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Draw the noise levels on the CPU, beside the noise: not every device has the functions that it takes."""
+        return batch._replace(sigma=self.model.draw_sigma(batch.uniform))
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one micro-batch."""
         clean, augment_label = self.space.encode(batch.images, batch.posterior), None
         if self.options.augment:
             with torch.autocast(self.device.type, enabled=False):  # half a pixel matters
                 clean, augment_label = augment(clean, batch.augmentation)
-        sigma = self.model.draw_sigma(batch.uniform)
-        loss = denoising_loss(self.model, clean, sigma, batch.noise, batch.labels, augment_label).mean()
+        loss = denoising_loss(self.model, clean, batch.sigma, batch.noise, batch.labels, augment_label).mean()
         self.count_terms(loss=loss)
         return loss * clean[0].numel() if self.options.loss_reduction == "sum" else loss
 

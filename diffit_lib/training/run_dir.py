@@ -8,6 +8,7 @@ from typing import TypeVar
 import yaml
 
 from diffit_lib.config.experiment import BaseExperimentConfig, VAEExperimentConfig
+from diffit_lib.config.presets import load_options
 from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.files import WEIGHTS, link_or_copy, write_text
 
@@ -58,8 +59,8 @@ def read_options(kind: type[R], run: Path) -> R:
     try:
         text = (run / OPTIONS).read_text(encoding="utf-8")
         check(text.endswith(END), "it is not whole")
-        return kind.from_options(yaml.safe_load(text))
-    except (OSError, KeyError, TypeError, ValueError, AttributeError, DiffitError, yaml.YAMLError) as error:
+        return kind.from_options(load_options(text))
+    except (OSError, KeyError, TypeError, ValueError, DiffitError) as error:
         problem = " ".join(str(error).split()) or type(error).__name__
         raise DiffitError(f"{run / OPTIONS} cannot be read ({problem}); train into another folder") from error
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from diffit_lib.checkpoints.autoencoders import VAECard, load_space
@@ -29,7 +30,8 @@ from diffit_lib.utils.files import PRETRAINED
 from diffit_lib.utils.plots import enlargement, loss_curve, tile, write_figure, write_png
 from diffit_lib.utils.tensors import best_device, device_name, to_uint8
 
-GRID = 32  # images drawn at every report
+GRID, ROW = 32, 8  # images drawn at every report, of which a row is drawn in any case,
+SHARE = 1 / 8  # and the others if they take less than this share of the time between two reports
 
 
 def train(
@@ -125,11 +127,13 @@ def write_snapshot(
 
     precision = experiment.training.precision
     pipe = Pipeline(module.average, card, module.space, device=module.device, precision=precision)
-    start = time.monotonic()
-    samples = pipe(seeds=range(GRID), labels=in_turn(card, GRID))
-    each = (time.monotonic() - start) / GRID
+    labels, start = in_turn(card, GRID), time.monotonic()
+    samples = pipe(seeds=range(ROW), labels=labels and labels[:ROW])
+    each = (time.monotonic() - start) / ROW
+    if each * (GRID - ROW) < 60 * experiment.training.report_minutes * SHARE:
+        samples = np.concatenate([samples, pipe(seeds=range(ROW, GRID), labels=labels and labels[ROW:])])
     name = f"samples/{module.images_seen:09d}.png"
-    write_png(run / name, tile(samples, columns=8, scale=enlargement(samples)))
+    write_png(run / name, tile(samples, columns=ROW, scale=enlargement(samples)))
 
     rows = read_rows(run / METRICS)
     levels = loss_by_level(module.average, test, precision, module.space)
@@ -158,7 +162,7 @@ def write_reals(run: Path, train: Images, space: Space = PIXEL_SPACE) -> None:
     if images.is_floating_point():  # moments of latents
         images = to_uint8(space.decode(space.encode(images))).cpu()
     pictures = images.permute(0, 2, 3, 1).numpy()
-    write_png(run / "reals.png", tile(pictures, columns=8, scale=enlargement(pictures)))
+    write_png(run / "reals.png", tile(pictures, columns=ROW, scale=enlargement(pictures)))
 
 
 def expected_rows(experiment: ExperimentConfig) -> list[dict[str, str]]:
