@@ -16,9 +16,9 @@ from diffit_lib.config.presets import preset, vae_preset
 from diffit_lib.data.inspect import look
 from diffit_lib.data.sources import list_images
 from diffit_lib.reports import auto as photos
-from diffit_lib.reports import cost as time_steps
 from diffit_lib.reports import quick_evaluation
 from diffit_lib.reports.auto import choose_experiment
+from diffit_lib.training import rehearsal
 from diffit_lib.training.train import train as train_recipe
 from diffit_lib.utils.errors import DiffitError
 
@@ -31,7 +31,7 @@ def small(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DIFFIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(photos, "best_device", lambda: torch.device("cpu"))
-    monkeypatch.setattr(time_steps, "ENOUGH", 0.0)
+    monkeypatch.setattr(rehearsal, "ENOUGH", 0.0)
     monkeypatch.setattr(describe_data, "SECONDS", 0.5)
     monkeypatch.setattr(quick_evaluation, "MOST", 32)
     monkeypatch.setattr("diffit_lib.evaluation.features.TRAINING_IMAGES", 64)
@@ -127,14 +127,28 @@ class TestTraining:
         assert all(torch.equal(vae[name], again[name]) for name in vae)
         assert "Autoencoder" in (tmp_path / "run/report.html").read_text()
 
+    @pytest.mark.parametrize(("minutes", "training"), [(2.0, 1.6), (60.0, 59.0), (None, 30.0)])
+    def test_the_minutes_have_room_for_the_report(self, tmp_path, monkeypatch, minutes, training):
+        monkeypatch.setattr(photos, "time_steps", lambda *_: 0.5)
+        monkeypatch.setattr(photos, "train", lambda experiment, *_, **__: experiment)
+        assert photos.train_photos(pictures(tmp_path, 8), minutes=minutes).training.minutes == training
+
+    def test_what_it_takes_is_told_with_other_options_too(self, tmp_path, capsys):
+        pictures(tmp_path, 8, 20)
+        assert main(["train", "--data", "photos8", "--skip-bad", "--width", "16", "--dry-run"]) == 0
+        assert "pixels, 8x8: cifar10-t4" in capsys.readouterr().out
+        assert main(["train", "--data", "photos8", "--skip-bad", "--width", "16", "--print-config"]) == 0
+        lines = [line.split("#")[0].strip() for line in capsys.readouterr().out.splitlines()]
+        assert {"data: photos8", "skip_bad: true", "width: 16"} <= {*lines}
+
     def test_a_plan_fills_the_minutes_and_a_run_that_goes_on_keeps_it(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(photos, "time_steps", lambda experiment: 0.5)
+        monkeypatch.setattr(photos, "time_steps", lambda *_: 0.5)
         experiment = preset("digits").override(max_steps=None, batch_size=1)
         planned = photos.paced(experiment, None, 10, {})
         assert planned.training.total_images == 60 * 10 * photos.TRAINED / 0.5
         assert planned.training.minutes == 10
         assert photos.paced(experiment.override(images=100), None, None, {}).training.total_images == 100
-        assert photos.paced(experiment, None, 10, {"images": 7}).training.total_images == 7
+        assert photos.paced(experiment.override(images=7), None, 10, {"images"}).training.total_images == 7
 
     def test_fewer_than_fifty_pictures_have_a_report_that_says_what_it_cannot_know(self, tmp_path):
         pictures(tmp_path, 8, 20)

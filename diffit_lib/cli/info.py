@@ -22,7 +22,8 @@ from diffit_lib.diffusion.samplers import SAMPLERS
 from diffit_lib.models.cost import denoiser_cost, parameters
 from diffit_lib.models.vae import KLAutoencoder
 from diffit_lib.reports.auto import LONGEST, Choice, choose_experiment
-from diffit_lib.reports.cost import size, time_steps, training_cost
+from diffit_lib.reports.cost import size, training_cost
+from diffit_lib.training.rehearsal import time_steps
 from diffit_lib.training.run_dir import WEIGHTS
 from diffit_lib.utils.errors import DiffitError, closest
 from diffit_lib.utils.files import siblings

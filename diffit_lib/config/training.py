@@ -30,7 +30,7 @@ class TrainingConfig:
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"  # auto: what the device does best.
     workers: int = 0  # Processes that prepare batches.
     memory_gb: float | None = None  # Data larger than this are decoded when used; null: half of the memory.
-    threads: int | None = None  # CPU threads; null: all. A tiny network is faster on 1.
+    threads: int | None = None  # CPU threads; null: one or all, whichever a second of steps shows to be faster.
     report_minutes: float = 5.0  # Minutes between checkpoints, sample grids and rows of metrics.csv.
     keep: int = 3  # How many of the newest reports keep their weights; 0: only the last weights.
     logger: Literal["tensorboard", "csv", "wandb"] = "tensorboard"  # Where curves go besides metrics.csv.

@@ -16,7 +16,8 @@ from diffit_lib.config.presets import STABLE_DIFFUSION, preset, vae_preset
 from diffit_lib.data.datasets import experiment_data
 from diffit_lib.data.inspect import look
 from diffit_lib.data.sources import list_images
-from diffit_lib.reports.cost import ENOUGH, time_steps, training_cost
+from diffit_lib.reports.cost import training_cost
+from diffit_lib.training.rehearsal import fastest_threads, time_steps
 from diffit_lib.training.run_dir import OPTIONS, new_folder, read_options
 from diffit_lib.training.train import train
 from diffit_lib.training.train_vae import train_vae
@@ -199,7 +200,7 @@ def train_photos(
     if own is None:
         return train(paced(experiment, run, minutes, overrides), run, name=name)
     minutes = minutes and minutes / 2
-    own = paced(own, run and Path(run) / "vae", minutes, SHARED)
+    own = paced(own, run and Path(run) / "vae", minutes, ())
     experiment = paced(experiment, run, minutes, overrides)
     images = experiment_data(own)
     folder = Path(run) if run else new_folder(name)
@@ -224,13 +225,15 @@ def paced(experiment: R, run: str | Path | None, minutes: float | None, given: C
     training = experiment.training
     allowed = float(minutes or training.minutes or LONGEST)
     often = allowed / (REPORTS_VAE if isinstance(experiment, VAEExperimentConfig) else REPORTS)
-    plan = {"minutes": allowed, "report_minutes": min(training.report_minutes, often)}
+    plan: dict[str, Any] = {"minutes": allowed, "report_minutes": min(training.report_minutes, often)}
     before = read_options(type(experiment), Path(run)).training if run and (Path(run) / OPTIONS).is_file() else None
     if before and before.minutes == allowed:
         plan["images"] = before.images
     else:
+        plan["threads"] = training.threads or fastest_threads(experiment)
+        experiment = experiment.override(threads=plan["threads"])
         check_disk(Path(run or "."), RUN_BYTES * training_cost(experiment).parameters)
-        fit = max(training.batch_size, int(60 * allowed * TRAINED / time_steps(experiment, min(ENOUGH, 3 * allowed))))
+        fit = max(training.batch_size, int(60 * allowed * TRAINED / time_steps(experiment, 3 * allowed)))
         plan["images"] = fit if minutes else min(fit, training.images)
     return experiment.override(**{name: value for name, value in plan.items() if name not in given})
 

@@ -1,29 +1,19 @@
-"""What a training run costs before it begins: memory and computation by count, time by a few timed steps."""
+"""What a training run costs before it begins: memory and computation, by count."""
 
-import time
 from collections.abc import Iterable
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from diffit_lib.checkpoints.autoencoders import load_space
-from diffit_lib.checkpoints.weights import build_denoiser
 from diffit_lib.config.experiment import BaseExperimentConfig, ExperimentConfig, VAEExperimentConfig
-from diffit_lib.data.datasets import Images, experiment_data
-from diffit_lib.data.stream import Batch, TrainingStream
+from diffit_lib.data.datasets import experiment_data
 from diffit_lib.models.cost import Cost, denoiser_cost, measure
 from diffit_lib.models.vae import KLAutoencoder
 from diffit_lib.models.vae_losses import PatchDiscriminator
-from diffit_lib.training.autoencoder import AutoencoderModule
-from diffit_lib.training.diffusion import DiffusionModule
 from diffit_lib.training.encode import load_states
-from diffit_lib.training.module import RunModule
 from diffit_lib.training.train import resolve
 from diffit_lib.training.train_vae import resolve_vae
-from diffit_lib.utils.tensors import autocast, best_device, best_precision, cpu_threads, seeded_generator
-
-ENOUGH = 5.0  # seconds of timed steps
+from diffit_lib.utils.tensors import best_device, best_precision
 
 
 def dry_run(experiment: ExperimentConfig | VAEExperimentConfig) -> str:
@@ -84,58 +74,3 @@ def training_cost(experiment: BaseExperimentConfig) -> Cost:
         return again, *(discriminator(seen) for discriminator in networks[1:] for seen in (again, x, again.detach()))
 
     return measure(build, forward, network.shape, micro, precision)
-
-
-def time_steps(experiment: BaseExperimentConfig, enough: float = ENOUGH) -> float:
-    """Seconds of training for one image, from `enough` seconds of timed steps after one that does not count.
-
-    A step is forward, backward and Adam, on noise of the network's input shape. It leaves out reading and encoding
-    images, reports, LPIPS and the discriminator. Where a step of the whole batch would take too long, part of a batch
-    is timed.
-    """
-    training, device = experiment.training, best_device()
-    precision = best_precision(device) if training.precision == "auto" else training.precision
-    with torch.random.fork_rng(devices=[]), cpu_threads(training.threads):
-        module = timed(experiment).to(device)
-        optimizer = torch.optim.Adam(module.model.parameters(), lr=0.0)
-
-        def step(size: int) -> float:
-            """Seconds of a step on this many images."""
-            options = experiment.override(batch_size=size, accumulate=1).training
-            stream = TrainingStream(module.data, options, module.state_shape)
-            start = time.monotonic()
-            batch = Batch(*(tensor.to(device) for tensor in module.on_before_batch_transfer(stream.batch(0), 0)))
-            with autocast(device, precision):
-                loss: Any = module.training_step(batch, 0)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            return time.monotonic() - start
-
-        begun, size = time.monotonic(), min(2, training.batch_size)
-        step(size)
-        each = step(size) / size
-        fits = int((enough + begun - time.monotonic()) / 3 / each)  # one of that size that does not count, then two
-        if fits > size:
-            size = min(fits, training.batch_size // training.accumulate)
-            step(size)
-            each = min(step(size), step(size)) / size
-    return each
-
-
-def timed(experiment: BaseExperimentConfig) -> RunModule:
-    """The experiment's module, on noise in place of images."""
-    shape = experiment.network.shape
-    count = experiment.training.batch_size
-    pixels = torch.randint(256, (count, *shape), dtype=torch.uint8, generator=seeded_generator("rehearsal"))
-    noise = Images("noise", pixels, torch.zeros(count, dtype=torch.int64), ())
-    if isinstance(experiment, VAEExperimentConfig):
-        return AutoencoderModule(
-            KLAutoencoder(experiment.network).to(memory_format=torch.channels_last), experiment, noise
-        )
-    assert isinstance(experiment, ExperimentConfig)
-    known = experiment if getattr(experiment.denoiser, "sigma_data", 1.0) else experiment.override(sigma_data=0.5)
-    denoiser = build_denoiser(known).to(memory_format=torch.channels_last)
-    return DiffusionModule(denoiser, experiment.training, noise)

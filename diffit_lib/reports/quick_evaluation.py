@@ -20,7 +20,7 @@ from diffit_lib.utils.tensors import to_uint8
 
 SHOWN, ROW = 32, 8  # samples in the grid, and pairs in the copy check
 MOST, SECONDS = 256, 90.0  # samples drawn: so many, or as many rows as that time suffices for,
-SHARE = 0.1  # or this share of the time that the run was trained
+SHARE, LEAST = 0.1, 10.0  # or this share of the time that the run was trained, so many seconds at least
 LONG = 30.0  # seconds for drawing, from which there is time to train a classifier of more than tiny images
 TINY = 16  # pixels a side, whose classifier trains in seconds
 ROUGH = 128  # samples, below which a Frechet distance says little
@@ -42,14 +42,15 @@ class QuickEvaluation:
 def evaluate_quickly(pipe: Pipeline, data: Split) -> QuickEvaluation:
     """Draw up to 256 images and measure them against the data of the run.
 
-    Drawing takes a tenth of the time that the run was trained, about 90 seconds at most.
+    Drawing takes about a tenth of the time that the run was trained, but 10 to 90 seconds if it takes that long.
 
     Copies are searched for in images shrunk to 32 pixels, where fine detail does not hide them, and a small classifier
     measures the same small images: it trains in about a minute. Real test images give the floor of each distance;
     without a test part nothing is measured. Inception measures too, if its weights are in the cache.
     """
     train, test, card = data.train.held(HELD), data.test.held(HELD), pipe.card
-    seconds = min(SECONDS, 60 * SHARE * (card.minutes + (card.vae.minutes if card.vae else 0.0)))
+    trained = 60 * (card.minutes + (card.vae.minutes if card.vae else 0.0))
+    seconds = min(SECONDS, max(LEAST, SHARE * trained))
     say(f"report: drawing up to {MOST} images, for {seconds:.0f} seconds or so")
     samples = draw(pipe, seconds)
     labels = in_turn(card, len(samples))

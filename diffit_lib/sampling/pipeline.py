@@ -26,6 +26,7 @@ from diffit_lib.utils.tensors import (
     autocast,
     best_device,
     best_precision,
+    cpu_threads,
     seeded_generator,
     state_dtype,
     to_uint8,
@@ -53,6 +54,7 @@ class Pipeline:
         check(self.precision in PRECISIONS, f"precision is {precision!r}; give auto, {', '.join(PRECISIONS)}")
         self.denoiser = denoiser.to(self.device).to(memory_format=torch.channels_last).eval()
         self.card, self.space = card, space.to(self.device)
+        self.threads = card.experiment.training.threads  # on a CPU; a tiny network is faster on one
 
     def __repr__(self) -> str:
         """What it draws, with what, and what it was trained on, in one paragraph."""
@@ -119,7 +121,9 @@ class Pipeline:
                 raise DiffitError(
                     f"{size} images at once exceed the memory of {self.device}; give batch_size={max(1, size // 2)}"
                 ) from None
-            yield batch.paste(self.space.decode(x)) if batch else self.space.decode(x)
+            with cpu_threads(self.threads):
+                images = self.space.decode(x)
+            yield batch.paste(images) if batch else images
 
     def stream(
         self,
@@ -152,7 +156,7 @@ class Pipeline:
             options["churn"] *= (len(sigmas) - 1) / sampling.steps
         states = SAMPLERS[sampling.sampler](denoiser, x, sigmas, class_label, noise, **options)
         while True:
-            with autocast(self.device, self.precision):  # closed before the yield: the caller's code is not cast
+            with autocast(self.device, self.precision), cpu_threads(self.threads):  # closed before the yield
                 state = next(states, None)
             if state is None:
                 return

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import shutil
+import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,12 +21,13 @@ from diffit_lib.sampling.pipeline import Pipeline
 from diffit_lib.utils.distributed import rank_info, wait_for
 from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.files import replacing, sweep, write_text
-from diffit_lib.utils.logging import progress
+from diffit_lib.utils.logging import progress, say
 from diffit_lib.utils.plots import enlargement, tile, write_png
 from diffit_lib.utils.tensors import PROTOCOLS, seeded_generator
 
 # Where the images end up. The zip, the npz and the grid are made from the PNG files, which are then deleted.
 PLACES = {"png": "images", "zip": "images.zip", "npz": "images.npz", "grid": "grid.png"}
+LONG = 2.0  # minutes of drawing, from which on they are told before
 
 
 class Selection(NamedTuple):
@@ -84,6 +86,11 @@ class SampleWriter:
         """Draw this process's share of the images that are missing."""
         rank, world, _ = rank_info()
         share = self.batches()[rank::world]
+        left = [
+            batch for batch in share if not self.joined() and not all(self.path(image).is_file() for image in batch)
+        ]
+        if len(left) > 1 and rank == 0:
+            self.foretell(left)
         with progress(total=sum(map(len, share)), desc=f"drawing into {self.folder}", unit=" images") as bar:
             for batch in share:
                 missing = [image for image in batch if not self.path(image).is_file()]
@@ -94,6 +101,19 @@ class SampleWriter:
                                 Image.fromarray(picture).save(beside, "PNG")
                     self.after_batch()
                 bar.update(len(batch))
+
+    def foretell(self, batches: Sequence[Sequence[Selection]]) -> None:
+        """Say how long drawing these takes, by the time of one step, if that is long."""
+        batch, sampling = batches[0], self.pipe.sampling(**self.settings)
+        seeds, labels = [image.seed for image in batch], self.labels(batch)
+        states = self.pipe.stream(seeds, labels, pad_to=self.batch_size, **self.settings)
+        next(states)
+        start = time.monotonic()
+        next(states, None)
+        minutes = (time.monotonic() - start) * sampling.steps * len(batches) / 60
+        if minutes > LONG:
+            words = f"{minutes / 60:.1f} hours" if minutes > 90 else f"{minutes:.0f} minutes"
+            say(f"drawing {sum(map(len, batches)):,} images takes about {words}; stopped, the same command goes on")
 
     def read(self) -> Iterator[Tensor]:
         """All images in order, uint8 (B, C, H, W); waits for the batches that other processes draw."""

@@ -19,6 +19,7 @@ from diffit_lib.config.experiment import BaseExperimentConfig
 from diffit_lib.config.training import TrainingConfig
 from diffit_lib.training.logs import MetricsLog
 from diffit_lib.training.module import CheckpointFile, Clock, Report, RunModule
+from diffit_lib.training.rehearsal import fastest_threads
 from diffit_lib.training.run_dir import (
     CHECKPOINT,
     PREVIOUS,
@@ -65,6 +66,7 @@ def start(
             check_readable(folder / CHECKPOINT, images)
         else:
             settled = settle(experiment, None)
+            settled = settled.override(threads=settled.training.threads or fastest_threads(settled))
             folder = new_folder(name or experiment.name) if run is None else Path(run)
             if run is None:
                 say(f"run: {folder}; if stopped, resume with `diffit {verb(settled)} --run {folder}`")
@@ -177,7 +179,7 @@ def resumed(experiment: R, run: Path, settle: Callable[[R, R | None], R]) -> R:
     "auto" precision stays what it was, unless the run was trained in half precision and is on a CPU now.
     """
     options: Any = read_options(type(experiment), run)
-    asked: Any = experiment
+    asked: Any = experiment.override(threads=experiment.training.threads or options.training.threads)
     if asked.training.precision == "auto":
         if options.training.precision == "16-mixed" and best_device().type == "cpu":
             options = options.override(precision=best_precision(best_device()))

@@ -128,9 +128,9 @@ def write_snapshot(
     precision = experiment.training.precision
     pipe = Pipeline(module.average, card, module.space, device=module.device, precision=precision)
     labels, start = in_turn(card, GRID), time.monotonic()
-    samples = pipe(seeds=range(ROW), labels=labels and labels[:ROW])
-    each = (time.monotonic() - start) / ROW
-    if each * (GRID - ROW) < 60 * experiment.training.report_minutes * SHARE:
+    samples = pipe(seeds=range(GRID)[:ROW], labels=labels and labels[:ROW])
+    each = (time.monotonic() - start) / len(samples)
+    if 0 < each * (GRID - ROW) < 60 * experiment.training.report_minutes * SHARE:
         samples = np.concatenate([samples, pipe(seeds=range(ROW, GRID), labels=labels and labels[ROW:])])
     name = f"samples/{module.images_seen:09d}.png"
     write_png(run / name, tile(samples, columns=ROW, scale=enlargement(samples)))

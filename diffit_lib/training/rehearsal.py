@@ -1,0 +1,106 @@
+"""A few steps on noise before a run: how long one takes, and on how many CPU threads."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from diffit_lib.checkpoints.weights import build_denoiser
+from diffit_lib.config.experiment import BaseExperimentConfig, ExperimentConfig, VAEExperimentConfig
+from diffit_lib.data.datasets import Images
+from diffit_lib.data.stream import Batch, TrainingStream
+from diffit_lib.models.vae import KLAutoencoder
+from diffit_lib.training.autoencoder import AutoencoderModule
+from diffit_lib.training.diffusion import DiffusionModule
+from diffit_lib.training.module import RunModule
+from diffit_lib.utils.distributed import rank_info
+from diffit_lib.utils.tensors import autocast, best_device, best_precision, cpu_threads, seeded_generator
+
+ENOUGH = 5.0  # seconds of timed steps
+SHORT = 0.5  # seconds on each number of threads; where one step takes longer, all threads are taken
+
+
+def time_steps(experiment: BaseExperimentConfig, most: float = ENOUGH) -> float:
+    """Seconds of training for one image, by steps that are timed for 5 seconds, or for `most` if that is less.
+
+    A step is forward, backward and Adam, on noise of the network's input shape. It leaves out reading and encoding
+    images, reports, LPIPS and the discriminator. Where a step of the whole batch would take too long, part of a batch
+    is timed.
+    """
+    training = experiment.training
+    with torch.random.fork_rng(devices=[]), cpu_threads(training.threads):
+        step = rehearsal(experiment)
+        begun, size = time.monotonic(), min(2, training.batch_size)
+        step(size)
+        each = step(size) / size
+        fits = int((min(most, ENOUGH) + begun - time.monotonic()) / 3 / each)  # one that does not count, then two
+        if fits > size:
+            size = min(fits, training.batch_size // training.accumulate)
+            step(size)
+            each = min(step(size), step(size)) / size
+    return each
+
+
+def fastest_threads(experiment: BaseExperimentConfig) -> int | None:
+    """1 or all CPU threads, whichever takes the shorter steps, measured for a second or so.
+
+    None, which is all, where there is nothing to measure: one thread only, a GPU, several processes.
+    """
+    most = torch.get_num_threads()
+    if most == 1 or best_device().type != "cpu" or rank_info().world > 1:
+        return None
+    times = {}
+    with torch.random.fork_rng(devices=[]):
+        step = rehearsal(experiment)
+        size = min(8, experiment.training.batch_size // experiment.training.accumulate)
+        for count in (most, 1):
+            with cpu_threads(count):
+                begun = time.monotonic()
+                step(size)
+                times[count] = step(size)
+                while (left := SHORT + begun - time.monotonic()) > 0:
+                    times[count] = min(times[count], step(size))
+            if left < -2 * SHORT:
+                return most
+    return min(times, key=times.__getitem__)
+
+
+def rehearsal(experiment: BaseExperimentConfig) -> Callable[[int], float]:
+    """A function that takes a step of the experiment on so many images of noise, and returns its seconds."""
+    training, device = experiment.training, best_device()
+    precision = best_precision(device) if training.precision == "auto" else training.precision
+    module = on_noise(experiment).to(device)
+    optimizer = torch.optim.Adam(module.model.parameters(), lr=0.0)
+
+    def step(size: int) -> float:
+        options = experiment.override(batch_size=size, accumulate=1).training
+        stream = TrainingStream(module.data, options, module.state_shape)
+        start = time.monotonic()
+        batch = Batch(*(tensor.to(device) for tensor in module.on_before_batch_transfer(stream.batch(0), 0)))
+        with autocast(device, precision):
+            loss: Any = module.training_step(batch, 0)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.monotonic() - start
+
+    return step
+
+
+def on_noise(experiment: BaseExperimentConfig) -> RunModule:
+    """The experiment's module, on noise in place of images."""
+    shape = experiment.network.shape
+    count = experiment.training.batch_size
+    pixels = torch.randint(256, (count, *shape), dtype=torch.uint8, generator=seeded_generator("rehearsal"))
+    noise = Images("noise", pixels, torch.zeros(count, dtype=torch.int64), ())
+    if isinstance(experiment, VAEExperimentConfig):
+        return AutoencoderModule(
+            KLAutoencoder(experiment.network).to(memory_format=torch.channels_last), experiment, noise
+        )
+    assert isinstance(experiment, ExperimentConfig)
+    known = experiment if getattr(experiment.denoiser, "sigma_data", 1.0) else experiment.override(sigma_data=0.5)
+    denoiser = build_denoiser(known).to(memory_format=torch.channels_last)
+    return DiffusionModule(denoiser, experiment.training, noise)
