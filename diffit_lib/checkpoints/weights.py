@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from diffit_lib.checkpoints.autoencoders import VAECard, build_latent_space, load_vae, stable_diffusion_card
 from diffit_lib.checkpoints.hub import ALIASES, HUB_MODELS, find_weights, tell_licence
+from diffit_lib.checkpoints.layouts import MARKS, to_ours
 from diffit_lib.checkpoints.published import HubModel, open_published
 from diffit_lib.checkpoints.safetensors_io import (
     Card,
@@ -34,6 +35,7 @@ from diffit_lib.models import build_network
 from diffit_lib.models.latent_space import PIXEL_SPACE, LatentSpace, LazyLatentSpace, Space
 from diffit_lib.utils.errors import DiffitError, check
 
+SIDE = "diffit.safetensors"  # beside diffusers' tensors: our card, and what their layout cannot hold as it is
 LABEL_TABLE = "network.time_token.classes.weight"
 
 
@@ -134,13 +136,16 @@ def load_weights(
     )
     path = find_weights(path_or_name) if file is None else Path(file)
     check(path.is_file(), f"there is no file {str(path)!r}; give that of {name}, {known and HUB_MODELS[name].file}")
-    if not is_ours(path):
+    if (side := path.with_name(SIDE)).is_file() and side != path:
+        card, tensors = read_card(side, ModelCard), exported_tensors(path, side)
+    elif not is_ours(path):
         given = known and name == str(path_or_name) and not Path(name).is_file()
         model, tensors = open_published(path, name if given else "")
         denoiser = build_denoiser(model.experiment, "meta")
         load_tensors(denoiser.network, tensors, path)
         return denoiser, published_card(model)
-    card, tensors = read_card(path, ModelCard), read_tensors(path, prefix)
+    else:
+        card, tensors = read_card(path, ModelCard), read_tensors(path, prefix)
     check(bool(tensors), f"{path} holds no {prefix[:-1]} tensors; load it with ema={not ema}")
     check_size(card, tensors, path)
     try:
@@ -149,6 +154,18 @@ def load_weights(
         raise DiffitError(f"{path} has a card whose network cannot be built; it fits another model") from error
     load_tensors(denoiser, tensors, path)
     return denoiser, card
+
+
+def exported_tensors(path: Path, side: Path) -> dict[str, Tensor]:
+    """The denoiser's tensors in a folder that `export` wrote."""
+    network: Any = read_card(side, ModelCard).experiment.network
+    found = read_tensors(path)
+    if MARKS["diffusers"] in found:
+        hints = {"num_attention_heads": network.num_heads, "sample_size": network.image_size[0]}
+        found = {f"network.{name}": tensor for name, tensor in to_ours(found, "diffusers", path, hints).items()}
+    if not network.num_classes:
+        found.pop(LABEL_TABLE, None)
+    return found | read_tensors(side, "ema.")
 
 
 def is_ours(path: Path) -> bool:
@@ -203,10 +220,13 @@ def load_own_space(path_or_name: str | Path, card: ModelCard, file: str | Path |
     check(file is None or published, f"vae is {str(file)!r}, but {path_or_name} has its own; leave it out")
     if card.vae is None:
         return PIXEL_SPACE
+    path = find_weights(path_or_name) if not published or Path(path_or_name).exists() else Path()
+    beside = path.parent.with_name("vae") / path.name  # of a folder of diffusers
     if published:
+        file = beside if file is None and path.parent.name == "transformer" and beside.is_file() else file
         return LazyLatentSpace(lambda: load_vae(card.experiment.vae, file=file)[0])
-    path = find_weights(path_or_name)
-    tensors = read_tensors(path, "vae.")
+    side = path.with_name(SIDE)
+    tensors = read_tensors(beside) | read_tensors(side, "vae.") if side.is_file() else read_tensors(path, "vae.")
     return build_latent_space(card.vae, tensors, path) if tensors else load_vae(card.experiment.vae)[0]
 
 

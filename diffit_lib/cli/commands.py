@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffit_lib.cli import options
+from diffit_lib.cli.export import run_export
 from diffit_lib.config.presets import PRESETS, VAE_PRESETS
 
 
@@ -293,4 +294,5 @@ VERBS: dict[str, Callable[..., None]] = {
     "encode": run_encode,
     "pack": run_pack,
     "reconstruct": run_reconstruct,
+    "export": run_export,
 }

@@ -1,0 +1,208 @@
+"""A latent model as a folder that diffusers opens: DiT in the stock `DiTPipeline`, DiffiT with a file for it.
+
+A round trip is exact to the bit: what diffusers' layout cannot hold as it is lies in a file of its own beside it.
+"""
+
+import json
+import math
+import re
+import shutil
+from inspect import getsource
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from diffit_lib.checkpoints.layouts import DIFFUSERS, TABLES, Tensors, to_ours
+from diffit_lib.checkpoints.published import TRANSFORMER
+from diffit_lib.checkpoints.safetensors_io import write_checkpoint
+from diffit_lib.checkpoints.weights import SIDE, load_own_space, load_weights
+from diffit_lib.config.diffusion import VPConfig
+from diffit_lib.config.models import TransformerConfig
+from diffit_lib.models import blocks, transformer
+from diffit_lib.models.blocks import sinusoid
+from diffit_lib.models.latent_space import LatentSpace
+from diffit_lib.utils.errors import check
+from diffit_lib.utils.tensors import unpatchify
+
+ROWS = 1001  # of the label table that DiTPipeline asks for: its "no class" is 1000
+PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
+BETAS = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
+EVERY = 20  # DiTPipeline's own 50 steps of 1000
+PIPELINE = Path(__file__).with_name("pipeline.txt")
+
+
+def export(weights: str | Path, folder: str | Path, vae: str | Path | None = None) -> Path:
+    """Write `folder` for diffusers and return it. `vae` is the file of a published autoencoder, by default the hub's.
+
+    Raises a DiffitError for weights that diffusers' pipeline cannot draw with, and for a folder that is not empty.
+    """
+    folder = Path(folder)
+    check(not folder.exists() or not any(folder.iterdir()), f"{folder} is not empty; give another folder")
+    denoiser, card = load_weights(weights)
+    network, config = card.experiment.network, card.experiment.denoiser
+    space = load_own_space(weights, card, vae)
+    latent = isinstance(space, LatentSpace) and isinstance(network, TransformerConfig) and network.augment_dim == 0
+    check(latent and isinstance(config, VPConfig), f"{weights}: diffusers' DiTPipeline takes latents and denoiser vp")
+    assert isinstance(config, VPConfig)
+    assert isinstance(network, TransformerConfig)
+    assert isinstance(space, LatentSpace)
+    check(network.image_size[0] == network.image_size[1], f"{weights} draws {network.image_size}, not squares")
+    check(network.num_classes < ROWS, f"{weights} has {network.num_classes} classes; DiTPipeline takes 1000 at most")
+    tensors = denoiser.network.state_dict()
+    decoder, vae_config = for_diffusers(space, str(weights))
+    if network.block == "dit":
+        check(network.mlp_ratio == 4, f"{weights} has mlp_ratio {network.mlp_ratio}; diffusers' DiT has 4")
+        theirs = to_diffusers(tensors, network)
+        hints = {"sample_size": network.image_size[0], "num_attention_heads": network.num_heads}
+        back = to_ours(theirs, "diffusers", folder, hints)
+        kept = {name: tensor for name, tensor in tensors.items() if not torch.equal(tensor, back[name])}
+        module, kind, pipeline = "diffusers", "DiTTransformer2DModel", "DiTPipeline"
+    else:
+        theirs, kept = {f"network.{name}": tensor for name, tensor in tensors.items()}, {}
+        module, kind, pipeline = "diffit", "DiffiTModel", "DiTPipeline"
+    beside = folder.with_name(f".{folder.name}.{uuid4().hex[:8]}")
+    try:
+        write_json(beside / "transformer" / "config.json", transformer_config(network, kind))
+        write_json(beside / "vae" / "config.json", vae_config)
+        write_json(beside / "scheduler" / "scheduler_config.json", scheduler_config(config))
+        index: dict[str, Any] = {"_class_name": pipeline, "_diffusers_version": "0.35.0"}
+        index |= {"transformer": [module, kind], "vae": ["diffusers", "AutoencoderKL"]}
+        index |= {"scheduler": ["diffusers", "DDIMScheduler"]}
+        index |= {"id2label": {str(number): name for number, name in enumerate(card.class_names)}}
+        write_json(beside / "model_index.json", index)
+        save_file({name: t.contiguous() for name, t in theirs.items()}, beside / TRANSFORMER, {"format": "pt"})
+        save_file(decoder, beside / "vae" / Path(TRANSFORMER).name, {"format": "pt"})
+        own = {f"vae.{name}": t for name, t in space.network.state_dict().items() if not torch.equal(t, decoder[name])}
+        side = {f"ema.network.{name}": tensor for name, tensor in kept.items()} | own
+        write_checkpoint(beside / "transformer" / SIDE, card, side)
+        if module == "diffit":
+            (beside / "transformer" / "diffit.py").write_text(pipeline_file(), encoding="utf-8")
+        if folder.exists():
+            folder.rmdir()
+        beside.rename(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return folder
+
+
+def to_diffusers(tensors: Tensors, network: TransformerConfig) -> Tensors:
+    """Our tensors by diffusers' names, with the label table of 1000 classes and, unless as_diffusers, its time."""
+    table = tensors.get("time_token.classes.weight", torch.zeros(1, network.width))
+    tensors = tensors | {"time_token.classes.weight": torch.cat([table, table[-1:].expand(ROWS - len(table), -1)])}
+    if not network.as_diffusers:
+        tensors |= refit(tensors["time_token.mlp.0.weight"], tensors["time_token.mlp.0.bias"])
+    names = {ours: theirs for theirs, ours in DIFFUSERS.items()}
+    found: Tensors = {}
+    for name, tensor in tensors.items():
+        repeated = next(((ours, theirs) for theirs, ours in TABLES.items() if name.startswith(ours)), None)
+        theirs = name
+        for ours, part in names.items():
+            theirs = re.sub(rf"(^|(?<=\d)){re.escape(ours)}", part, theirs)
+        if repeated:
+            for number in range(network.depth):
+                copy = f"transformer_blocks.{number}{repeated[1]}{name.removeprefix(repeated[0])}"
+                found[copy] = tensor.clone()
+        elif ".attn.qkv." in name:
+            for part, third in zip("qkv", tensor.chunk(3), strict=True):
+                found[theirs.replace(".to_q.", f".to_{part}.")] = third
+        elif name != "pos_embed":
+            found[theirs] = tensor
+    return found
+
+
+def refit(weight: Tensor, bias: Tensor) -> Tensors:
+    """The first layer of the time's MLP for diffusers' frequencies, f^(-i/127) in place of DiT's f^(-i/128).
+
+    Least squares over all times; at every 20th, which DiTPipeline's 50 steps are, it is exact to float32.
+    """
+    times = torch.arange(1000)
+    ours, theirs = (
+        sinusoid(times, weight.shape[1], endpoint=endpoint, cos_first=True).double() for endpoint in (False, True)
+    )
+    theirs = torch.cat([theirs, torch.ones(len(times), 1)], dim=1)
+    importance = torch.where(times % EVERY == 0, 3000.0, 1.0)[:, None]
+    rows = torch.cat([importance * theirs, torch.eye(theirs.shape[1])])
+    answers = torch.cat([importance * ours, torch.zeros(theirs.shape[1], ours.shape[1])])
+    change = torch.linalg.lstsq(rows, answers, driver="gelsd").solution @ weight.double().T
+    moved = bias.double() + change[-1]
+    return {"time_token.mlp.0.weight": change[:-1].T.float().contiguous(), "time_token.mlp.0.bias": moved.float()}
+
+
+def for_diffusers(space: LatentSpace, source: str) -> tuple[Tensors, dict[str, Any]]:
+    """An autoencoder's tensors and config for diffusers' AutoencoderKL.
+
+    Means and deviations by channel go into the convolution before the decoder, since DiTPipeline knows one scale.
+    """
+    config = space.network.config
+    groups = {math.gcd(channels, min(32, channels // 4)) for channels in config.channels}
+    fits = len(groups) == 1 and config.patch == 1 and all(config.down) and not any(config.attn)
+    check(fits, f"{source} has an autoencoder that diffusers' AutoencoderKL cannot hold; take one like SD's")
+    tensors = {
+        name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in space.network.state_dict().items()
+    }
+    mean, std, scale = space.mean.flatten(), space.std.flatten(), 1 / float(space.std.flatten()[0])
+    if mean.any() or (std != std[0]).any():
+        weight, scale = tensors["post_quant_conv.weight"], 1.0
+        tensors["post_quant_conv.bias"] += weight[:, :, 0, 0] @ mean
+        tensors["post_quant_conv.weight"] = weight * std[None, :, None, None]
+    fields = {
+        "_class_name": "AutoencoderKL",
+        "in_channels": config.in_channels,
+        "out_channels": config.in_channels,
+        "block_out_channels": config.channels,
+        "down_block_types": ["DownEncoderBlock2D"] * len(config.channels),
+        "up_block_types": ["UpDecoderBlock2D"] * len(config.channels),
+        "layers_per_block": config.num_layers,
+        "latent_channels": config.z_channels,
+        "norm_num_groups": min(groups),
+        "mid_block_add_attention": config.mid_attn,
+        "sample_size": config.image_size[0],
+        "scaling_factor": scale,
+    }
+    return tensors, fields
+
+
+def transformer_config(network: TransformerConfig, kind: str) -> dict[str, Any]:
+    """The config.json of the transformer."""
+    fields = {"_class_name": kind, "in_channels": network.in_channels, "out_channels": network.out_channels}
+    fields |= {"sample_size": network.image_size[0], "patch_size": network.patch_size}
+    if kind == "DiffiTModel":
+        names = ("image_size", "block", "width", "depth", "num_heads", "mlp_ratio", "num_classes", "learned_variance")
+        return fields | {name: getattr(network, name) for name in names}
+    size = {"num_layers": network.depth, "num_attention_heads": network.num_heads}
+    size |= {"attention_head_dim": network.width // network.num_heads, "num_embeds_ada_norm": ROWS - 1}
+    return fields | size | {"norm_eps": 1e-5 if network.as_diffusers else 1e-6}
+
+
+def scheduler_config(config: VPConfig) -> dict[str, Any]:
+    """DDIM on the noise levels that the network was trained on."""
+    scale = 1000 / config.timesteps
+    return {
+        "_class_name": "DDIMScheduler",
+        "num_train_timesteps": config.timesteps,
+        "beta_start": 1e-4 * scale,
+        "beta_end": 0.02 * scale,
+        "beta_schedule": BETAS[config.noise_schedule],
+        "prediction_type": PREDICTIONS[config.prediction],
+        "clip_sample": config.clip,
+        "set_alpha_to_one": True,
+        "steps_offset": 0,
+        "timestep_spacing": "leading",
+    }
+
+
+def pipeline_file() -> str:
+    """One file with the network's blocks, for `DiffusionPipeline.from_pretrained(custom_pipeline=...)`."""
+    sources = [getsource(unpatchify), getsource(blocks), getsource(transformer)]
+    code = re.sub(r"^from diffit_lib.*\n", "", "\n\n".join(sources), flags=re.M)
+    return PIPELINE.read_text(encoding="utf-8").replace("# the network\n", code)
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write one of diffusers' configurations."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
