@@ -95,7 +95,7 @@ class TestMistakes:
             ("evaluate digits --data=nowhere", "no data set or path 'nowhere': "),
             (
                 "evaluate digits --protocol=adm",
-                "protocol is 'adm', which is for Inception alone; give --extractor inception",
+                "protocol is 'adm', which the classifier does not take; give --extractor inception",
             ),
             ("sample digits --guidance_schedule=late", "guidance_schedule.*late"),
             ("train digits --crop=round", "crop.*round"),

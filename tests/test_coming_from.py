@@ -118,7 +118,6 @@ FEWER = {
     "--devices=8": "--devices=1",
     "--devices=4": "--devices=2",
     "--seeds=0-49999": "--seeds=0-15",
-    "--per_class=5000": "--per_class=2",
 }
 FEWER |= {"--images=50_000": "--images=16", "--steps=5,10,20": "--steps=2,3"}  # of sample and evaluate
 

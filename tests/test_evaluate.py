@@ -11,14 +11,17 @@ import torch
 from image_files import fill
 from PIL import Image
 
-from diffit_lib.checkpoints.weights import load_weights, save_weights
+from diffit_lib.checkpoints.autoencoders import stable_diffusion_card
+from diffit_lib.checkpoints.weights import ModelCard, build_denoiser, load_weights, save_weights
 from diffit_lib.cli.main import main
+from diffit_lib.config.presets import PRESETS
 from diffit_lib.data.datasets import Images, Split
 from diffit_lib.evaluation import evaluator as bench
-from diffit_lib.evaluation.evaluate import FIRST_SEED, evaluate, evaluate_each
-from diffit_lib.evaluation.evaluator import ClassifierEvaluator, InceptionEvaluator, cached_reference
+from diffit_lib.evaluation.evaluate import FIRST_SEED, evaluate, evaluate_each, sample_writers, with_decoder
+from diffit_lib.evaluation.evaluator import ClassifierEvaluator, NetworkEvaluator, cached_reference
 from diffit_lib.evaluation.features import Seen
 from diffit_lib.evaluation.metrics import reference_statistics
+from diffit_lib.evaluation.protocols import PROTOCOLS, paper_settings
 from diffit_lib.evaluation.provenance import Provenance
 from diffit_lib.sampling.pipeline import Pipeline, load
 from diffit_lib.utils.errors import DiffitError
@@ -69,7 +72,82 @@ def test_numbers_by_the_classifier_carry_all_they_depend_on(weights, data):
     assert stamp["weights_hash"] == digest(load_weights(weights)[0].state_dict())
     assert stamp["seeds"] == "10000-10039"
     assert not stamp["best_by_this_metric"]
+    assert (stamp["labels"], stamp["seeds"]) == ("as many of each class", "10000-10039")
+    assert all(report[f"{name}_plus_minus"] > 0 for name in ("frechet", "frechet_floor", "frechet_ratio"))
+    assert report["copies"] == 0
+    assert report["copies_floor"] <= 0.01
     assert evaluate(weights, data, images=40) == report
+
+
+def test_copies_among_the_images_are_told_with_the_place_of_the_first(data, hasty, tmp_path):
+    pictures = torch.cat([data.test.images[:60], data.train.images[:5].flip(-1)]).permute(0, 2, 3, 1).numpy()
+    np.savez(tmp_path / "copied.npz", pictures)
+    report = evaluate(tmp_path / "copied.npz", "digits")
+    assert report["copies"] == pytest.approx(5 / 65)
+    assert "5 of 65 images are copies of training images" in report["warnings"][-1]
+    assert report["warnings"][-1].endswith("the first is number 60")
+
+
+@pytest.mark.parametrize("moved", [0, 0.004, 0.5])
+def test_numbers_other_than_the_cards_are_told_with_the_reason(weights, data, tmp_path, hasty, moved):
+    denoiser, card = load_weights(weights)
+    path = tmp_path / "own.safetensors"
+    numbers = evaluate(weights, data, images=40)
+    stamp = numbers["stamp"] | ({"extractor_checksum": "a+b+c"} if moved else {})
+    numbers |= {
+        "stamp": stamp,
+        "frechet_ratio": numbers["frechet_ratio"] + moved * numbers["frechet_ratio_spread"] * 10,
+    }
+    save_weights(path, replace(card, numbers=numbers), denoiser)
+    told = [line for line in evaluate(path, data, images=40)["warnings"] if "card says" in line]
+    assert len(told) == (moved > 0)
+    if moved:
+        assert "by classifiers trained on another machine or by another version" in told[0]
+        assert ("OUTSIDE" in told[0]) == (moved > 0.2)
+        assert "card says" not in str(evaluate(path, data, images=20)["warnings"])  # numbers of other images
+
+
+def test_protocol_of_a_paper_sets_all_that_its_number_needs(unconditional, coloured, weights, data, inception):
+    found = evaluate(weights, data, images=30, protocol="edm", steps=3)["stamp"]  # what is given counts more
+    assert (found["sampler"], found["steps"]) == ("heun churn=0.0 sigma=10..0.03", 3)
+    assert (found["labels"], found["guidance"], found["rounding"], found["extractor"]) == (
+        "random",
+        "1",
+        "round",
+        "pixels",
+    )
+    assert evaluate(unconditional, coloured, images=20, protocol="edm", steps=2)["stamp"]["labels"] is None
+    network = PRESETS["diffit-xl-2"].network
+    assert paper_settings("dit", network) == {
+        "sampler": "ddpm", "steps": 250, "variance": "learned",
+        "guidance": 1.5, "guidance_schedule": "constant", "guidance_channels": 3,
+    }  # fmt: skip
+    for preset, guidance in (("diffit-xl-2", 4.4), ("diffit-xl-2-512", 1.49)):
+        recipe = PRESETS[preset].sampling
+        for name, value in paper_settings("diffit", PRESETS[preset].network).items():
+            assert getattr(recipe, name) == value
+        assert recipe.guidance == guidance
+    assert [paper_settings("edm", PRESETS[name].network)["steps"] for name in ("cifar10", "ffhq64")] == [18, 40]
+    assert {name: (paper.images, paper.rounding) for name, paper in PROTOCOLS.items()} == {
+        "round": (500, "round"), "adm": (500, "adm"),
+        "dit": (50_000, "round"), "diffit": (50_000, "adm"), "edm": (50_000, "round"),
+    }  # fmt: skip
+
+
+def test_random_labels_are_those_drawn_from_the_seeds(weights, tmp_path):
+    pipe = load(weights)
+    (writer,) = sample_writers(pipe, 12, [{}], 4, "edm", tmp_path, lambda: None)
+    seeds = [image.seed for image in writer.images]
+    assert seeds == list(range(FIRST_SEED, FIRST_SEED + 12))
+    assert [image.label for image in writer.images] == pipe.class_label(seeds, None).tolist()
+
+
+def test_protocol_takes_the_papers_decoder_for_weights_of_stable_diffusions_latents(monkeypatch):
+    experiment = replace(PRESETS["diffit-s-2"], vae="stabilityai/sd-vae-ft-mse")
+    experiment = experiment.override(width=32, depth=1, num_heads=2)
+    pipe = Pipeline(build_denoiser(experiment), ModelCard(experiment, vae=stable_diffusion_card(experiment.vae)))
+    assert with_decoder(pipe, "here", PROTOCOLS["dit"].vae).card.experiment.vae == "stabilityai/sd-vae-ft-ema"
+    assert with_decoder(pipe, "here", "") is pipe
 
 
 def test_settings_change_how_the_images_are_drawn_and_the_stamp_says_so(weights, data):
@@ -81,12 +159,12 @@ def test_settings_change_how_the_images_are_drawn_and_the_stamp_says_so(weights,
 
 
 def test_numbers_by_inception_are_those_of_the_weights_images(weights, data, inception):
-    report = evaluate(weights, data, images=30, extractor="inception", inception="local.pth")
+    report = evaluate(weights, data, images=30, extractor="inception", extractor_file="local.pth")
     assert inception == ["local.pth"]
     pipe, network = load(weights), PixelInception()
     labels = [k // 3 for k in range(30)]
     pictures = torch.from_numpy(pipe(range(FIRST_SEED, FIRST_SEED + 30), labels, batch_size=100)).permute(0, 3, 1, 2)
-    measure = InceptionEvaluator(
+    measure = NetworkEvaluator(
         reference_statistics(data.train.images, network), network, "digits/train", data.train.fingerprint()
     )
     expected = measure([pictures], None, Provenance(**report["stamp"]))
@@ -132,9 +210,9 @@ def test_what_an_extractor_cannot_measure_is_refused_before_anything_is_drawn(we
     with pytest.raises(DiffitError, match="digits/train has no test images to compare with; give 50 images or more"):
         evaluate(weights, Split(data.train, data.train))
     with pytest.raises(
-        DiffitError, match=r"inception is 'a\.pth', but the extractor is not; give --extractor inception"
+        DiffitError, match=r"extractor_file is 'a\.pth', which the classifier does not take; give --extractor inc"
     ):
-        evaluate(weights, data, inception="a.pth")
+        evaluate(weights, data, extractor_file="a.pth")
 
 
 def test_data_without_classes_are_measured_by_inception(unconditional, coloured, inception):
@@ -220,9 +298,10 @@ def test_statistics_give_the_numbers_that_their_images_give(weights, data, incep
     path = tmp_path / "statistics.npz"
     by_images = evaluate(weights, data, images=20, extractor="inception", save_statistics=path)
     by_statistics = evaluate(weights, path, images=20)
-    known = ("fid", "sfid", "inception_score", "inception_score_std")
+    known = ("fid", "sfid", "inception_score", "inception_score_std", "vendi_score")
+    known += ("fid_plus_minus", "sfid_plus_minus")
     assert numbers_of(by_statistics) == {name: by_images[name] for name in known}
-    assert "KID, precision and recall are left out" in by_statistics["warnings"][-1]
+    assert "KID, precision, recall, density and coverage are left out" in by_statistics["warnings"][-1]
     assert (by_statistics["stamp"]["reference"], by_images["stamp"]["reference"]) == (path.name, "digits/train")
 
     with np.load(path) as file:  # as ADM publishes them: with some of the images
@@ -255,7 +334,7 @@ def test_inception_measures_against_all_images_of_a_folder(drawn, inception, tmp
         ({"data": "nowhere.npz"}, r"there is no file nowhere\.npz"),
         (
             {"data": "digits", "save_statistics": "s.npz"},
-            "save_statistics is 's.npz', which is for Inception alone; give",
+            "save_statistics is 's.npz', which the classifier does not take; give",
         ),
     ],
 )

@@ -11,7 +11,7 @@ from torch.utils.data import Subset
 
 from diffit_lib.data.datasets import load_data
 from diffit_lib.evaluation import features as extractors
-from diffit_lib.evaluation.evaluator import InceptionEvaluator
+from diffit_lib.evaluation.evaluator import NetworkEvaluator
 from diffit_lib.evaluation.features import (
     INCEPTION_SHA256,
     INCEPTION_URL,
@@ -33,7 +33,7 @@ STAMP = Provenance(reference="toy/train", reference_hash="abc", sampler="heun", 
 
 def measure_inception(batches, reference, inception, stamp):
     """The numbers of these batches against a reference."""
-    return InceptionEvaluator(reference, inception, stamp.reference, stamp.reference_hash)(batches, None, stamp)
+    return NetworkEvaluator(reference, inception, stamp.reference, stamp.reference_hash)(batches, None, stamp)
 
 
 def pictures(*shape, seed=0):

@@ -168,9 +168,9 @@ def run_evaluate(
     what: str,
     data: str | None = None,
     images: int | None = None,
-    extractor: Literal["classifier", "inception"] | None = None,
-    inception: str | None = None,
-    protocol: Literal["round", "adm"] = "round",
+    extractor: Literal["classifier", "inception", "dinov2", "dinov2-b", "clip"] | None = None,
+    extractor_file: str | None = None,
+    protocol: Literal["round", "adm", "dit", "diffit", "edm"] = "round",
     batch_size: int = 100,
     out: str | None = None,
     save_statistics: str | None = None,
@@ -183,11 +183,11 @@ def run_evaluate(
         data: Data set by name, folder, zip, or npz of images or statistics (mu, sigma); by default the training data.
         images: How many images to draw, equally many of each class (500), or to take of the given ones (all).
         extractor: Network that computes the features; by default the classifier if the data have classes.
-        inception: File of Inception's weights; by default downloaded.
-        protocol: How values become 8-bit; adm truncates as the published evaluators do.
+        extractor_file: File of this network's published weights; by default downloaded.
+        protocol: adm truncates to 8 bits as ADM does; dit, diffit and edm set all that those papers' numbers need.
         batch_size: Images drawn at once.
         out: JSON file to append the numbers to; several settings also give a table and a plot beside it.
-        save_statistics: npz file for Inception's statistics of the data, as other evaluators read them.
+        save_statistics: npz file for the network's statistics of the data, as other evaluators read them.
     """
     from diffit_lib.evaluation.evaluate import combinations, evaluate_each
     from diffit_lib.evaluation.provenance import read_results, record, table
@@ -199,7 +199,7 @@ def run_evaluate(
         data,
         images=images,
         extractor=extractor,
-        inception=inception,
+        extractor_file=extractor_file,
         protocol=protocol,
         batch_size=batch_size,
         save_statistics=save_statistics,

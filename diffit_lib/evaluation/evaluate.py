@@ -3,20 +3,24 @@
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from diffit_lib.checkpoints.weights import ModelCard, check_fits, few
+from diffit_lib.checkpoints.autoencoders import stable_diffusion_card
+from diffit_lib.checkpoints.weights import ModelCard, check_fits, few, load_own_space
+from diffit_lib.config.presets import STABLE_DIFFUSION
 from diffit_lib.data.datasets import Images, Split, experiment_data, load_data
 from diffit_lib.data.folders import find_images
 from diffit_lib.data.latent_cache import is_latents
 from diffit_lib.data.sources import NAMED
-from diffit_lib.evaluation.evaluator import ClassifierEvaluator, InceptionEvaluator, kind_of, make_evaluator
+from diffit_lib.evaluation.evaluator import ClassifierEvaluator, NetworkEvaluator, kind_of, make_evaluator
 from diffit_lib.evaluation.image_files import is_image_files, is_npz, read_images
 from diffit_lib.evaluation.metrics import write_statistics
+from diffit_lib.evaluation.protocols import PROTOCOLS, paper_settings
 from diffit_lib.evaluation.provenance import Provenance
 from diffit_lib.sampling.pipeline import Pipeline, in_turn, load
 from diffit_lib.sampling.writer import SampleWriter, Selection
@@ -27,7 +31,7 @@ from diffit_lib.utils.logging import say
 from diffit_lib.utils.tensors import derive_seed, digest
 
 FIRST_SEED = 10_000  # no setting was chosen by looking at images of these seeds
-IMAGES = 500  # drawn by default
+EXTRACTOR = Literal["classifier", "inception", "dinov2", "dinov2-b", "clip"]
 
 
 def evaluate(what: str | Path, data: Split | str | Path | None = None, **options: Any) -> dict[str, Any]:
@@ -40,9 +44,9 @@ def evaluate_each(
     data: Split | str | Path | None = None,
     *,
     images: int | None = None,
-    extractor: Literal["classifier", "inception"] | None = None,
-    inception: str | Path | None = None,
-    protocol: Literal["round", "adm"] = "round",
+    extractor: EXTRACTOR | None = None,
+    extractor_file: str | Path | None = None,
+    protocol: Literal["round", "adm", "dit", "diffit", "edm"] = "round",
     save_statistics: str | Path | None = None,
     batch_size: int = 100,
     drawn: str | Path | None = None,
@@ -51,40 +55,40 @@ def evaluate_each(
 ) -> list[dict[str, Any]]:
     """Measure weights by the images they draw, or the images of a folder, zip or `.npz`, against a reference.
 
-    `data`, the reference, is a data set by name, a folder or zip, an `.npz` of images, or an `.npz` of Inception's
-    statistics as others publish them; by default the weights' own data. `extractor` is "classifier" (trained three
-    times on the train part: class accuracy, Frechet distance and its floor, copy ratio) or "inception" (FID, sFID,
-    Inception Score, KID, precision and recall, as far as the reference allows); the default is the classifier for a
-    data set with classes. `inception` is the file of its weights; by default they come from the cache, or are
-    downloaded. `save_statistics` is an `.npz` to write Inception's statistics of the reference to.
+    `data`, the reference, is a data set by name, a folder or zip, an `.npz` of images, or an `.npz` of statistics as
+    others publish them; by default the weights' own data. `extractor` is "classifier" (trained three times on the train
+    part: class accuracy, Frechet distance and its floor, copies) or the network that `NetworkEvaluator` describes:
+    "inception", "dinov2" (ViT-L/14), "dinov2-b" or "clip"; the default is the classifier for a data set with classes.
+    `extractor_file` has the network's weights; by default they come from the cache, or are downloaded.
+    `save_statistics` is an `.npz` to write the reference's statistics to.
 
     Weights draw `images` (500), as many of each class, from seeds 10000, 10001, ..., `batch_size` at once. `settings`
     are those of `Pipeline.__call__`; a tuple of values measures each combination, in the order of `combinations`, and
-    nothing is drawn if one of them is wrong. `protocol` "adm" truncates floats to uint8, as the published evaluators
-    do. Drawn images stay in the cache folder until they are measured, so that a stopped measurement continues; in the
-    folder `drawn` they stay for good. `after_batch` is called after each batch. Of images in files, `images` (all) are
-    measured, evenly spread.
+    nothing is drawn if one of them is wrong. `protocol` "adm" truncates floats to uint8; "dit", "diffit" and "edm" draw
+    50,000 images as for those papers' numbers (`protocols.py`). Drawn images stay in the cache folder until they are
+    measured, so that a stopped measurement continues; in the folder `drawn` they stay for good. `after_batch` is called
+    after each batch. Of images in files, `images` (all) are measured, evenly spread.
 
     Each of several processes draws its share; the first one measures, the others return an empty list.
     """
     check(images is None or images >= 2, f"images is {images}; give 2 or more")
-    npz = Path(str(data)) if is_npz(data) else None
-    check(
-        extractor == "inception" or npz is not None or inception is None,
-        f"inception is {str(inception)!r}, but the extractor is not; give --extractor inception too",
-    )
+    check(protocol in PROTOCOLS, f"protocol is {protocol!r}; give one of {', '.join(PROTOCOLS)}")
+    npz, paper = Path(str(data)) if is_npz(data) else None, PROTOCOLS[protocol]
+    extractor = extractor or ("inception" if paper.random_labels else None)
     check(npz is None or npz.is_file(), f"there is no file {data}; give statistics or images as .npz")
     device, first = local_device(), rank_info().rank == 0
 
-    def evaluator(reference: Split | Images | Path) -> ClassifierEvaluator | InceptionEvaluator:
+    def evaluator(reference: Split | Images | Path) -> ClassifierEvaluator | NetworkEvaluator:
         kind = kind_of(reference, extractor)
-        for name, value, usual in (("protocol", protocol, "round"), ("save_statistics", save_statistics, None)):
+        only = {"extractor_file": extractor_file, "save_statistics": save_statistics}
+        only["protocol"] = None if protocol == "round" else protocol
+        for name, value in only.items():
             check(
-                kind == "inception" or value == usual,
-                f"{name} is {str(value)!r}, which is for Inception alone; give --extractor inception too",
+                kind != "classifier" or value is None,
+                f"{name} is {str(value)!r}, which the classifier does not take; give --extractor inception too",
             )
-        found = make_evaluator(reference, kind, device, inception)
-        if save_statistics is not None and isinstance(found, InceptionEvaluator):
+        found = make_evaluator(reference, kind, device, extractor_file)
+        if save_statistics is not None and isinstance(found, NetworkEvaluator):
             write_statistics(save_statistics, found.reference)
         return found
 
@@ -95,10 +99,10 @@ def evaluate_each(
         reference = npz or images_reference(pictures, data, extractor)
         return [measure_images(evaluator(reference), pictures, images)] if first else []
 
-    pipe, count = load(what, device=device), images or IMAGES
+    pipe, count = with_decoder(load(what, device=device), what, paper.vae), images or paper.images
     batch_size = min(batch_size, count)
     reference = npz or weights_reference(pipe.card, str(what), data)
-    each = combinations(settings)
+    each = combinations(paper_settings(protocol, pipe.card.experiment.network) | settings)
     stamps = [make_provenance(pipe, kind_of(reference, extractor), count, one, protocol) for one in each]
     writers = sample_writers(pipe, count, each, batch_size, protocol, drawn, after_batch)
     measure = evaluator(reference) if first else None
@@ -107,11 +111,40 @@ def evaluate_each(
         writer.draw()
         if measure:
             labels = [image.label for image in writer.images]
-            numbers.append(measure(writer.read(), None if None in labels else torch.tensor(labels), stamp))
+            found = measure(writer.read(), None if None in labels else torch.tensor(labels), stamp)
+            numbers.append(found | {"warnings": found["warnings"] + beside_card(found, pipe.card.numbers)})
     if measure and drawn is None:
         for writer in writers:
             shutil.rmtree(writer.folder, ignore_errors=True)
     return numbers
+
+
+def beside_card(numbers: dict[str, Any], card: dict[str, Any]) -> list[str]:
+    """A line on the numbers in the weights' own card, where they were taken in the same way and are others."""
+    names = [name for name in ("class_accuracy", "frechet_ratio") if f"{name}_spread" in numbers and name in card]
+    stamp, theirs = dict(numbers["stamp"]), dict(card.get("stamp", {}))
+    here, there = (one.pop("extractor_checksum", "") for one in (stamp, theirs))
+    same = all(
+        stamp.get(key) == value or str(stamp.get(key)) == f"{value:g}"
+        if isinstance(value, float)
+        else stamp.get(key) == value
+        for key, value in theirs.items()
+    )
+    if not same or all(numbers[name] == card[name] for name in names):
+        return []
+    inside = all(abs(numbers[name] - card[name]) <= 2 * numbers[f"{name}_spread"] for name in names)
+    values = ", ".join(f"{name} {card[name]:.3f} (here {numbers[name]:.3f})" for name in names)
+    why = "classifiers trained on another machine or by another version" if here != there else "the same classifiers"
+    return [f"the weights' card says {values}, by {why}: {'within' if inside else 'OUTSIDE'} two standard deviations"]
+
+
+def with_decoder(pipe: Pipeline, what: str | Path, vae: str) -> Pipeline:
+    """The pipeline with this one of Stable Diffusion's decoders, if it has another one of them."""
+    experiment = pipe.card.experiment
+    if not vae or experiment.vae not in STABLE_DIFFUSION or experiment.vae == vae:
+        return pipe
+    card = replace(pipe.card, experiment=replace(experiment, vae=vae), vae=stable_diffusion_card(vae))
+    return Pipeline(pipe.denoiser, card, load_own_space(what, card), device=pipe.device, precision=pipe.precision)
 
 
 def sample_writers(
@@ -132,13 +165,18 @@ def sample_writers(
     if drawn is not None:
         for stale in set(parent.glob(f"{digits}-{digits}")) - set(parent.glob(f"{weights}-*")):
             shutil.rmtree(stale, ignore_errors=True)
+    paper, seeds = PROTOCOLS[protocol], range(FIRST_SEED, FIRST_SEED + count)
+    random = pipe.class_label(seeds, None) if paper.random_labels else None
     labels: list[Any] = sorted(in_turn(pipe.card, count) or []) or [None] * count
-    images = [Selection(FIRST_SEED + k, label, f"{FIRST_SEED + k}.png") for k, label in enumerate(labels)]
+    labels = labels if random is None else random.tolist()
+    images = [Selection(seed, label, f"{seed}.png") for seed, label in zip(seeds, labels, strict=True)]
     writers = []
     for settings in each:
         key = derive_seed(json.dumps(vars(pipe.sampling(**settings))), pipe.precision, protocol, batch_size, count)
         folder = parent / f"{weights}-{key:016x}"
-        writers.append(SampleWriter(pipe, folder, images, batch_size, settings, protocol, after_batch=after_batch))
+        writers.append(
+            SampleWriter(pipe, folder, images, batch_size, settings, paper.rounding, after_batch=after_batch)
+        )
     return writers
 
 
@@ -163,8 +201,8 @@ def weights_reference(card: ModelCard, weights: str, data: Split | str | Path | 
 def images_reference(given: Images, data: Split | str | Path | None, extractor: str | None) -> Split | Images:
     """The reference for images in files: both parts of a data set, or all images of a folder or zip.
 
-    Inception takes all images of a folder or zip, as other evaluators do; a classifier needs both parts. Images are
-    cropped and resized like training images, to the size of `given`.
+    A published network takes all images of a folder or zip, as other evaluators do; a classifier needs both parts.
+    Images are cropped and resized like training images, to the size of `given`.
     """
     if data is None:
         raise DiffitError(f"{given.name} holds images; give what to measure them against as --data")
@@ -172,7 +210,9 @@ def images_reference(given: Images, data: Split | str | Path | None, extractor: 
     if isinstance(data, str | Path):
         path = Path(data).expanduser()
         files = path.exists() and str(data) not in NAMED
-        if files and (extractor == "inception" or (extractor is None and len(find_images(path).class_names) < 2)):
+        if files and (
+            extractor not in (None, "classifier") or (extractor is None and len(find_images(path).class_names) < 2)
+        ):
             return read_images(path, (channels, height, width))
         data = load_data(data, (height, width), channels)
     shape = tuple(data.train.images.shape[1:])
@@ -184,7 +224,7 @@ def images_reference(given: Images, data: Split | str | Path | None, extractor: 
 
 
 def measure_images(
-    evaluator: ClassifierEvaluator | InceptionEvaluator, given: Images, count: int | None
+    evaluator: ClassifierEvaluator | NetworkEvaluator, given: Images, count: int | None
 ) -> dict[str, Any]:
     """Numbers of images in files, or of `count` of them, evenly spread.
 
@@ -214,7 +254,14 @@ def make_provenance(
         guidance=sampling.guided if pipe.card.experiment.network.num_classes else None,
         seeds=f"{FIRST_SEED}-{FIRST_SEED + images - 1}",
         precision=pipe.precision,
-        rounding=protocol,
+        rounding=PROTOCOLS[protocol].rounding,
+        labels=(
+            None
+            if not pipe.card.experiment.network.num_classes
+            else "random"
+            if PROTOCOLS[protocol].random_labels
+            else "as many of each class"
+        ),
         decoder=f"{pipe.card.vae.experiment.name} {pipe.space.checksum}" if pipe.card.vae else None,
         weights_hash=digest(pipe.denoiser.state_dict()),
         best_by_this_metric=pipe.card.chosen_by == kind,

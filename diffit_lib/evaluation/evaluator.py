@@ -1,37 +1,37 @@
 """Evaluators: made once for a reference, then called for each set of images to measure."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
+from operator import itemgetter
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffit_lib.data.datasets import Images, Split
-from diffit_lib.evaluation.features import (
-    Classifier,
-    Extractor,
-    Inception,
-    cached,
-    load_inception,
-    train_classifier,
-)
+from diffit_lib.evaluation.copies import copy_alarm, find_copies
+from diffit_lib.evaluation.features import Classifier, cached, load_inception, train_classifier
 from diffit_lib.evaluation.image_files import read_npz
 from diffit_lib.evaluation.metrics import (
     NAMES,
     Reference,
     class_accuracy,
+    cmmd,
     evenly,
     frechet_from_moments,
+    frechet_numbers,
     inception_score,
     moments,
     nearest,
     neighbourhoods,
+    plus_minus,
     read_statistics,
     real_distance,
     reference_statistics,
+    resamples,
+    vendi_score,
 )
 from diffit_lib.evaluation.provenance import Provenance
 from diffit_lib.utils.errors import DiffitError, check
@@ -48,16 +48,16 @@ def kind_of(data: Split | Images | Path, extractor: str | None) -> str:
 
 
 def make_evaluator(
-    data: Split | Images | Path, kind: str, device: torch.device, inception: str | Path | None = None
-) -> "ClassifierEvaluator | InceptionEvaluator":
-    """The evaluator of this kind; `inception` is the file of its weights, else that in the cache, else downloaded."""
-    if kind == "inception":
-        network = load_inception(inception).to(device)
+    data: Split | Images | Path, kind: str, device: torch.device, file: str | Path | None = None
+) -> "ClassifierEvaluator | NetworkEvaluator":
+    """The evaluator of this kind; `file` has the network's weights, else the cache, else they are downloaded."""
+    if kind != "classifier":
+        network = load_network(kind, file).to(device)
         if isinstance(data, Path):
             statistics = npz_reference(data, network)
-            return InceptionEvaluator(statistics, network, data.name, digest(statistics.tensors()))
+            return NetworkEvaluator(statistics, network, data.name, digest(statistics.tensors()))
         images = data.train if isinstance(data, tuple) else data
-        return InceptionEvaluator(cached_reference(images, network), network, images.name, images.fingerprint())
+        return NetworkEvaluator(cached_reference(images, network), network, images.name, images.fingerprint())
     if not isinstance(data, tuple):
         raise DiffitError(f"no classifier can be trained on {data.name}; give a data set, or --extractor inception")
     name = data.train.name
@@ -72,6 +72,15 @@ def make_evaluator(
     train, test = data.train.held(HELD), data.test.held(HELD)
     classifiers = [train_classifier(train.images, train.labels, seed, device) for seed in range(3)]
     return ClassifierEvaluator(train, test, classifiers, reference=data.train)
+
+
+def load_network(kind: str, file: str | Path | None) -> Any:
+    """Inception, DINOv2 or CLIP, on the CPU."""
+    if kind == "inception":
+        return load_inception(file)
+    from diffit_lib.evaluation.vision import load_vision  # torchvision takes a second to import
+
+    return load_vision(kind, file)
 
 
 class ClassifierEvaluator:
@@ -93,11 +102,13 @@ class ClassifierEvaluator:
         """What depends on the real images alone, float64, in the order of the classifiers."""
         pairs = [moments(classifier.features(self.train.images)) for classifier in self.classifiers]
         predicted = [classifier.predict(self.test.images) for classifier in self.classifiers]
+        n = min(len(self.test), 500)
         accuracies = [class_accuracy(classes, self.test.labels) for classes in predicted]
         return {
             "means": torch.stack([mean for mean, _ in pairs]),
             "covariances": torch.stack([covariance for _, covariance in pairs]),
             "accuracies": torch.tensor(accuracies, dtype=torch.float64),
+            "copies": find_copies(self.test.images[evenly(self.test.labels, n)], self.train.images).found,
             "distance": torch.tensor(real_distance(self.train.images, self.test.images), dtype=torch.float64),
         }
 
@@ -111,13 +122,27 @@ class ClassifierEvaluator:
         drawn = samples[evenly(torch.zeros(len(samples)) if labels is None else labels, n)]
         held_out = test.images[evenly(test.labels, n)]
         real = list(zip(self.classifiers, self.real["means"], self.real["covariances"], strict=True))
-        generated, floor = (
-            [
-                frechet_from_moments(*moments(classifier.features(images)), *statistics)
-                for classifier, *statistics in real
+        features = [(classifier.features(drawn), classifier.features(held_out)) for classifier in self.classifiers]
+
+        def distances(part: Tensor) -> list[tuple[float, float]]:
+            """Of each classifier: the distance of these samples, and of these test images."""
+            return [
+                (frechet_from_moments(*moments(a[part]), *known), frechet_from_moments(*moments(b[part]), *known))
+                for (a, b), (_, *known) in zip(features, real, strict=True)
             ]
-            for images in (drawn, held_out)
-        )
+
+        found = distances(torch.arange(n))
+        again = [distances(part) for part in resamples(n, 100)]
+        numbers = {}
+        kinds: dict[str, Callable[[tuple[float, float]], float]] = {
+            "frechet": itemgetter(0),
+            "frechet_floor": itemgetter(1),
+            "frechet_ratio": ratio,
+        }
+        for name, value in kinds.items():
+            numbers[name] = fmean(map(value, found))
+            numbers[f"{name}_plus_minus"] = plus_minus(fmean(map(value, each)) for each in again)
+        numbers["frechet_ratio_spread"] = spread(map(ratio, found))
         stamp = replace(
             stamp,
             reference=self.reference.name,
@@ -129,65 +154,98 @@ class ClassifierEvaluator:
         )
         accuracy = {}
         if labels is not None:
-            predicted = [classifier.predict(samples) for classifier in self.classifiers]
-            accuracy = {"class_accuracy": fmean(class_accuracy(classes, labels) for classes in predicted)}
-        return accuracy | {
-            "classifier_test_accuracy": fmean(self.real["accuracies"].tolist()),
-            "frechet": fmean(generated),
-            "frechet_floor": fmean(floor),
-            "frechet_ratio": fmean(g / f for g, f in zip(generated, floor, strict=True)),
-            "copy_ratio": nearest(samples, self.train.images)[0].median().item() / self.real["distance"].item(),
-            "stamp": asdict(stamp),
-            "warnings": stamp.warnings(),
-        }
+            each = [class_accuracy(classifier.predict(samples), labels) for classifier in self.classifiers]
+            accuracy = {"class_accuracy": fmean(each), "class_accuracy_spread": spread(each)}
+        copies, floor, warnings = find_copies(samples, self.train.images).found, self.real["copies"], stamp.warnings()
+        if copy_alarm(copies, floor):
+            warnings.append(
+                f"{int(copies.sum())} of {len(copies)} images are copies of training images (of real test images "
+                f"{int(floor.sum())} of {len(floor)}): the first is number {int(copies.nonzero()[0])}"
+            )
+        return (
+            accuracy
+            | {"classifier_test_accuracy": fmean(self.real["accuracies"].tolist())}
+            | numbers
+            | {
+                "copy_ratio": nearest(samples, self.train.images)[0].median().item() / self.real["distance"].item(),
+                "copies": copies.double().mean().item(),
+                "copies_floor": floor.double().mean().item(),
+                "stamp": asdict(stamp),
+                "warnings": warnings,
+            }
+        )
 
 
-class InceptionEvaluator:
-    """FID, sFID, Inception Score, KID, precision and recall, against statistics of real images.
+def spread(values: Iterable[float]) -> float:
+    """The standard deviation of a number between classifiers; 0 of one."""
+    each = list(values)
+    return stdev(each) if len(each) > 1 else 0.0
 
-    What the reference does not hold is left out, and the warnings say so: statistics alone have no features for KID,
-    precision and recall. Settings are torch-fidelity's, but for the splits of the Inception Score: 100 subsets of 1000
-    images (of all if there are fewer), 3 neighbours, random seed 2020. `name` and `checksum` are the reference's, for
-    provenance.
+
+def ratio(pair: tuple[float, float]) -> float:
+    """First by second."""
+    return pair[0] / pair[1]
+
+
+DISTANCES = {"dinov2": "fd_dinov2", "dinov2-b": "fd_dinov2_b", "clip": "cmmd"}  # in Inception's features: "fid"
+
+
+class NetworkEvaluator:
+    """Numbers in the features of a published network, against those of real images or their statistics.
+
+    Inception: FID, sFID, Inception Score, KID. DINOv2: FD-DINOv2 (Stein et al. 2023). Both: precision, recall, density,
+    coverage and Vendi score. CLIP: CMMD. What the reference does not hold is left out, and the warnings say so:
+    statistics alone have no features for the others. Settings are torch-fidelity's, but for the splits of the Inception
+    Score: 100 subsets of 1000 images (of all if there are fewer), 3 neighbours, random seed 2020. `name` and `checksum`
+    are the reference's, for provenance.
     """
 
     class_names = ()  # it ignores the classes asked for
 
-    def __init__(self, reference: Reference, inception: Inception, name: str = "", checksum: str = ""):
-        self.reference, self.inception, self.name, self.checksum = reference, inception, name, checksum
+    def __init__(self, reference: Reference, network: Any, name: str = "", checksum: str = ""):
+        self.reference, self.network, self.name, self.checksum = reference, network, name, checksum
 
     def __call__(self, batches: Iterable[Tensor], labels: Tensor | None, stamp: Provenance) -> dict[str, Any]:
         """Numbers, ready for JSON, of uint8 images (B, C, H, W); their features are kept, the images are not."""
-        reference, found = self.reference, list(map(self.inception, batches))
+        reference, found, left_out = self.reference, list(map(self.network, batches)), []
         check(bool(found), "there are no images to measure")
-        features, logits, spatial = (torch.cat(part) for part in zip(*found, strict=True))
+        features, *more = (torch.cat(part) for part in zip(*found, strict=True))
         n = len(features) if reference.features is None else min(len(features), len(reference.features))
-        check(n >= 10, f"Inception metrics need at least 10 images on each side and got {n}; give more")
-        numbers = {"fid": frechet_from_moments(*moments(features), reference.mean, reference.covariance)}
-        left_out = []
-        if reference.spatial_mean is not None and reference.spatial_covariance is not None:
-            real = reference.spatial_mean, reference.spatial_covariance
-            numbers["sfid"] = frechet_from_moments(*moments(spatial), *real)
+        check(n >= 10, f"these metrics need at least 10 images on each side and got {n}; give more")
+        distance = DISTANCES.get(self.network.name, "fid")
+        if distance == "cmmd":
+            if reference.features is None:
+                raise DiffitError(f"CMMD needs images, and {self.name} holds statistics alone; give images as --data")
+            numbers = cmmd(features, reference.features)
         else:
-            left_out.append("sFID is left out: the reference has no mu_s and sigma_s")
-        numbers |= inception_score(logits)
-        if reference.features is not None:
-            numbers |= neighbourhoods(features, reference.features)
-        else:
-            left_out.append("KID, precision and recall are left out: the reference is statistics alone, without images")
+            numbers = frechet_numbers(distance, features, reference.mean, reference.covariance)
+        if more:
+            logits, spatial = more
+            if reference.spatial_mean is not None and reference.spatial_covariance is not None:
+                numbers |= frechet_numbers("sfid", spatial, reference.spatial_mean, reference.spatial_covariance)
+            else:
+                left_out.append("sFID is left out: the reference has no mu_s and sigma_s")
+            numbers |= inception_score(logits)
+        if distance != "cmmd":
+            numbers["vendi_score"] = vendi_score(features)
+            if reference.features is None:
+                missing = "KID, precision, recall, density and coverage" if more else "precision and its like"
+                left_out.append(f"{missing} are left out: the reference is statistics alone, without images")
+            else:
+                numbers |= neighbourhoods(features, reference.features, kid=bool(more))
         stamp = replace(
             stamp,
             reference=self.name,
             reference_hash=self.checksum,
             n=len(features),
             drawn=len(features),
-            extractor=self.inception.name,
-            extractor_checksum=self.inception.checksum,
+            extractor=self.network.name,
+            extractor_checksum=self.network.checksum,
         )
         return numbers | {"stamp": asdict(stamp), "warnings": stamp.warnings() + left_out}
 
 
-def npz_reference(path: Path, inception: Inception) -> Reference:
+def npz_reference(path: Path, inception: Any) -> Reference:
     """The statistics in an `.npz`, with the features of the images in it; else those of its images."""
     found = names(path)
     if not found & set(NAMES.values()):
@@ -198,7 +256,7 @@ def npz_reference(path: Path, inception: Inception) -> Reference:
     return reference._replace(features=cached_reference(read_npz(path), inception).features)
 
 
-def cached_reference(images: Images, extractor: Extractor) -> Reference:
+def cached_reference(images: Images, extractor: Any) -> Reference:
     """Statistics of real images, from the cache if they were taken before."""
     name = f"statistics/{images.fingerprint()}-{extractor.name}-{extractor.checksum}"
     return Reference(**cached(name, lambda: reference_statistics(images.images, extractor).tensors()))

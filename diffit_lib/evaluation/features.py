@@ -104,7 +104,7 @@ class Classifier(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """(N, C, H, W) uint8 -> (N, num_features) float32, before the last non-linearity."""
         device = next(self.parameters()).device
-        return torch.cat([self.body(to_float(chunk.to(device))).cpu() for chunk in _chunks(images, 500)])
+        return torch.cat([self.body(to_float(chunk.to(device))).cpu() for chunk in chunks(images, 500)])
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
@@ -198,7 +198,7 @@ class Inception(nn.Module):
         self._maps.clear()
         device = next(self.network.parameters()).device
         found = []
-        for chunk in _chunks(images, 64):
+        for chunk in chunks(images, 64):
             outputs = self.network(chunk.expand(-1, 3, -1, -1).to(device))
             found.append([output.cpu() for output in outputs])
         features, logits = (torch.cat(part) for part in zip(*found, strict=True))
@@ -209,10 +209,10 @@ class Inception(nn.Module):
         return self(images).features
 
 
-Extractor = Classifier | Inception
+Extractor = Classifier | Inception  # and `vision.VisionExtractor`, which `evaluate` imports when it is asked for
 
 
-def _chunks(images: Tensor, size: int) -> Iterable[Tensor]:
+def chunks(images: Tensor, size: int) -> Iterable[Tensor]:
     """Parts of so many images, under a bar."""
     return progress(images.split(size), "extracting features", unit=" batches", delay=3)
 

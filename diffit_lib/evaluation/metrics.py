@@ -9,7 +9,9 @@ Statistics of Inception's features are exchanged as `.npz` files: `mu`, `sigma` 
 beside them `mu_s`, `sigma_s` for sFID in those of ADM, which hold images too.
 """
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from statistics import stdev
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,10 +19,10 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from diffit_lib.evaluation.features import Extractor, Inception
 from diffit_lib.utils.errors import check
 from diffit_lib.utils.files import replacing
 from diffit_lib.utils.npz import array, names
+from diffit_lib.utils.tensors import seeded_generator
 
 
 def moments(features: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,6 +47,85 @@ def _root(sigma: Tensor) -> np.ndarray:
     """The symmetric square root of a covariance; eigenvalues that rounding made negative count as 0."""
     values, vectors = scipy.linalg.eigh(sigma.numpy())
     return (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+
+
+def resamples(count: int, rounds: int = 20) -> list[Tensor]:
+    """Indices of so many samples drawn with replacement, for the bootstrap; the same ones each time."""
+    generator = seeded_generator("bootstrap", count)
+    return [torch.randint(count, (count,), generator=generator) for _ in range(rounds)]
+
+
+def plus_minus(values: Iterable[float]) -> float:
+    """Half of a 95 % interval, from a number taken on each of the `resamples`: 1.96 standard deviations."""
+    return 1.96 * stdev(values)
+
+
+def frechet_numbers(name: str, features: Tensor, mean: Tensor, covariance: Tensor) -> dict[str, float]:
+    """The Frechet distance of features (N, D) to statistics, and half of its interval as far as N images go.
+
+    The trace of the root is the sum of the roots of the eigenvalues of X C X^T, X being the centred features, C the
+    covariance of the statistics; or of (X C^(1/2))^T (X C^(1/2)), where there are more images than features.
+    """
+    x, few = features.double(), len(features) <= features.shape[1]
+    y = x @ covariance @ x.T if few else x @ torch.from_numpy(_root(covariance))
+
+    def distance(part: Tensor) -> float:
+        rows, sample = y[part], x[part]
+        square = rows[:, part] if few else rows
+        square = square - square.mean(0)
+        square = square - square.mean(1, keepdim=True) if few else square.T @ square
+        values = torch.linalg.eigvalsh(square / (len(part) - 1)).clamp(min=0)
+        traces = sample.var(0).sum() + covariance.trace()
+        return float((sample.mean(0) - mean).square().sum() + traces - 2 * values.sqrt().sum())
+
+    found = frechet_from_moments(*moments(features), mean, covariance)
+    return {name: found, f"{name}_plus_minus": plus_minus(distance(part) for part in resamples(len(features)))}
+
+
+def mmd(features: Tensor, real: Tensor, kernel: Callable[[Tensor, Tensor], Tensor]) -> tuple[float, float]:
+    """Squared maximum mean discrepancy of (N, D) and (M, D), diagonals counted, and half of its interval.
+
+    `kernel` maps (A, D) and (B, D), float64, to (A, B). The interval resamples the N images.
+    """
+    x, y, count = features.double(), real.double(), len(features)
+    shares = [torch.ones(count), *(part.bincount(minlength=count) for part in resamples(count))]
+    weights = torch.stack(shares, 1).double() / count  # (N, rounds + 1)
+    pairs = list(zip(x.split(1000), weights.split(1000), strict=True))
+    among = sum((part * (kernel(rows, x) @ weights)).sum(0) for rows, part in pairs)
+    across = sum(part.T @ kernel(rows, y).mean(1) for rows, part in pairs)
+    among_real = torch.cat([kernel(rows, y).mean(1) for rows in y.split(1000)]).mean()
+    found = among + among_real - 2 * across
+    return float(found[0]), plus_minus(found[1:].tolist())
+
+
+def cmmd(features: Tensor, real: Tensor) -> dict[str, float]:
+    """CMMD of CLIP's embeddings of length 1 (Jayasumana et al. 2024, section 4): Gaussian kernel, sigma 10, x 1000."""
+    value, interval = mmd(features, real, lambda a, b: (-torch.cdist(a, b).square() / (2 * 10**2)).exp())
+    return {"cmmd": 1000 * value, "cmmd_plus_minus": 1000 * interval}
+
+
+def density_coverage(features: Tensor, real: Tensor, k: int = 5) -> dict[str, float]:
+    """Density and coverage of (N, D) against (M, D), M > k (Naeem et al. 2020, equations 3 and 4).
+
+    Density: balls to the k-th neighbour of a real image that hold a sample, by k N. Coverage: balls with a sample.
+    """
+    inside, covered = torch.zeros(()), torch.zeros(())
+    for part in real.split(1000):
+        radius = torch.cdist(part, real).kthvalue(k + 1, dim=1, keepdim=True).values
+        within = torch.cdist(part, features) < radius
+        inside, covered = inside + within.sum(), covered + within.any(1).sum()
+    return {"density": inside.item() / (k * len(features)), "coverage": covered.item() / len(real)}
+
+
+def vendi_score(features: Tensor) -> float:
+    """How many different images there are, 1 to N: exp of the entropy of the eigenvalues of K / N, K of cosines.
+
+    Friedman and Dieng 2023, equation 1. The D x D matrix of the features has the same ones.
+    """
+    unit = torch.nn.functional.normalize(features.double())
+    square = unit @ unit.T if len(unit) < unit.shape[1] else unit.T @ unit
+    values = torch.linalg.eigvalsh(square / len(unit)).clamp(min=0)
+    return float(torch.special.entr(values).sum().exp())
 
 
 def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
@@ -97,23 +178,23 @@ def inception_score(logits: Tensor) -> dict[str, float]:
     return {"inception_score": score["inception_score_mean"], "inception_score_std": score["inception_score_std"]}
 
 
-def neighbourhoods(features: Tensor, real: Tensor) -> dict[str, float]:
-    """KID, precision and recall of features (N, D), against those of real images, (M, D).
+def neighbourhoods(features: Tensor, real: Tensor, kid: bool = True) -> dict[str, float]:
+    """Precision, recall, density, coverage, and KID if asked for, of features (N, D) against real ones (M, D).
 
     Distances are float32. ADM takes them in float16, whose rounding moves precision and recall by some thousandths.
     """
     from torch_fidelity.metric_kid import kid_features_to_metric
     from torch_fidelity.metric_prc import prc_features_to_metric
 
-    n = min(len(features), len(real))
-    kid = kid_features_to_metric(features, real, kid_subset_size=min(n, 1000), verbose=False)
+    n, size, numbers = min(len(features), len(real)), features.shape[1], {}
+    if kid:
+        found = kid_features_to_metric(features, real, kid_subset_size=min(n, 1000), verbose=False)
+        numbers["kid"] = found["kernel_inception_distance_mean"]
+        numbers["kid_std"] = found["kernel_inception_distance_std"]
+        numbers["kid_plus_minus"] = mmd(features, real, lambda a, b: (a @ b.T / size + 1) ** 3)[1]
     manifold = prc_features_to_metric(features, real, save_cpu_ram=True, prc_batch_size=2000, verbose=False)
-    return {
-        "kid": kid["kernel_inception_distance_mean"],
-        "kid_std": kid["kernel_inception_distance_std"],
-        "precision": manifold["precision"],
-        "recall": manifold["recall"],
-    }
+    named = {"precision": manifold["precision"], "recall": manifold["recall"]}
+    return numbers | named | density_coverage(features, real)
 
 
 def evenly(labels: Tensor, n: int) -> Tensor:
@@ -167,10 +248,11 @@ class Reference(NamedTuple):
         return {name: tensor for name, tensor in self._asdict().items() if tensor is not None}
 
 
-def reference_statistics(images: Any, extractor: Extractor) -> Reference:
+def reference_statistics(images: Any, extractor: Any) -> Reference:
     """Statistics of real images, uint8 (N, C, H, W) or anything with that `shape` that gives them by index.
 
-    Takes one pass, 512 images at a time. Inception's include those for sFID.
+    Takes one pass, 512 images at a time. Inception's include those for sFID. `extractor` is the classifier, Inception,
+    DINOv2 or CLIP.
     """
     count = images.shape[0]
     kept, found = evenly(torch.zeros(count), min(count, 10_000)), []
@@ -198,7 +280,7 @@ def write_statistics(path: str | Path, reference: Reference) -> None:
         np.savez(beside, **arrays)
 
 
-def read_statistics(path: str | Path, inception: Inception) -> Reference:
+def read_statistics(path: str | Path, inception: Any) -> Reference:
     """The statistics in an `.npz`; raises a DiffitError if they are of other features than this network's."""
     found, tensors, size = names(path), {}, inception.num_features
     wanted: dict[str, tuple[int, ...]] = {"mean": (size,), "covariance": (size, size)}

@@ -32,7 +32,8 @@ class Provenance:
     sampler: str | None = None
     steps: int | None = None
     guidance: str | None = None
-    seeds: str | None = None  # e.g. "0..359"
+    seeds: str | None = None  # e.g. "0-359"
+    labels: str | None = None  # the classes asked for: "as many of each class", or "random", drawn from the seeds
     images: str | None = None  # images given as files: their name
     images_hash: str | None = None
     precision: str | None = None
