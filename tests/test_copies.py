@@ -22,7 +22,7 @@ def generator():
     return torch.Generator().manual_seed(0)
 
 
-@pytest.mark.parametrize(("kind", "least"), [("exact", 50), ("cropped", 47), ("flipped", 50), ("noisy", 47)])
+@pytest.mark.parametrize(("kind", "least"), [("exact", 50), ("cropped", 45), ("flipped", 50), ("noisy", 47)])
 def test_planted_copies_are_found_with_the_image_they_copy(parts, floor, kind, least):
     planted = PLANTS[kind](parts.train.images[::29][:50], generator())
     copies = find_copies(planted, parts.train.images)
