@@ -124,12 +124,8 @@ def beside_card(numbers: dict[str, Any], card: dict[str, Any]) -> list[str]:
     names = [name for name in ("class_accuracy", "frechet_ratio") if f"{name}_spread" in numbers and name in card]
     stamp, theirs = dict(numbers["stamp"]), dict(card.get("stamp", {}))
     here, there = (one.pop("extractor_checksum", "") for one in (stamp, theirs))
-    same = all(
-        stamp.get(key) == value or str(stamp.get(key)) == f"{value:g}"
-        if isinstance(value, float)
-        else stamp.get(key) == value
-        for key, value in theirs.items()
-    )
+    theirs.pop("reference_hash", "")  # other versions hashed in another way
+    same = all(stamp.get(key) in (value, str(value).removesuffix(".0")) for key, value in theirs.items())
     if not same or all(numbers[name] == card[name] for name in names):
         return []
     inside = all(abs(numbers[name] - card[name]) <= 2 * numbers[f"{name}_spread"] for name in names)
@@ -248,6 +244,7 @@ def make_provenance(
 ) -> Provenance:
     """What the numbers of drawn images depend on, apart from reference and extractor."""
     sampling = pipe.sampling(**settings)
+    labels = "random" if PROTOCOLS[protocol].random_labels else "as many of each class"
     return Provenance(
         sampler=f"{sampling.method} sigma={pipe.denoiser.sigma_max:g}..{pipe.denoiser.sigma_min:g}",
         steps=sampling.steps,
@@ -255,13 +252,7 @@ def make_provenance(
         seeds=f"{FIRST_SEED}-{FIRST_SEED + images - 1}",
         precision=pipe.precision,
         rounding=PROTOCOLS[protocol].rounding,
-        labels=(
-            None
-            if not pipe.card.experiment.network.num_classes
-            else "random"
-            if PROTOCOLS[protocol].random_labels
-            else "as many of each class"
-        ),
+        labels=labels if pipe.card.experiment.network.num_classes else None,
         decoder=f"{pipe.card.vae.experiment.name} {pipe.space.checksum}" if pipe.card.vae else None,
         weights_hash=digest(pipe.denoiser.state_dict()),
         best_by_this_metric=pipe.card.chosen_by == kind,
