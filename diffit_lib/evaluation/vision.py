@@ -11,8 +11,7 @@ from torchvision.models.vision_transformer import VisionTransformer
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
-from diffit_lib.checkpoints.hub import unpickle
-from diffit_lib.checkpoints.safetensors_io import load_tensors
+from diffit_lib.checkpoints.safetensors_io import load_tensors, unpickle
 from diffit_lib.evaluation.features import chunks
 from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.files import download, sha256
