@@ -15,7 +15,6 @@ from diffit_lib.evaluation.copies import copy_alarm, find_copies
 from diffit_lib.evaluation.features import Classifier, cached, load_inception, train_classifier
 from diffit_lib.evaluation.image_files import read_npz
 from diffit_lib.evaluation.metrics import (
-    NAMES,
     Reference,
     class_accuracy,
     cmmd,
@@ -27,13 +26,13 @@ from diffit_lib.evaluation.metrics import (
     nearest,
     neighbourhoods,
     plus_minus,
-    read_statistics,
     real_distance,
     reference_statistics,
     resamples,
     vendi_score,
 )
 from diffit_lib.evaluation.provenance import Provenance
+from diffit_lib.evaluation.published_statistics import NAMES, read_statistics
 from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.npz import names
 from diffit_lib.utils.tensors import digest
