@@ -15,6 +15,7 @@ from diffit_lib.evaluation.metrics import (
     frechet_distance,
     frechet_from_moments,
     nearest,
+    resamples,
 )
 from diffit_lib.evaluation.provenance import Provenance
 from diffit_lib.utils.errors import DiffitError
@@ -191,6 +192,14 @@ def test_generated_and_floor_are_taken_at_equal_n(count, parts):
             frechet_distance(p.features(subset), p.features(parts["train"].images)) for p in map(Projection, (0, 1))
         ]
         assert report[key] == pytest.approx(np.mean(by_hand))
+
+
+def test_resamples_keep_the_numbers_of_classes_that_were_fixed():
+    classes = torch.tensor([1, 0, 1, 2, 1, 0])
+    parts = resamples(6, 50, classes)
+    assert all(torch.equal(classes[part], classes) for part in parts)
+    assert torch.stack(parts)[:, 0].unique().tolist() == [0, 2, 4]
+    assert torch.stack(resamples(6, 50)).unique().tolist() == [0, 1, 2, 3, 4, 5]
 
 
 def test_report_is_plain_json_and_carries_its_stamp(parts):

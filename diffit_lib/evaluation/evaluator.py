@@ -118,20 +118,22 @@ class ClassifierEvaluator:
         """
         samples, test = torch.cat(list(batches)), self.test
         n = min(len(samples), len(test))
-        drawn = samples[evenly(torch.zeros(len(samples)) if labels is None else labels, n)]
-        held_out = test.images[evenly(test.labels, n)]
+        classes = torch.zeros(len(samples), dtype=torch.int64) if labels is None else labels
+        ours, theirs = evenly(classes, n), evenly(test.labels, n)
+        drawn, held_out = samples[ours], test.images[theirs]
         real = list(zip(self.classifiers, self.real["means"], self.real["covariances"], strict=True))
         features = [(classifier.features(drawn), classifier.features(held_out)) for classifier in self.classifiers]
 
-        def distances(part: Tensor) -> list[tuple[float, float]]:
+        def distances(part: Tensor, other: Tensor) -> list[tuple[float, float]]:
             """Of each classifier: the distance of these samples, and of these test images."""
             return [
-                (frechet_from_moments(*moments(a[part]), *known), frechet_from_moments(*moments(b[part]), *known))
+                (frechet_from_moments(*moments(a[part]), *known), frechet_from_moments(*moments(b[other]), *known))
                 for (a, b), (_, *known) in zip(features, real, strict=True)
             ]
 
-        found = distances(torch.arange(n))
-        again = [distances(part) for part in resamples(n, 100)]
+        found = distances(torch.arange(n), torch.arange(n))
+        pairs = zip(resamples(n, 100, classes[ours]), resamples(n, 100, test.labels[theirs]), strict=True)
+        again = [distances(*pair) for pair in pairs]
         numbers = {}
         kinds: dict[str, Callable[[tuple[float, float]], float]] = {
             "frechet": itemgetter(0),

@@ -43,10 +43,17 @@ def _root(sigma: Tensor) -> np.ndarray:
     return (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
 
 
-def resamples(count: int, rounds: int = 20) -> list[Tensor]:
-    """Indices of so many samples drawn with replacement, for the bootstrap; the same ones each time."""
+def resamples(count: int, rounds: int = 20, classes: Tensor | None = None) -> list[Tensor]:
+    """Indices of so many samples drawn with replacement, for the bootstrap; the same ones each time.
+
+    Each sample takes the place of one of its own of the `classes` (N,), if their numbers were fixed.
+    """
     generator = seeded_generator("bootstrap", count)
-    return [torch.randint(count, (count,), generator=generator) for _ in range(rounds)]
+    classes = torch.zeros(count, dtype=torch.int64) if classes is None else classes
+    order, sizes = classes.argsort(stable=True), classes.bincount()
+    first, size = (sizes.cumsum(0) - sizes)[classes], sizes[classes]
+    draws = (torch.rand(count, generator=generator, dtype=torch.float64) for _ in range(rounds))
+    return [order[first + (draw * size).long()] for draw in draws]
 
 
 def plus_minus(values: Iterable[float]) -> float:
