@@ -38,6 +38,7 @@ test-all: lint
 
 figures: install
 	@$(BIN)/python tools/figures.py
+	@$(BIN)/python tools/pictures.py
 
 colab: install
 	@$(BIN)/python tools/pack_colab.py dist/diffit_colab.zip $(REPO_URL)

@@ -14,7 +14,7 @@ import nbformat
 from diffit_lib.utils.files import replacing
 
 ROOT = Path(__file__).resolve().parent.parent
-WANTED = ("diffit_lib/**/*", "images/*.png", "requirements.txt", "LICENSE", "README.md", "*.ipynb")
+WANTED = ("diffit_lib/**/*", "images/*", "requirements.txt", "LICENSE", "README.md", "*.ipynb")
 LEFT_OUT = {"__pycache__", ".DS_Store"}
 BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({address})\n\n"
 
