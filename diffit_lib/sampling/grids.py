@@ -52,7 +52,8 @@ def draw_grid(pipe: Pipeline, **settings: Any) -> np.ndarray:
     rows = min(classes, 10) or 10
     shown = [row * classes // rows for row in range(rows)]
     images = pipe(range(10 * rows), [label for label in shown for _ in range(10)] if classes else None, **settings)
-    sheet = tile(images, columns=10, scale=enlargement(images))
+    scale = max(enlargement(images), -(-60 // (images.shape[2] + 1)))  # 600 pixels wide at least
+    sheet = tile(images, columns=10, scale=scale)
     return captioned(sheet, rows=class_names(pipe, shown)) if classes else sheet
 
 
