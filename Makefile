@@ -2,12 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install demo announce test test-all lint figures colab
+.PHONY: help install demo announce test test-all attack lint figures colab
 
 help:
 	@echo "make demo      train DiffiT on real digits, in minutes on a CPU, into runs/demo/"
 	@echo "make test      lint, types and all quick tests, about 6 minutes on two cores"
 	@echo "make test-all  the slow tests too"
+	@echo "make attack    open a thousand hostile files and see that none does harm"
 	@echo "make figures   draw the figures of README and notebooks"
 	@echo "make colab     pack what Colab needs into dist/diffit_colab.zip; REPO_URL=https://github.com/OWNER/NAME adds a badge"
 
@@ -35,6 +36,9 @@ announce:
 
 test-all: lint
 	@$(BIN)/python -m pytest -n auto --dist worksteal
+
+attack: install
+	@$(BIN)/python tests/hostile/runner.py
 
 figures: install
 	@$(BIN)/python tools/figures.py

@@ -11,6 +11,7 @@ from collections import deque
 from functools import cache, lru_cache
 from importlib import resources
 from pathlib import Path, PurePosixPath
+from textwrap import shorten
 from typing import NamedTuple
 
 from diffit_lib.utils.errors import DiffitError, check
@@ -91,7 +92,8 @@ def read(source: Path, path: str, most: float = MOST_BYTES) -> bytes:
     archive, members = _archive(source, os.getpid())
     if members[path].compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError("its compression in the zip is none of the usual")
-    return archive.read(members[path])
+    with archive.open(members[path]) as file:
+        return file.read(size)  # `archive.read` decompresses what exceeds the size too
 
 
 @lru_cache(maxsize=2)
@@ -159,7 +161,9 @@ def _labels_by_json(source: Path, files: set[str], paths: list[str], common: str
             raise TypeError("class_names is no list of words")
     except Exception as error:  # of another form, not text, or damaged in its zip
         form = '{"labels": [["a.png", 0], ...], "class_names": [...]}'
-        raise DiffitError(f"{source}: {name} cannot be read ({error!r}); write it as {form}") from error
+        raise DiffitError(
+            f"{source}: {name} cannot be read ({shorten(repr(error), 200)}); write it as {form}"
+        ) from error
     labels = dict(table)
     if not labels:
         return [0] * len(paths), []
