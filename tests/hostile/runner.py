@@ -133,7 +133,8 @@ def listing(root):
 
 def run(readers, every=1, first=0):
     """Run every `every`-th case of these readers; the outcomes and the lines on failures."""
-
+    for module in ("diffit_lib.cli.info", "diffit_lib.evaluation.image_files", "matplotlib.font_manager"):
+        import_module(module)  # warms the process; the last writes a cache where HOME is
     modules = [import_module(reader) for reader in readers]
     outcomes, failures = Counter(), []
     with tempfile.TemporaryDirectory() as name:
