@@ -202,6 +202,22 @@ class TestRestoring:
         assert {path: path.read_bytes() for path in drive.iterdir()} == before
         assert not list(drive.parent.rglob("escaped.txt"))
 
+    @pytest.mark.parametrize("how", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA, "encrypted"])
+    def test_copy_that_is_encrypted_or_compressed_is_not_taken_nor_written_over(self, saved, drive, capsys, how):
+        newest = drive / "run-a.zip"
+        if how == "encrypted":
+            data = newest.read_bytes()
+            flags = data.rindex(b"PK\x01\x02") + 8  # of a member, in the archive's directory
+            newest.write_bytes(data[:flags] + b"\x01" + data[flags + 1 :])
+        else:
+            with zipfile.ZipFile(newest, "a") as archive:
+                archive.writestr("bomb", bytes(10**6), compress_type=how)
+        before = {path: path.read_bytes() for path in drive.iterdir()}
+        assert not saved.restore()
+        assert "encrypted or compressed, as no copy is" in capsys.readouterr().out
+        assert not saved.run.exists()
+        assert {path: path.read_bytes() for path in drive.iterdir()} == before
+
     def test_copy_of_another_run_is_not_taken(self, saved, drive, capsys):
         other = Backup(saved.run.with_name("other"), drive)
         shutil.copy(drive / "run-a.zip", drive / "other-a.zip")

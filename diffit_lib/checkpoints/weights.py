@@ -55,7 +55,8 @@ class ModelCard(Card):
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.experiment.denoiser, EDMConfig):
-            check(self.experiment.denoiser.sigma_data is not None, "sigma_data is None; give a number")
+            sigma = self.experiment.denoiser.sigma_data
+            check(sigma is not None and sigma < 1e6, f"sigma_data is {sigma}; give a number below 1e6")
         classes, names = self.experiment.network.num_classes, len(self.class_names)
         check(
             not classes or names in (0, classes),

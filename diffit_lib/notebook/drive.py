@@ -5,7 +5,6 @@ import shutil
 import sys
 import time
 import zipfile
-import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -166,11 +165,13 @@ def copy_number(path: Path, run: str) -> int | None:
             number, _, name = archive.comment.decode().partition(" ")
             if name not in ("", run):  # early copies are without a name
                 raise OSError(f"{path.name} is a copy of {name}, not of {run}")
-            for member in archive.namelist():
-                if not Path("/run", member).resolve().is_relative_to("/run"):
-                    raise OSError(f"{path.name} holds {member!r}, which is outside of the run")
+            for member in archive.infolist():
+                if not Path("/run", member.filename).resolve().is_relative_to("/run"):
+                    raise OSError(f"{path.name} holds {member.filename!r}, which is outside of the run")
+                if member.flag_bits & 1 or member.compress_type != zipfile.ZIP_STORED:  # a bomb, or not ours
+                    raise OSError(f"{path.name} holds {member.filename!r} encrypted or compressed, as no copy is")
             return int(number) if archive.testzip() is None else None
-    except (FileNotFoundError, ValueError, zipfile.BadZipFile, zlib.error, RuntimeError):  # RuntimeError: encrypted
+    except (FileNotFoundError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile):
         return None
 
 
