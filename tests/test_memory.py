@@ -16,6 +16,7 @@ from diffit_lib.data.datasets import load_data
 from diffit_lib.data.sources import ImageList
 from diffit_lib.data.stream import TrainingStream
 from diffit_lib.utils.errors import DiffitError
+from diffit_lib.utils.memory import total_memory
 
 
 def test_what_images_take_is_said(capsys):
@@ -130,3 +131,27 @@ def test_whoever_takes_pictures_slowly_holds_few(monkeypatch):
         assert key == str(taken)
         assert len(made) - taken <= 12
     assert len(made) == 100
+
+
+def test_a_picture_that_breaks_under_workers_is_told_in_one_line(faces):
+    train = load_data(faces, memory_gb=0).train
+    for path in faces.rglob("*.png"):
+        path.write_bytes(b"x")
+    with pytest.raises(
+        DiffitError, match=r"^faces: \w/\d+\.png cannot be read \(of no known image format\); .*True\)$"
+    ):
+        next(iter(DataLoader(TrainingStream(train, TrainingConfig(batch_size=8)), batch_size=None, num_workers=2)))
+
+
+@pytest.mark.parametrize(
+    ("line", "file"),
+    [("0::/job/step", "job/memory.max"), ("9:memory:/docker/x", "memory/memory.limit_in_bytes")],
+)
+def test_memory_is_what_a_container_or_job_grants(tmp_path, line, file):
+    groups = tmp_path / "cgroup"
+    groups.write_text(f"3:cpu:/\n{line}\n")
+    whole = total_memory(groups, tmp_path / "empty")
+    fill(tmp_path, {file: b"max\n"})
+    assert total_memory(groups, tmp_path) == whole
+    fill(tmp_path, {file: b"1000000\n"})
+    assert total_memory(groups, tmp_path) == 1_000_000
