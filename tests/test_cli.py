@@ -308,7 +308,9 @@ class TestVerbs:
         with pytest.raises(SystemExit) as stop:
             main(["train", "--help"])
         assert stop.value.code == 0
-        options = set(re.findall(r"--(\w+)", capsys.readouterr().out))
+        shown = set(re.findall(r"--([\w-]+)", capsys.readouterr().out))
+        assert not any("_" in option for option in shown)
+        options = {option.replace("-", "_") for option in shown}
         assert options >= {"data", "crop", "skip_bad"}
         for kinds in ExperimentConfig.PARTS.values():
             for kind in kinds:

@@ -73,7 +73,9 @@ class TestLongDrawing:
         sample(weights, tmp_path / "out", range(6), batch_size=2, steps=2)
         monkeypatch.setattr(writer, "LONG", 0.0)
         sample(weights, tmp_path / "out", range(6), batch_size=2, steps=2)
-        assert "takes about" not in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert f"{tmp_path / 'out'}: every image was drawn before" in said
+        assert "takes about" not in said
 
     def test_of_many_images_is_hours(self, weights, tmp_path, monkeypatch, capsys):
         clock = iter(range(0, 100_000, 60))

@@ -39,7 +39,8 @@ def list_all(verbs: dict[str, str]) -> str:
         "Verbs: diffit VERB --help": verbs,
         "Presets: diffit train NAME": {name: PRESETS.about(name) for name in PRESETS},
         "Autoencoder presets: diffit train-vae NAME": {name: VAE_PRESETS.about(name) for name in VAE_PRESETS},
-        "Samplers: --sampler NAME": {name: first_line(sampler) for name, sampler in SAMPLERS.items()},
+        "Samplers: --sampler NAME": {name: first_line(sampler) for name, sampler in SAMPLERS.items()}
+        | {"ddim": "The same as euler: DDIM without noise is Euler's method."},
         "Data sets: --data NAME": {name: first_line(images) for name, images in NAMED.items()},
         "Pretrained weights: diffit sample NAME, diffit evaluate NAME": weights,
     }

@@ -45,6 +45,10 @@ class Formatter(DefaultHelpFormatter):
     def _get_help_string(self, action: Action) -> str:
         return (action.help or "") + default_words(action.default)
 
+    def _format_action_invocation(self, action: Action) -> str:
+        words = super()._format_action_invocation(action)
+        return re.sub(r"--\w+", lambda option: option[0].replace("_", "-"), words)
+
 
 class ConfigFile(ActionConfigFile):
     """`--config` takes the name of a preset too."""

@@ -186,12 +186,12 @@ def measure_samples(weights: Path, data: Split, run: Backup, images: int = 0, **
 
 
 def results_table(numbers: dict[str, Any]) -> HTML:
-    """A table of the measured numbers beside the paper's, and of what they depend on."""
+    """A table of the measured numbers, and below it what they depend on and what the paper reports."""
     rows = [(key.replace("_", " "), value) for key, value in numbers.items() if isinstance(value, float)]
-    paper = PAPER_LATENT if numbers["stamp"]["decoder"] else PAPER
-    rows += [(f"FID of the paper on {name}, n = 50,000", value) for name, value in paper.items()]
     cells = "".join(f"<tr><td>{escape(name)}</td><td>{value:.3f}</td></tr>" for name, value in rows)
-    notes = "".join(f"<li>{escape(note)}</li>" for note in numbers["warnings"])
+    paper = PAPER_LATENT if numbers["stamp"]["decoder"] else PAPER
+    others = [f"FID of the paper on {name}, n = 50,000: {value}" for name, value in paper.items()]
+    notes = "".join(f"<li>{escape(note)}</li>" for note in [*numbers["warnings"], *others])
     return HTML(f"<table>{cells}</table><small>{escape(str(Provenance(**numbers['stamp'])))}</small><ul>{notes}</ul>")
 
 

@@ -32,7 +32,7 @@ LONGEST = 30.0  # minutes of training, where neither the user nor the preset nam
 FEWEST = 10  # images to learn from
 LOOKED_AT = 64  # images that are opened to choose a size, evenly spread
 SIDES = (8, 16, 32, 64, 128, 256)  # pixels; images are resized to the one nearest in ratio to their median shorter side
-PIXEL_SPACE = 64  # pixels; larger images are learned as latents
+LARGEST = 64  # pixels a side; larger images are learned as latents
 LEVELS = (1, 2, 2, 2)  # channel_mult: the U-shape goes down to 8x8
 SHARED = ("data", "crop", "skip_bad", "seed", "precision", "workers", "threads", "memory_gb", "max_steps")  # by stages
 REPORTS, REPORTS_VAE = 6, 2  # at least, in a run: a diagnosis needs a curve; an autoencoder's reports take longer
@@ -85,9 +85,8 @@ def autoencoder_for(experiment: ExperimentConfig, vae: str = "train") -> VAEExpe
     own = vae_preset(experiment.vae).override(**images)
     if vae != "sd":
         return own
-    check(
-        own.network.in_channels == 3, f"VAE is sd, which knows photographs, not {experiment.data}; give train or ready"
-    )
+    known = own.network.in_channels == 3
+    check(known, f"VAE is sd, which knows photographs, not {experiment.data}; set VAE to train or ready")
     return replace(published, network=AutoencoderConfig(image_size=own.network.image_size))
 
 
@@ -140,7 +139,7 @@ def choose_preset(source: str, vae: str, download: bool) -> Choice:
     survey, on_cpu = look(images, most=LOOKED_AT), best_device().type == "cpu"
     side, channels = min(SIDES, key=lambda each: abs(math.log(each / survey.side))), 1 if survey.grey else 3
     classes = class_options(images.class_names)
-    if not vae and side <= PIXEL_SPACE:
+    if not vae and side <= LARGEST:
         levels = max(2, int(math.log2(side)) - 2)
         options = {"image_size": (side, side), "in_channels": channels, "channel_mult": LEVELS[:levels], **classes}
         experiment = IMAGE_SPACE.experiment(source).override(**(ON_CPU["pixels"] if on_cpu else {}), **options)

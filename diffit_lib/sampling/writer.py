@@ -86,20 +86,20 @@ class SampleWriter:
         """Draw this process's share of the images that are missing."""
         rank, world, _ = rank_info()
         share = self.batches()[rank::world]
-        left = [
-            batch for batch in share if not self.joined() and not all(self.path(image).is_file() for image in batch)
-        ]
+        left = [batch for batch in share if not all(self.path(image).is_file() for image in batch)]
+        if self.joined():  # asked in this order: an archive is whole before its PNG files go
+            left = []
         if len(left) > 1 and rank == 0:
             self.foretell(left)
-        with progress(total=sum(map(len, share)), desc=f"drawing into {self.folder}", unit=" images") as bar:
-            for batch in share:
-                missing = [image for image in batch if not self.path(image).is_file()]
-                if missing and not self.joined():  # in this order: an archive is whole before its PNG files go
-                    for image, picture in zip(batch, self.pictures(batch), strict=True):
-                        if image in missing:
-                            with replacing(self.path(image)) as beside:
-                                Image.fromarray(picture).save(beside, "PNG")
-                    self.after_batch()
+        elif not left and world == 1:
+            say(f"{self.folder}: every image was drawn before")
+        with progress(total=sum(map(len, left)), desc=f"drawing into {self.folder}", unit=" images") as bar:
+            for batch in left:
+                for image, picture in zip(batch, self.pictures(batch), strict=True):
+                    if not self.path(image).is_file():
+                        with replacing(self.path(image)) as beside:
+                            Image.fromarray(picture).save(beside, "PNG")
+                self.after_batch()
                 bar.update(len(batch))
 
     def foretell(self, batches: Sequence[Sequence[Selection]]) -> None:

@@ -25,7 +25,7 @@ from diffit_lib.utils.distributed import any_rank, mean_over_ranks, rank_info
 from diffit_lib.utils.errors import DiffitError
 from diffit_lib.utils.files import link_or_copy, replacing
 from diffit_lib.utils.logging import progress
-from diffit_lib.utils.tensors import derive_seed
+from diffit_lib.utils.tensors import derive_seed, device_name
 
 KEPT = ("fingerprint", "seconds", "skipped", "skipped_in_a_row")  # in a checkpoint, besides Lightning's own
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # which stop a run between two steps, saved
@@ -144,6 +144,20 @@ class RunModule(pl.LightningModule):
         super().optimizer_step(*args, **kwargs)
         if self.skipped_in_a_row == 0:
             self.ema.update_parameters(self.model)
+
+    def facts(self) -> dict[str, Any]:
+        """What the card of a report's weights says of the training."""
+        return {
+            "trained_on": f"{self.data.name} {self.fingerprint}",
+            "images_seen": self.images_seen,
+            "minutes": round(self.seconds / 60, 2),
+            "device": device_name(self.device),
+        }
+
+    def row(self, terms: dict[str, float], numbers: dict[str, Any]) -> dict[str, Any]:
+        """A row of `metrics.csv`: these terms of the loss and numbers, among those that every run has."""
+        last = {"grad_norm": float(self.grad_norm), "skipped": self.skipped}
+        return {"images": self.images_seen, "seconds": round(self.seconds, 1), **terms, **numbers, **last}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what the tensors do not hold."""

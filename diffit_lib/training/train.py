@@ -28,7 +28,7 @@ from diffit_lib.utils.distributed import rank_info, rank_zero_first
 from diffit_lib.utils.errors import check
 from diffit_lib.utils.files import PRETRAINED
 from diffit_lib.utils.plots import enlargement, loss_curve, tile, write_figure, write_png
-from diffit_lib.utils.tensors import best_device, device_name, to_uint8
+from diffit_lib.utils.tensors import best_device, to_uint8
 
 GRID, ROW = 32, 8  # images drawn at every report, of which a row is drawn in any case,
 SHARE = 1 / 8  # and the others if they take less than this share of the time between two reports
@@ -114,15 +114,7 @@ def write_snapshot(
     log: MetricsLog,
 ) -> None:
     """Write the weights, a grid of samples, a row of numbers and its curves; the best weights if these are the best."""
-    card = ModelCard(
-        experiment=experiment,
-        class_names=module.data.class_names,
-        vae=vae,
-        trained_on=f"{module.data.name} {module.fingerprint}",
-        images_seen=module.images_seen,
-        minutes=round(module.seconds / 60, 2),
-        device=device_name(module.device),
-    )
+    card = ModelCard(experiment=experiment, class_names=module.data.class_names, vae=vae, **module.facts())
     save_weights(run / WEIGHTS, card, module.average, module.model, module.space)
 
     precision = experiment.training.precision
@@ -138,12 +130,7 @@ def write_snapshot(
     rows = read_rows(run / METRICS)
     levels = loss_by_level(module.average, test, precision, module.space)
     row = {
-        "images": module.images_seen,
-        "seconds": round(module.seconds, 1),
-        **terms,
-        "test_loss": sum(levels.values()) / len(levels),
-        "grad_norm": float(module.grad_norm),
-        "skipped": module.skipped,
+        **module.row(terms, {"test_loss": sum(levels.values()) / len(levels)}),
         **metric(pipe, rows, module.seconds, each),
         **{f"test_loss_{sigma:.3g}": loss for sigma, loss in levels.items()},
     }

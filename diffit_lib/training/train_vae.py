@@ -23,7 +23,6 @@ from diffit_lib.utils.distributed import rank_info, rank_zero_first
 from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.logging import say
 from diffit_lib.utils.plots import vae_curves, write_figure, write_png
-from diffit_lib.utils.tensors import device_name
 
 GRID = 16  # held-out images shown at every report
 MEASURED = 256  # held-out images measured at every report
@@ -110,25 +109,9 @@ def write_vae_snapshot(
     count = min(MEASURED, len(data.test))
     held = data.test.images[torch.arange(count) * len(data.test) // count]
     numbers = measure_vae(space, held, vgg=experiment.loss.vgg, rfid=last)
-    card = VAECard(
-        experiment=experiment,
-        mean=mean,
-        std=std,
-        trained_on=f"{data.train.name} {module.fingerprint}",
-        images_seen=module.images_seen,
-        minutes=round(module.seconds / 60, 2),
-        device=device_name(device),
-        numbers=numbers,
-    )
+    card = VAECard(experiment=experiment, mean=mean, std=std, numbers=numbers, **module.facts())
     write_checkpoint(run / WEIGHTS, card, module.average.state_dict())
     shown = held[torch.arange(min(GRID, count)) * count // min(GRID, count)]  # evenly spread, so of all classes
     write_png(run / f"samples/{module.images_seen:09d}.png", comparison(shown, reconstructions(space, shown)))
-    row = {
-        "images": module.images_seen,
-        "seconds": round(module.seconds, 1),
-        **terms,
-        **{name: value for name, value in numbers.items() if name != "images"},
-        "grad_norm": float(module.grad_norm),
-        "skipped": module.skipped,
-    }
-    write_figure(run / "loss.png", vae_curves(log.add(row)))
+    measured = {name: value for name, value in numbers.items() if name != "images"}
+    write_figure(run / "loss.png", vae_curves(log.add(module.row(terms, measured))))
