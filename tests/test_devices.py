@@ -34,7 +34,7 @@ def losses(experiment, run):
     """The terms of the loss of every step, as the first process tells them."""
     terms = []
     task.write_snapshot = vae_task.write_vae_snapshot = lambda module, **options: terms.append(options["terms"])
-    CheckpointFile.save_checkpoint = lambda *_: None
+    CheckpointFile.save_checkpoint = lambda *_, **__: None
     train = vae_task.train_vae if hasattr(experiment, "loss") else task.train
     train(experiment.override(report_minutes=EVERY_STEP), run, progress=False)
     return terms[1:]  # the first report is before the first step
