@@ -2,13 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install demo announce test test-all attack lint figures colab
+.PHONY: help install demo announce test test-all attack lint docs figures colab
 
 help:
 	@echo "make demo      train DiffiT on real digits, in minutes on a CPU, into runs/demo/"
 	@echo "make test      lint, types and all quick tests, about 6 minutes on two cores"
 	@echo "make test-all  the slow tests too"
 	@echo "make attack    open a thousand hostile files and see that none does harm"
+	@echo "make docs      build the documentation site into build/site/"
 	@echo "make figures   draw the figures of README and notebooks"
 	@echo "make colab     pack what Colab needs into dist/diffit_colab.zip; REPO_URL=https://github.com/OWNER/NAME adds a badge"
 
@@ -39,6 +40,13 @@ test-all: lint
 
 attack: install
 	@$(BIN)/python tests/hostile/runner.py
+
+docs: install
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[docs]'
+	@rm -rf build/docs && mkdir -p build/docs/diffit_lib/pretrained
+	@cp -R README.md CHANGELOG.md CITATION.cff CONTRIBUTING.md LICENSE docs images *.ipynb build/docs
+	@cp diffit_lib/pretrained/*.png build/docs/diffit_lib/pretrained
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo "site: build/site/index.html"
 
 figures: install
 	@$(BIN)/python tools/figures.py

@@ -3,6 +3,7 @@
 import re
 import shlex
 import zipfile
+from importlib import import_module
 from pathlib import Path
 
 import figures
@@ -10,6 +11,7 @@ import pytest
 from matplotlib.text import Text
 from pack_colab import pack
 
+import diffit_lib
 from diffit_lib.cli.main import parser, with_underscores
 from diffit_lib.config.presets import PRESETS
 from diffit_lib.data.folders import SUFFIXES
@@ -85,3 +87,17 @@ def test_link_leads_somewhere(link):
 @pytest.mark.parametrize("command", re.findall(r"`(diffit [^`]*)`", (DOCS / "features.md").read_text("utf-8")))
 def test_command_in_the_list_of_features_parses(command):
     parser().parse_args([with_underscores(word) for word in shlex.split(command)[1:]])
+
+
+def test_every_public_name_is_in_the_reference():
+    page = (DOCS / "api.md").read_text(encoding="utf-8")
+    names = (name for name in diffit_lib.__all__ if name != "__version__")
+    assert [name for name in names if not re.search(rf"[.`]{name}\b", page)] == []
+    for module, name in re.findall(r"(?m)^::: ([\w.]+)\.(\w+)$", page):
+        assert hasattr(import_module(module), name)
+
+
+def test_every_page_is_in_the_sites_menu():
+    menu = (DOCS.parent / "mkdocs.yml").read_text(encoding="utf-8")
+    pages = [f"docs/{page.name}" for page in DOCS.glob("*.md")] + [page.name for page in DOCS.parent.glob("*.ipynb")]
+    assert [page for page in pages if f": {page}\n" not in menu] == []

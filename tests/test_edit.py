@@ -1,10 +1,14 @@
 """Editing: variations of an image, inpainting, inversion, interpolation; in pixels and latents, for all denoisers."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from conftest import write_weights
+from PIL import Image
 
+from diffit_lib.cli.main import main
 from diffit_lib.config.diffusion import FlowConfig, VPConfig
 from diffit_lib.data.datasets import load_data
 from diffit_lib.diffusion.denoiser import FlowDenoiser, VPDenoiser
@@ -195,3 +199,43 @@ def test_interpolation_takes_two_seeds(digits):
     for seeds, count in (((0, 1, 2), 9), ((0, 1), 1)):
         with pytest.raises(DiffitError, match=f"{len(seeds)} seeds, count={count}; give 2 seeds"):
             digits.interpolate(seeds, 3, count)
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch, held, mask):
+    """image.png and mask.png in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    for name, picture in (("image", held[0, ..., 0]), ("mask", np.uint8(mask) * 255)):
+        Image.fromarray(picture).save(f"{name}.png")
+
+
+def test_the_verb_writes_a_png_for_each_seed_and_a_grid(files, held, mask, digits, capsys):
+    assert main(["edit", "digits", "image.png", "--mask=mask.png", "--seeds=0-2", "--classes=3,none", "--steps=8"]) == 0
+    drawn = [np.asarray(Image.open(f"edits/{seed:06d}.png"))[..., None] for seed in range(3)]
+    assert np.array_equal(np.stack(drawn)[:, ~mask], held[[0, 0, 0]][:, ~mask])
+    assert np.array_equal(drawn, digits(range(3), [3, "none", 3], image=held[0], mask=mask, steps=8))
+    assert Image.open("edits/grid.png").size == (4 * 72 + 8, 72 + 8)
+    assert "edits/grid.png" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["nothing.png"], "nothing.png: No such file"),
+        (["notes.txt"], "notes.txt cannot be read (of no known image format)"),
+        (
+            ["image.png", "--mask=small.png"],
+            "small.png has 5x7 pixels, image.png has 8x8; give a mask of the image's",
+        ),
+        (["image.png", "--strength=2"], "strength is 2"),
+        (["image.png", "--out=full"], "full is not empty; give another folder"),
+    ],
+)
+def test_the_verb_tells_mistakes_in_one_line(files, words, told, capsys):
+    Path("notes.txt").write_text("no image")
+    Path("full").mkdir()
+    Path("full/kept").touch()
+    Image.new("L", (5, 7)).save("small.png")
+    assert main(["edit", "digits", *words]) == 2
+    assert told in capsys.readouterr().err
+    assert not Path("edits").exists()

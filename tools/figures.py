@@ -4,14 +4,17 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Rectangle
 
 from diffit_lib.config.presets import preset
 from diffit_lib.notebook.cells import FIGURES
+from diffit_lib.sampling.pipeline import load
 from diffit_lib.training.logs import read_rows
 from diffit_lib.utils.plots import new_figure, plot_column, plot_levels, test_levels, write_figure
+from diffit_lib.viz.figures import picture_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES = ROOT / "images"
@@ -268,7 +271,25 @@ def diffit_and_dit() -> Figure:
     return figure
 
 
+def editing() -> Figure:
+    """Variations, inpainting and interpolation of an image that `mnist` drew, as docs/editing.md shows them."""
+    pipe = load("mnist")
+    image = pipe([5], 4)[0]
+    strengths = (0.0, 0.2, 0.4, 0.5, 0.6, 0.8, 1.0)
+    lower = np.arange(32)[:, None].repeat(32, 1) >= 16
+    rows = {
+        "class 9, strength": np.concatenate([pipe([0], 9, image=image, strength=share) for share in strengths]),
+        "lower half, class 4": pipe(range(7), 4, image=image, mask=lower),
+        "lower half, class 9": pipe(range(7), 9, image=image, mask=lower),
+        "seed 0 to 1": pipe.interpolate((0, 1), 3, count=7),
+        "class 3 to 8": pipe.interpolate((0, 0), (3, 8), count=7),
+        "image to image": pipe.interpolate((0, 1), (4, 9), 7, noise=pipe.invert(pipe((5, 2), (4, 9)), (4, 9))),
+    }
+    return picture_rows(rows, [f"{share:g}" for share in strengths])
+
+
 if __name__ == "__main__":
     for draw in (diffit_block, tmsa, resblock, u_shape, latent, latent_diffit):
         write_figure(FIGURES / f"{draw.__name__}.png", draw())
     write_figure(IMAGES / "diffit_and_dit.png", diffit_and_dit())
+    write_figure(IMAGES / "editing.png", editing())

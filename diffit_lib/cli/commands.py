@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffit_lib.cli import options
+from diffit_lib.cli.edit import run_edit
 from diffit_lib.cli.export import run_export
 from diffit_lib.config.presets import PRESETS, VAE_PRESETS
 
@@ -290,6 +291,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "train": run_train,
     "train-vae": run_train_vae,
     "sample": run_sample,
+    "edit": run_edit,
     "evaluate": run_evaluate,
     "encode": run_encode,
     "pack": run_pack,

@@ -15,6 +15,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter,
 from diffit_lib import __version__
 from diffit_lib.cli.commands import (
     VERBS,
+    run_edit,
     run_encode,
     run_evaluate,
     run_explore,
@@ -124,7 +125,7 @@ def verb_parser(name: str, verb: Callable[..., None]) -> Parser:
     if presets := TRAINING.get(verb):
         sub.presets = presets
         add_experiment_fields(sub, presets.kind)
-    if verb in (run_sample, run_evaluate):
+    if verb in (run_sample, run_edit, run_evaluate):
         several = verb is run_evaluate
         more = "; several values, e.g. 5,10,20, are measured one by one" if several else ""
         title = f"sampling options (default: the weights' own{more})"
