@@ -1,10 +1,14 @@
 """The explorer without a browser: its knobs, its background thread, and hundreds of random turns of its knobs."""
 
+import base64
+import io
 import random
+import re
 import time
 
 import ipywidgets as widgets
 import pytest
+from PIL import Image
 
 from diffit_lib.cli.main import main
 from diffit_lib.utils.errors import DiffitError
@@ -103,6 +107,29 @@ class TestSample:
         for button, kind in ((view.save_png, "png"), (view.save_gif, "gif")):
             button.click()
             assert f'download="diffit_seed{view.columns[0].knobs.seed.value}.{kind}"' in view.saved.value
+
+    def test_both_columns_are_saved(self, explorer):
+        view = show(explorer, "sample")
+        view.save_png.click()
+        alone = view.saved.value
+        view.compare.value = True
+        view.columns[1].knobs.steps.value = 2
+        assert explorer.worker.wait(30)
+        sizes = []
+        for button in (view.save_png, view.save_gif):
+            button.click()
+            link = re.search('base64,([^"]+)', view.saved.value)[1]
+            sizes.append(Image.open(io.BytesIO(base64.b64decode(link))).size)
+        assert sizes == [(2 * 256 + 4, 256), (4 * 256 + 3 * 4, 256)]
+        assert len(view.saved.value) > len(alone)
+        view.compare.value = False
+        assert explorer.worker.wait(30)
+
+    def test_stop_is_below_every_tab_and_messages_are_text(self, explorer):
+        assert explorer.stop in explorer.box.children[-1].children
+        explorer._tell("<b>no</b> class '<script>'")
+        assert "<script>" not in explorer.message.value
+        assert "&lt;script&gt;" in explorer.message.value
 
 
 class TestTime:

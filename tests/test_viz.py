@@ -7,7 +7,6 @@ from matplotlib.figure import Figure
 
 from diffit_lib.sampling.pipeline import load
 from diffit_lib.utils.errors import DiffitError
-from diffit_lib.utils.plots import tile, write_png
 from diffit_lib.utils.tensors import SeededNoise, to_float
 from diffit_lib.viz import figures
 from diffit_lib.viz.attention import attention_at, attention_blocks, frozen_time, noisy_states
@@ -121,9 +120,6 @@ def test_every_view_is_a_figure(digits, tmp_path):
     blocks = {name: attention_at(digits, name, x, sigmas, 5) for name in attention_blocks(digits.denoiser.network)}
     pictures, seen = np.concatenate([digits.decode(state.x) for state in states]), blocks["decoder.0.0"]
     clean = to_float(torch.from_numpy(digits([3], 5)).movedim(-1, 1))
-    (tmp_path / "samples").mkdir()
-    for images in (100, 2000):
-        write_png(tmp_path / "samples" / f"{images:09d}.png", tile(digits([0, 1], 3, steps=2), 2))
     made = [
         figures.denoising_figure(digits, 3, 5, columns=4),
         figures.schedules_figure(clean, SeededNoise([0], clean.shape[1:])(), columns=4),
@@ -134,14 +130,7 @@ def test_every_view_is_a_figure(digits, tmp_path):
         figures.distance_figure(blocks),
         figures.inert_key_figure(seen, (3, 4)),
         figures.frozen_time_figure(digits, range(2), [1.0], 3),
-        figures.raw_and_averaged_figure(digits, digits, range(2)),
-        figures.training_figure(tmp_path),
     ]
     for number, figure in enumerate(made):
         assert isinstance(figure, Figure)
         figure.savefig(tmp_path / f"{number}.png")
-
-
-def test_a_run_without_samples_is_told_in_one_line(tmp_path):
-    with pytest.raises(DiffitError, match=r"holds no samples/\*\.png; give a run folder"):
-        figures.training_figure(tmp_path)

@@ -33,6 +33,7 @@ from diffit_lib.data.folders import imagenet_names
 from diffit_lib.diffusion.denoiser import DENOISERS, Preconditioned
 from diffit_lib.models import build_network
 from diffit_lib.models.latent_space import PIXEL_SPACE, LatentSpace, LazyLatentSpace, Space
+from diffit_lib.models.lora import merged
 from diffit_lib.utils.errors import DiffitError, check
 
 SIDE = "diffit.safetensors"  # beside diffusers' tensors: our card, and what their layout cannot hold as it is
@@ -116,7 +117,7 @@ def save_weights(
         prefix + name: tensor
         for prefix, module in modules.items()
         if module is not None
-        for name, tensor in module.state_dict().items()
+        for name, tensor in merged(module).items()
     }
     write_checkpoint(path, card, tensors, dtype)
 

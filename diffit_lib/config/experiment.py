@@ -113,6 +113,7 @@ class ExperimentConfig(BaseExperimentConfig):
     vae: str = ""  # Train on latents of this autoencoder: weights file, run folder or name. Empty: train on pixels.
     cache_latents: bool = True  # Encode all images once, instead of at every step.
     init_weights: str = ""  # Weights to start from, by path or name; if the classes differ, the label embedding is new.
+    lora_rank: int = 0  # Train only low-rank changes of linear layers (LoRA) and the label embedding; 0: everything.
     network: ImageNetworkConfig | TransformerConfig = field(default_factory=ImageNetworkConfig)
     denoiser: EDMConfig | VPConfig | FlowConfig = field(default_factory=EDMConfig)  # edm, vp (DDPM) or rectified flow.
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -135,6 +136,10 @@ class ExperimentConfig(BaseExperimentConfig):
         check(
             learned or self.sampling.variance != "learned",
             "variance is 'learned', which this network has not learned; give small or large",
+        )
+        check(
+            self.lora_rank == 0 or (self.lora_rank > 0 and bool(self.init_weights)),
+            f"lora_rank is {self.lora_rank}; give 1 or more with init_weights, or 0 to train everything",
         )
 
 

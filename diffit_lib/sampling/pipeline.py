@@ -105,7 +105,7 @@ class Pipeline:
         check(image is not None or mask is None is strength, "mask and strength need an image; give image too")
         edit = None if image is None else Edit.of(image, mask, strength, self.space, self.card.image_shape, len(seeds))
         if noise is not None:
-            settings, wanted = self.without_fresh_noise(settings), (len(seeds), *self.card.experiment.network.shape)
+            settings, wanted = self._without_fresh_noise(settings), (len(seeds), *self.card.experiment.network.shape)
             check(noise.shape == wanted, f"noise is {tuple(noise.shape)}; give {wanted}, as `invert` returns it")
         for first in range(0, len(seeds), size):
             part = slice(first, first + size)
@@ -170,7 +170,7 @@ class Pipeline:
         from the lowest noise level to the highest, `ddim` as in Song et al. 2021; nobody adds fresh noise.
         """
         clean = self.space.encode(as_images(image, self.card.image_shape))
-        settings = self.without_fresh_noise(settings)
+        settings = self._without_fresh_noise(settings)
         *_, last = self.stream(range(len(clean)), labels, start=partial(upwards, clean), **settings)
         return (last.x / self.denoiser.initial(torch.ones(()))).float().cpu()
 
@@ -188,13 +188,13 @@ class Pipeline:
         ends, shares = self.class_label(seeds, labels), torch.linspace(0, 1, count)
         draw: Noise = SeededNoise(list(seeds), self.card.experiment.network.shape)
         if noise is not None:
-            settings, draw = self.without_fresh_noise(settings), lambda: noise
+            settings, draw = self._without_fresh_noise(settings), lambda: noise
         with nullcontext() if ends is None else mixed_classes(self.denoiser.network, ends, shares):
             label = None if ends is None else 0  # any, as the mixtures take its place
             *_, last = self.stream([0] * count, label, noise=lambda: slerp(draw(), shares), **settings)
         return self.decode(last.x)
 
-    def without_fresh_noise(self, settings: dict[str, Any]) -> dict[str, Any]:
+    def _without_fresh_noise(self, settings: dict[str, Any]) -> dict[str, Any]:
         """These settings with the sampler's churn or eta at 0."""
         options = self.sampling(**settings).options
         return settings | {name: 0.0 for name in ("churn", "eta") if name in options}

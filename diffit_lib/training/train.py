@@ -17,6 +17,7 @@ from diffit_lib.config.presets import PRESETS
 from diffit_lib.data.datasets import Images, Split
 from diffit_lib.data.latent_cache import CachedLatents
 from diffit_lib.models.latent_space import PIXEL_SPACE, Space
+from diffit_lib.models.lora import add_lora
 from diffit_lib.sampling.pipeline import Pipeline, in_turn
 from diffit_lib.training.diffusion import DiffusionModule, loss_by_level
 from diffit_lib.training.encode import fingerprint_of_states, load_states, to_states
@@ -63,6 +64,8 @@ def train(
         if experiment.init_weights and not (folder / CHECKPOINT).is_file():
             with rank_zero_first():
                 warm_start(denoiser, experiment.init_weights)
+        if experiment.lora_rank:
+            add_lora(denoiser.network, experiment.lora_rank)
         denoiser.to(memory_format=torch.channels_last)
         if rank_info().rank == 0:
             write_reals(folder, data.train, space)

@@ -1,6 +1,7 @@
 """The explorer: widgets over a pipeline. Turn a knob and see the picture change."""
 
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,9 @@ class Explorer:
         for place, name in enumerate(self.views):
             self.tabs.set_title(place, titles[name])
         self.tabs.observe(lambda change: self.draw(), names="selected_index")
-        self.box = widgets.VBox([self.tabs, widgets.HBox([self.spinner, self.message])])
+        self.stop = widgets.Button(description="Stop", icon="stop")
+        self.stop.on_click(lambda _: self.worker.stop())
+        self.box = widgets.VBox([self.tabs, widgets.HBox([self.stop, self.spinner, self.message])])
         self.draw()
 
     def draw(self) -> None:
@@ -47,7 +50,7 @@ class Explorer:
         self.spinner.value = "drawing ..." if busy else ""
 
     def _tell(self, message: str) -> None:
-        self.message.value = f'<span style="color: #c33">{message}</span>'
+        self.message.value = f'<span style="color: #c33">{escape(message)}</span>'
 
 
 def explore(

@@ -1,7 +1,6 @@
 """Every view as a matplotlib Figure, returned and never shown: complete where widgets do not run."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,19 +8,15 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from PIL import Image
 from torch import Tensor
 
 from diffit_lib.diffusion.denoiser import Preconditioned
 from diffit_lib.diffusion.schedules import karras, respaced, sigma_table
 from diffit_lib.sampling.pipeline import Pipeline
-from diffit_lib.utils.errors import check
 from diffit_lib.utils.plots import to_image
 from diffit_lib.utils.tensors import to_uint8
 from diffit_lib.viz.attention import Attention, frozen_time
 from diffit_lib.viz.pictures import spread
-
-QKV = ("query", "key", "value")
 
 
 def picture_rows(
@@ -130,7 +125,7 @@ def time_share_figure(blocks: Mapping[str, Attention]) -> Figure:
     figure = Figure(figsize=(3.2 * len(blocks) + 0.6, 3), layout="constrained")
     grid = figure.subplots(1, len(blocks), squeeze=False, sharey=True)[0]
     for axes, (name, attention) in zip(grid, blocks.items(), strict=True):
-        for part, share in zip(QKV, attention.time_share().T, strict=True):
+        for part, share in zip(("query", "key", "value"), attention.time_share().T, strict=True):
             axes.plot(attention.sigmas.numpy(), share.numpy(), marker=".", label=part)
         axes.set(xscale="log", ylim=(0, 1), xlabel="noise level σ", title=name)
     grid[0].set_ylabel("share of the time token")
@@ -179,24 +174,6 @@ def frozen_time_figure(
         with frozen_time(pipe.denoiser, sigma):
             rows[f"frozen at σ = {sigma:g}"] = pipe(seeds, label, **settings)
     return picture_rows(rows, [f"seed {seed}" for seed in seeds])
-
-
-def raw_and_averaged_figure(raw: Pipeline, averaged: Pipeline, seeds: Sequence[int], **settings: Any) -> Figure:
-    """The same seeds by the raw weights and by their average over training (EMA)."""
-    return picture_rows({"raw weights": raw(seeds, **settings), "averaged": averaged(seeds, **settings)})
-
-
-def training_figure(run: str | Path, columns: int = 4) -> Figure:
-    """The sample grids a run drew on its way, from the first to the last."""
-    files = sorted((Path(run) / "samples").glob("*.png"))
-    check(len(files) > 0, f"{run} holds no samples/*.png; give a run folder that has some")
-    chosen = [files[i] for i in spread(len(files), columns)]
-    figure = Figure(figsize=(3 * len(chosen), 2.2), layout="constrained")
-    for axes, file in zip(figure.subplots(1, len(chosen), squeeze=False)[0], chosen, strict=True):
-        axes.imshow(np.asarray(Image.open(file, formats=["PNG"])), cmap="gray", vmin=0, vmax=255)
-        axes.set_axis_off()
-        axes.set_title(f"{int(file.stem):,} images", fontsize=9)
-    return figure
 
 
 def _picture(image: Tensor) -> np.ndarray:

@@ -3,6 +3,7 @@
 import secrets
 import socket
 import tempfile
+import webbrowser
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -36,6 +37,10 @@ def serve(weights: str, port: int = 8866, browser: bool = True) -> None:
             probe.bind(("127.0.0.1", port))
     except (OSError, OverflowError) as error:
         raise DiffitError(f"port is {port}, which cannot be used ({error}); give another --port") from None
+    try:
+        webbrowser.get()
+    except webbrowser.Error:  # Voila would say so in a line of its own; the printed address is enough
+        browser = False
     from voila.app import Voila
 
     token = secrets.token_urlsafe(16)

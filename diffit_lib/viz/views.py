@@ -38,7 +38,7 @@ class Knobs:
         self.label = widgets.Dropdown(options=class_options(pipe))
         self.seed = widgets.IntSlider(value=0, min=0, max=99)
         self.sampler = widgets.Dropdown(options=list(SAMPLER_OPTIONS), value=sampling.sampler)
-        self.steps = widgets.IntSlider(value=sampling.steps, min=4, max=max(64, sampling.steps))
+        self.steps = widgets.IntSlider(value=sampling.steps, min=2, max=max(64, sampling.steps))
         self.guidance = widgets.FloatSlider(value=sampling.guidance, min=0, max=8, step=0.25, disabled=classes == 0)
         self.schedule = widgets.Dropdown(
             options=list(GUIDANCE_OPTIONS), value=sampling.guidance_schedule, disabled=classes == 0
@@ -101,20 +101,18 @@ class SamplerView:
         self.compare = widgets.Checkbox(value=False, description="compare with a second column")
         self.step = widgets.IntSlider(description="step", min=1, layout=widgets.Layout(width="420px"))
         self.play = widgets.Play(min=1, interval=150)
-        self.stop = widgets.Button(description="Stop", icon="stop")
         self.progress = widgets.IntProgress(min=0, layout=widgets.Layout(width="180px"))
         self.save_png, self.save_gif = (widgets.Button(description=f"Save {kind}") for kind in ("PNG", "GIF"))
         self.saved = widgets.HTML()
         widgets.jslink((self.play, "value"), (self.step, "value"))
         self.step.observe(lambda _: self._show(), names="value")
-        self.stop.on_click(lambda _: worker.stop())
         self.save_png.on_click(lambda _: self._offer("png"))
         self.save_gif.on_click(lambda _: self._offer("gif"))
         self.compare.observe(lambda _: self._arrange(), names="value")
         for column in self.columns:
             column.knobs.observe(self.draw)
         self.row = widgets.HBox()
-        bar = widgets.HBox([self.play, self.step, self.progress, self.stop])
+        bar = widgets.HBox([self.play, self.step, self.progress])
         self.box = widgets.VBox([self.compare, self.row, bar, widgets.HBox([self.save_png, self.save_gif, self.saved])])
         self._arrange()
 
@@ -151,10 +149,12 @@ class SamplerView:
             column.show(self.step.value)
 
     def _offer(self, kind: str) -> None:
-        frames = self.columns[0].frames
-        if frames:
-            data = png(frames[-1][2]) if kind == "png" else gif([strip(frame[1:]) for frame in frames])
-            name = f"diffit_seed{self.columns[0].knobs.seed.value}.{kind}"
+        columns = [column.frames for column in self.shown if column.frames]
+        if columns:  # the shorter one waits at its end
+            steps = [[each[min(k, len(each) - 1)] for each in columns] for k in range(max(map(len, columns)))]
+            last = strip([guess for _, _, guess in steps[-1]])
+            data = png(last) if kind == "png" else gif([strip([p for f in step for p in f[1:]]) for step in steps])
+            name = f"diffit_seed{'_'.join(str(column.knobs.seed.value) for column in self.shown)}.{kind}"
             link = base64.b64encode(data).decode()
             self.saved.value = f'<a download="{name}" href="data:image/{kind};base64,{link}">download {name}</a>'
 
