@@ -75,3 +75,8 @@ def test_a_run_resumes_and_draws_from_its_file(recipe, tmp_path, data):
 def test_a_rank_needs_weights_to_start_from(recipe, changes):
     with pytest.raises(DiffitError, match=r"lora_rank is .*; give 1 or more with init_weights"):
         recipe.override(**changes)
+
+
+def test_adam_alone_trains_it(recipe):
+    with pytest.raises(DiffitError, match=r"muon is 0\.01 with lora_rank 2, which Adam alone trains; give muon 0"):
+        recipe.override(muon=0.01)

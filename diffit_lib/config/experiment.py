@@ -141,6 +141,10 @@ class ExperimentConfig(BaseExperimentConfig):
             self.lora_rank == 0 or (self.lora_rank > 0 and bool(self.init_weights)),
             f"lora_rank is {self.lora_rank}; give 1 or more with init_weights, or 0 to train everything",
         )
+        check(
+            not (self.lora_rank and self.training.muon),
+            f"muon is {self.training.muon} with lora_rank {self.lora_rank}, which Adam alone trains; give muon 0",
+        )
 
 
 @dataclass(frozen=True)
