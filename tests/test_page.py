@@ -15,6 +15,8 @@ import torch
 from browser import CHROMEDRIVER, CHROMIUM, SCREENSHOTS, chromium
 
 from diffit_lib import load
+from diffit_lib.checkpoints.weights import ModelCard, build_denoiser, save_weights
+from diffit_lib.config.presets import preset
 from diffit_lib.utils.errors import DiffitError
 from diffit_lib.utils.tensors import SeededNoise
 from diffit_lib.viz import export
@@ -88,6 +90,25 @@ def test_every_part_of_the_network_answers_as_in_the_library(pipe, page, seed, s
     parts = [name for name in seen if not name.endswith(".attention")]
     assert len(parts) == 8  # tokenizer, three ResBlocks, down, up, head; the denoiser around them
     for name in parts:
+        expected = flat(outputs[name])
+        assert np.abs(np.array(seen[name]) - expected).max() <= 1e-4 * np.abs(expected).max(), name
+
+
+@needs_node
+def test_a_network_of_patches_and_colours_answers_as_in_the_library(tmp_path):
+    experiment = preset("digits").override(
+        image_size=(8, 16), in_channels=3, patch=2, width=16, window_size=2, sigma_data=0.5
+    )
+    denoiser = build_denoiser(experiment)
+    for name, parameter in denoiser.named_parameters():
+        torch.nn.init.normal_(parameter, mean=float("norm" in name), std=0.2)
+    save_weights(tmp_path / "w.safetensors", ModelCard(experiment, []), denoiser, dtype=torch.float16)
+    pipe = load(tmp_path / "w.safetensors", device="cpu", precision="32-true")
+    page = export.export_page(tmp_path / "page.html", tmp_path / "w.safetensors")
+    x = SeededNoise([0], (3, 8, 16))().double()
+    seen = run_js(page, watch_js(x, 1.0, 3))
+    outputs, _ = library_activations(pipe, x, 1.0, 3)
+    for name in ("tokenizer", "head", "denoised"):
         expected = flat(outputs[name])
         assert np.abs(np.array(seen[name]) - expected).max() <= 1e-4 * np.abs(expected).max(), name
 

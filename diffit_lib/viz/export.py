@@ -38,12 +38,11 @@ def export_page(path: str | Path, weights: str | Path = "digits") -> Path:
     experiment = pipe.card.experiment
     check(
         isinstance(experiment.network, ImageNetworkConfig)
-        and experiment.network.patch == 1
         and isinstance(pipe.denoiser, EDMDenoiser)
         and experiment.network.num_classes > 0
         and experiment.sampling.sampler == "heun"
         and experiment.sampling.guidance_schedule == "constant",
-        f"{weights} cannot run in a page, which has an image-space DiffiT with classes and patch 1, EDM's denoiser and "
+        f"{weights} cannot run in a page, which has an image-space DiffiT with classes, EDM's denoiser and "
         "Heun's sampler; give digits, or weights of that kind",
     )
     tensors = page_tensors(pipe)
@@ -80,6 +79,7 @@ def page_card(pipe: Pipeline, tensors: dict[str, Tensor]) -> dict[str, Any]:
         "name": experiment.name,
         "network": {
             "size": network.shape[1:],
+            "patch": network.patch,
             "windows": network.windows,
             "heads": network.num_heads,
             "blocks": network.num_blocks,

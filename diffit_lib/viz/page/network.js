@@ -1,9 +1,9 @@
 // Image-space DiffiT: a U-shape of ResBlocks, each a convolution and a transformer block with TMSA.
 import { tmsa } from "./attention.js";
-import { add, concatenate, conv3x3, double, gelu, groupNorm, layerNorm, linear, silu } from "./tensor.js";
+import { add, concatenate, conv3x3, double, fold, gelu, groupNorm, layerNorm, linear, silu, unfold } from "./tensor.js";
 
 export class Network {
-  // config: {size: [height, width], windows: one per level, heads, blocks (a level), width}
+  // config: {size: [height, width], patch, windows: one per level, heads, blocks (a level), width}
   // weights: a Map from the library's tensor names to {data, shape}
   constructor(config, weights) {
     this.config = config;
@@ -21,7 +21,7 @@ export class Network {
 
   // Names of the ResBlocks in the order they run, with height, width and window of their maps.
   blocks() {
-    const { size, windows, blocks } = this.config;
+    const { size, patch, windows, blocks } = this.config;
     const last = windows.length - 1;
     const path = [...windows.keys()].map((level) => ["encoder", level]);
     for (let level = last - 1; level >= 0; level--) path.push(["decoder", level]);
@@ -30,8 +30,8 @@ export class Network {
         name: `${side}.${level}.${n}`,
         side,
         level,
-        height: size[0] >> level,
-        width: size[1] >> level,
+        height: (size[0] / patch) >> level,
+        width: (size[1] / patch) >> level,
         window: windows[level],
       })),
     );
@@ -52,11 +52,12 @@ export class Network {
   // Image (height * width, colours), noise label and class -> the raw output F, of the image's shape.
   // `watch(name, values)` is told the output of each part and, as NAME.attention, the attention of each block.
   forward(x, noiseLabel, label, watch = () => {}) {
-    let [height, width] = this.config.size;
+    const { size, patch } = this.config;
+    let [height, width] = size.map((side) => side / patch);
     const time = this.timeToken(noiseLabel, label);
     const tell = (name, values) => (watch(name, values), values);
     const skips = [];
-    x = tell("tokenizer", this.conv("tokenizer", x, height, width));
+    x = tell("tokenizer", this.conv("tokenizer", fold(x, ...size, patch), height, width));
     for (const block of this.blocks()) {
       const first = block.name.endsWith(".0");
       if (first && block.side === "encoder" && block.level > 0) {
@@ -71,7 +72,8 @@ export class Network {
       ({ height, width } = block);
       x = tell(block.name, this.resBlock(block, x, time, watch));
     }
-    return tell("head", this.conv("head", silu(this.apply(groupNorm, "head_norm", x)), height, width));
+    x = tell("head", this.conv("head", silu(this.apply(groupNorm, "head_norm", x)), height, width));
+    return unfold(x, ...size, patch);
   }
 
   conv(name, x, height, width, stride = 1) {

@@ -8,6 +8,7 @@ const $ = (id) => document.getElementById(id);
 const text = (id) => $(id).textContent;
 const model = readModel(JSON.parse(text("model")), text("weights"), text("noise"));
 const [HEIGHT, WIDTH] = model.network.config.size;
+const PATCH = model.network.config.patch;
 const blocks = model.network.blocks();
 const heads = model.network.config.heads;
 
@@ -132,7 +133,7 @@ function showAttention() {
   const block = blocks[$("block").value];
   const { name, level, height, width, window: size } = block;
   const [high, wide] = size;
-  const [row, column] = [query.row >> level, query.column >> level];
+  const [row, column] = [query.row, query.column].map((pixel) => Math.floor(pixel / PATCH) >> level);
   const { window, n } = windowOf(row, column, width, size);
   const shares = (state) => attentionOf(state.maps.get(`${name}.attention`), window, n, high * wide);
   const states = shownNames().flatMap((which) => trajectories[which].states);

@@ -125,6 +125,31 @@ export function double(x, height, width, channels) {
   return y;
 }
 
+// Squares of p x p pixels folded into channels, as torch's pixel_unshuffle: (height * width, C) -> (places, C p^2).
+export function fold(x, height, width, p) {
+  return moved(x, height, width, p, (y, pixel, folded) => (y[folded] = x[pixel]));
+}
+
+// The inverse; height and width are those of the image.
+export function unfold(x, height, width, p) {
+  return moved(x, height, width, p, (y, pixel, folded) => (y[pixel] = x[folded]));
+}
+
+function moved(x, height, width, p, move) {
+  const channels = x.length / height / width; // of a pixel
+  const y = new Float32Array(x.length);
+  for (let row = 0; row < height; row++) {
+    for (let column = 0; column < width; column++) {
+      const place = Math.floor(row / p) * (width / p) + Math.floor(column / p);
+      const inside = (row % p) * p + (column % p);
+      for (let c = 0; c < channels; c++) {
+        move(y, (row * width + column) * channels + c, (place * channels + c) * p * p + inside);
+      }
+    }
+  }
+  return y;
+}
+
 // Channels of two maps side by side.
 export function concatenate(x, y, places) {
   const [a, b] = [x.length / places, y.length / places];
