@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from diffit_lib.config.training import TrainingConfig
 from diffit_lib.data import preprocess
-from diffit_lib.data.datasets import load_data
+from diffit_lib.data.datasets import Images, load_data
 from diffit_lib.data.sources import ImageList
 from diffit_lib.data.stream import TrainingStream
 from diffit_lib.utils.errors import DiffitError
@@ -107,6 +107,25 @@ def test_every_image_counts_in_a_fingerprint_whatever_the_memory():
     other = pixels.clone()
     other[1] += 1
     assert load_data(TensorDataset(other, labels), memory_gb=0).train.fingerprint() != held.fingerprint()
+
+
+@pytest.mark.parametrize("zip_it", [False, True])
+def test_files_are_looked_at_once_and_again_when_they_changed(zip_it, faces, tmp_path, monkeypatch):
+    monkeypatch.setenv("DIFFIT_CACHE", str(tmp_path / "cache"))
+
+    def look():
+        return load_data(zipped(faces) if zip_it else faces, memory_gb=0).train.fingerprint()
+
+    first, decode = look(), Images._look
+    monkeypatch.setattr(Images, "_look", lambda self: pytest.fail("decoded all images again"))
+    assert look() == first
+    monkeypatch.setattr(Images, "_look", decode)
+    for written in (tmp_path / "cache" / "fingerprints").iterdir():
+        written.write_text("[1]")  # damaged ones count as none
+    assert look() == first
+    changed = next(faces.rglob("*.png"))
+    fill(faces, {changed.relative_to(faces).as_posix(): noise(99)})
+    assert look() != first
 
 
 def test_fingerprints_tell_pixels_labels_and_shapes_apart():

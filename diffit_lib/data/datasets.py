@@ -1,7 +1,9 @@
 """Data sets of uint8 images, in memory or decoded when they are used."""
 
 import hashlib
+import json
 import math
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -24,6 +26,7 @@ from diffit_lib.data.preprocess import (
 from diffit_lib.data.sources import ImageList, Split, list_images
 from diffit_lib.utils.distributed import local_world_size
 from diffit_lib.utils.errors import DiffitError, check
+from diffit_lib.utils.files import cache_folder, write_text
 from diffit_lib.utils.logging import progress, say
 from diffit_lib.utils.memory import total_memory
 from diffit_lib.utils.tensors import to_float
@@ -51,6 +54,15 @@ class LazyImages:
         source = self.source.take(torch.arange(len(self))[indices].tolist())
         threads = 1 if get_worker_info() else None  # a worker is one of several processes that read
         return torch.stack([pixels for _, pixels in decode_each(source, self.decode, threads=threads)])
+
+    def identity(self) -> str:
+        """A hash of the files' names, sizes and times or checksums, of their labels, and of how they are prepared."""
+        source = self.source
+        assert source.state is not None
+        digest = hashlib.sha256(f"{self.shape} {getattr(self.to_pixels, 'keywords', None)}".encode())
+        for key, label in zip(source.keys, source.labels.tolist(), strict=True):
+            digest.update(f"{key!r} {label} {source.state(key)}\n".encode(errors="surrogateescape"))
+        return digest.hexdigest()[:32]
 
     def decode(self, key: str) -> Tensor:
         """One image's pixels, uint8 `image_shape`; a DiffitError where it has another shape."""
@@ -107,7 +119,20 @@ class Images:
 
     @cached_property
     def _known(self) -> tuple[str, Tensor]:
-        """The fingerprint, and how often each value occurs, (256,); one pass over all images."""
+        """The fingerprint, and how often each value occurs, (256,); kept on disk for images decoded when used."""
+        if not isinstance(self.images, LazyImages) or self.images.source.state is None:
+            return self._look()
+        path = cache_folder() / "fingerprints" / f"{self.images.identity()}.json"
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            known = json.loads(path.read_text())
+            return str(known["fingerprint"]), torch.tensor(known["counts"], dtype=torch.int64)
+        fingerprint, counts = self._look()
+        with suppress(OSError):
+            write_text(path, json.dumps({"fingerprint": fingerprint, "counts": counts.tolist()}))
+        return fingerprint, counts
+
+    def _look(self) -> tuple[str, Tensor]:
+        """One pass over all images."""
         digest, counts = hashlib.sha256(str(tuple(self.images.shape)).encode()), torch.zeros(256, dtype=torch.int64)
         chunks = torch.arange(len(self)).split(256)
         for rows in progress(chunks, f"looking at {self.name}", delay=3):

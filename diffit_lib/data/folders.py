@@ -81,6 +81,15 @@ def file_size(source: Path, path: str) -> int:
     return (source / path).stat().st_size if source.is_dir() else _archive(source, os.getpid())[1][path].file_size
 
 
+def file_state(source: Path, path: str) -> str:
+    """What changes with a file's content, without reading it: its size, and time of change or checksum in a zip."""
+    if source.is_dir():
+        found = (source / path).stat()
+        return f"{found.st_size} {found.st_mtime_ns}"
+    member = _archive(source, os.getpid())[1][path]
+    return f"{member.file_size} {member.CRC}"
+
+
 def read(source: Path, path: str, most: float = MOST_BYTES) -> bytes:
     """The bytes of one file below a folder or in a zip; a ValueError where there are more than `most`."""
     size = file_size(source, path)

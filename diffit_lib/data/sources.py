@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
-from diffit_lib.data.folders import file_size, find_images, imagenet_names, read
+from diffit_lib.data.folders import file_size, file_state, find_images, imagenet_names, read
 from diffit_lib.utils.errors import DiffitError, check, closest, printable
 from diffit_lib.utils.files import cache_folder, siblings
 from diffit_lib.utils.logging import say
@@ -44,6 +44,7 @@ class ImageList:
     pixels: Tensor | None = None  # uint8 (N, C, H, W), where they are in memory already
     threads: int = 1  # how many may read at once
     size: Callable[[str], int] | None = None  # key -> bytes that `read` takes, where it reads a file
+    state: Callable[[str], str] | None = None  # key -> what changes with the file's content, where it reads a file
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -162,8 +163,8 @@ def from_files(
     name: str, source: Path, paths: Sequence[str], labels: Tensor, class_names: tuple[str, ...]
 ) -> ImageList:
     """List these image files below a folder or in a zip."""
-    size, threads = partial(file_size, source), os.cpu_count() or 1
-    return ImageList(name, paths, partial(read, source), labels, class_names, threads=threads, size=size)
+    size, state, threads = partial(file_size, source), partial(file_state, source), os.cpu_count() or 1
+    return ImageList(name, paths, partial(read, source), labels, class_names, None, threads, size, state)
 
 
 def from_pixels(name: str, pixels: Tensor, labels: Any, class_names: Sequence[str]) -> ImageList:
