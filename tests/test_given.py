@@ -7,9 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from diffit_lib.evaluation.image_files import is_image_files, read_images
+from diffit_lib.evaluation.image_files import NAMES, is_image_files, read_images, read_statistics, write_statistics
 from diffit_lib.evaluation.metrics import Reference
-from diffit_lib.evaluation.published_statistics import NAMES, read_statistics, write_statistics
 from diffit_lib.utils.errors import DiffitError
 
 PIXEL_SPACE = np.random.default_rng(0).integers(256, size=(6, 4, 5, 3)).astype(np.uint8)

@@ -166,14 +166,15 @@ def test_dinov2_is_read_from_its_file_alone(tmp_path, monkeypatch):
         with pytest.raises(DiffitError, match=says) as error:
             load_vision("dinov2", path)
         assert "\n" not in str(error.value)
-    with pytest.raises(DiffitError, match="there is no file"):
+    with pytest.raises(DiffitError, match="there are no DINOv2 weights at"):
         load_vision("dinov2-b", tmp_path / "absent.pth")
 
 
 def test_clip_of_another_checksum_is_never_opened(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.jit, "load", lambda *_, **__: pytest.fail("opened"))
     (tmp_path / "clip.pt").write_bytes(b"other")
-    with pytest.raises(DiffitError, match=r"clip\.pt is not the published CLIP \(SHA-256 3035c92b\.\.\.\); download"):
+    says = r"clip\.pt is not the published CLIP \(SHA-256 d9298a10\.\.\., not 3035c92b\.\.\.\); delete it and download"
+    with pytest.raises(DiffitError, match=says):
         load_vision("clip", tmp_path / "clip.pt")
 
 

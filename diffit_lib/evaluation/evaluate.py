@@ -18,10 +18,9 @@ from diffit_lib.data.folders import find_images
 from diffit_lib.data.latent_cache import is_latents
 from diffit_lib.data.sources import NAMED
 from diffit_lib.evaluation.evaluator import ClassifierEvaluator, NetworkEvaluator, kind_of, make_evaluator
-from diffit_lib.evaluation.image_files import is_image_files, is_npz, read_images
+from diffit_lib.evaluation.image_files import is_image_files, is_npz, read_images, write_statistics
 from diffit_lib.evaluation.protocols import PROTOCOLS, paper_settings
 from diffit_lib.evaluation.provenance import Provenance
-from diffit_lib.evaluation.published_statistics import write_statistics
 from diffit_lib.sampling.pipeline import Pipeline, in_turn, load
 from diffit_lib.sampling.writer import SampleWriter, Selection
 from diffit_lib.utils.distributed import local_device, rank_info

@@ -13,7 +13,7 @@ from torch import Tensor
 from diffit_lib.data.datasets import Images, Split
 from diffit_lib.evaluation.copies import copy_alarm, find_copies
 from diffit_lib.evaluation.features import Classifier, cached, load_inception, train_classifier
-from diffit_lib.evaluation.image_files import read_npz
+from diffit_lib.evaluation.image_files import NAMES, read_npz, read_statistics
 from diffit_lib.evaluation.metrics import (
     Reference,
     class_accuracy,
@@ -32,7 +32,6 @@ from diffit_lib.evaluation.metrics import (
     vendi_score,
 )
 from diffit_lib.evaluation.provenance import Provenance
-from diffit_lib.evaluation.published_statistics import NAMES, read_statistics
 from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.npz import names
 from diffit_lib.utils.tensors import digest

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from diffit_lib.utils.errors import DiffitError
-from diffit_lib.utils.files import cache_folder, download, replacing, sha256
+from diffit_lib.utils.files import cache_folder, published_file, replacing, sha256
 from diffit_lib.utils.logging import progress
 from diffit_lib.utils.tensors import seeded_generator, to_float
 
@@ -229,17 +229,8 @@ def load_inception(path: str | Path | None = None) -> Inception:
         raise DiffitError(
             "Inception needs torch-fidelity; pip install torch-fidelity, or use the classifier extractor"
         ) from None
-    if path is None:
-        otherwise = "for data with classes, use the classifier extractor"
-        path = download(INCEPTION_URL, INCEPTION_SHA256, "the Inception weights", f"or, {otherwise}")
-    path = Path(path)
-    if not path.is_file():
-        raise DiffitError(f"there are no Inception weights at {path}; download them from {INCEPTION_URL}")
-    if (found := sha256(path)) != INCEPTION_SHA256:
-        raise DiffitError(
-            f"{path} is not the published Inception (SHA-256 {found[:8]}..., not {INCEPTION_SHA256[:8]}...); "
-            f"delete it and download {INCEPTION_URL} anew"
-        )
+    otherwise = "or, for data with classes, use the classifier extractor"
+    path = published_file(path, INCEPTION_URL, INCEPTION_SHA256, "Inception", otherwise)
     network = FeatureExtractorInceptionV3(
         "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path)
     )

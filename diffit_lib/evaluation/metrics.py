@@ -105,17 +105,17 @@ def cmmd(features: Tensor, real: Tensor) -> dict[str, float]:
     return {"cmmd": 1000 * value, "cmmd_plus_minus": 1000 * interval}
 
 
-def density_coverage(features: Tensor, real: Tensor, k: int = 5) -> dict[str, float]:
-    """Density and coverage of (N, D) against (M, D), M > k (Naeem et al. 2020, equations 3 and 4).
+def density_coverage(features: Tensor, real: Tensor) -> dict[str, float]:
+    """Density and coverage of (N, D) against (M, D), M > 5 (Naeem et al. 2020, equations 3 and 4).
 
-    Density: balls to the k-th neighbour of a real image that hold a sample, by k N. Coverage: balls with a sample.
+    Density: balls to the fifth neighbour of a real image that hold a sample, by 5 N. Coverage: balls with a sample.
     """
     inside, covered = torch.zeros(()), torch.zeros(())
     for part in real.split(1000):
-        radius = torch.cdist(part, real).kthvalue(k + 1, dim=1, keepdim=True).values
+        radius = torch.cdist(part, real).kthvalue(5 + 1, dim=1, keepdim=True).values
         within = torch.cdist(part, features) < radius
         inside, covered = inside + within.sum(), covered + within.any(1).sum()
-    return {"density": inside.item() / (k * len(features)), "coverage": covered.item() / len(real)}
+    return {"density": inside.item() / (5 * len(features)), "coverage": covered.item() / len(real)}
 
 
 def vendi_score(features: Tensor) -> float:
@@ -151,14 +151,6 @@ def nearest(images: Tensor, train: Tensor) -> tuple[Tensor, Tensor]:
         squared_distance = chunk.square().sum(1, keepdim=True) - 2 * chunk @ others.T + square
         found.append(squared_distance.min(1))
     return torch.cat([f.values for f in found]).sqrt(), torch.cat([f.indices for f in found])
-
-
-def copy_ratio(samples: Tensor, train: Tensor, test: Tensor) -> float:
-    """Median distance of samples to their nearest training image, over that of test images; uint8 (N, C, H, W).
-
-    Near 1 for new images, near 0 for copies of the training set.
-    """
-    return nearest(samples, train)[0].median().item() / real_distance(train, test)
 
 
 def real_distance(train: Tensor, test: Tensor) -> float:

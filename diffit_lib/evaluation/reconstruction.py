@@ -68,11 +68,11 @@ def measure_vae(space: Space, images: Tensor, *, vgg: str | Path | None = None, 
     return numbers
 
 
-def comparison(originals: Tensor, again: Tensor, columns: int = 8) -> np.ndarray:
-    """Each row of originals over the row of their reconstructions, uint8 (N, C, H, W) -> one picture (H, W, C)."""
-    rows = [part for pair in zip(originals.split(columns), again.split(columns), strict=True) for part in pair]
+def comparison(originals: Tensor, again: Tensor) -> np.ndarray:
+    """Rows of eight originals, each over their reconstructions, uint8 (N, C, H, W) -> one picture (H, W, C)."""
+    rows = [part for pair in zip(originals.split(8), again.split(8), strict=True) for part in pair]
     images = torch.cat(rows).permute(0, 2, 3, 1).numpy()
-    return tile(images, columns, scale=enlargement(images))
+    return tile(images, 8, scale=enlargement(images))
 
 
 def reconstruct(

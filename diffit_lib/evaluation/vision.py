@@ -14,10 +14,11 @@ from torchvision.transforms.v2.functional import resize
 from diffit_lib.checkpoints.safetensors_io import load_tensors, unpickle
 from diffit_lib.evaluation.features import chunks
 from diffit_lib.utils.errors import DiffitError, check
-from diffit_lib.utils.files import download, sha256
+from diffit_lib.utils.files import published_file, sha256
 
 DINOV2 = {"dinov2": ("vitl14", 1024, 24), "dinov2-b": ("vitb14", 768, 12)}  # published name, width, depth
 CLIP = "clip-vit-l-14-336px"  # as torch-fidelity calls it
+SIDE = 224  # pixels of DINOv2's images
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation of the channels
 LAION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 NAMES = {  # DINOv2's: torchvision's
@@ -59,15 +60,15 @@ class VisionExtractor(nn.Module):
         return self(images)[0]
 
 
-def for_dinov2(images: Tensor, side: int = 224) -> Tensor:
+def for_dinov2(images: Tensor) -> Tensor:
     """uint8 (B, 3, H, W) -> as Stein et al. 2023 prepare them: Pillow's bicubic resize in uint8, ImageNet's scale."""
-    small = resize(images, [side, side], InterpolationMode.BICUBIC, antialias=True)
+    small = resize(images, [SIDE, SIDE], InterpolationMode.BICUBIC, antialias=True)
     return _scaled(small, *IMAGENET)
 
 
-def for_clip(images: Tensor, side: int = 336) -> Tensor:
+def for_clip(images: Tensor) -> Tensor:
     """uint8 (B, 3, H, W) -> as CMMD (Jayasumana et al. 2024) prepares them: bicubic without filter, CLIP's scale."""
-    return _scaled(F.interpolate(images.float(), (side, side), mode="bicubic"), *LAION)
+    return _scaled(F.interpolate(images.float(), (336, 336), mode="bicubic"), *LAION)
 
 
 PREPARE: dict[str, Callable[[Tensor], Tensor]] = {"dinov2": for_dinov2, "dinov2-b": for_dinov2, "clip": for_clip}
@@ -79,7 +80,7 @@ def _scaled(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> 
     return (images / 255 - shift) / scale
 
 
-def dinov2_network(tensors: dict[str, Tensor], source: str | Path, side: int = 224) -> VisionTransformer:
+def dinov2_network(tensors: dict[str, Tensor], source: str | Path) -> VisionTransformer:
     """DINOv2 (Oquab et al. 2023) from its published tensors, which gives the class token after the last norm.
 
     Its layer scale multiplies what a block adds, so it goes into the weights of the two output layers. The positions,
@@ -87,7 +88,7 @@ def dinov2_network(tensors: dict[str, Tensor], source: str | Path, side: int = 2
     """
     width, patch = tensors["cls_token"].shape[-1], tensors["patch_embed.proj.weight"].shape[-1]
     depth, table = sum(name.endswith("ls1.gamma") for name in tensors), tensors["pos_embed"]
-    grid, learned = side // patch, round((table.shape[1] - 1) ** 0.5)
+    grid, learned = SIDE // patch, round((table.shape[1] - 1) ** 0.5)
     places = table[:, 1:].view(1, learned, learned, width).permute(0, 3, 1, 2)
     places = (
         F.interpolate(places, scale_factor=((grid + 0.1) / learned,) * 2, mode="bicubic").flatten(2).transpose(1, 2)
@@ -100,7 +101,7 @@ def dinov2_network(tensors: dict[str, Tensor], source: str | Path, side: int = 2
             ours[f"blocks.{block}.{layer}.weight"] = tensors[f"blocks.{block}.{layer}.weight"] * gamma[:, None]
             ours[f"blocks.{block}.{layer}.bias"] = tensors[f"blocks.{block}.{layer}.bias"] * gamma
     with torch.device("meta"):
-        network = VisionTransformer(side, patch, depth, width // 64, width, 4 * width)
+        network = VisionTransformer(SIDE, patch, depth, width // 64, width, 4 * width)
     network.heads = nn.Identity()
     load_tensors(network, {_ours(name): tensor for name, tensor in ours.items()}, source)
     return network
@@ -123,8 +124,7 @@ def load_vision(name: str, path: str | Path | None = None) -> VisionExtractor:
         return load_clip(path)
     published, width, depth = DINOV2[name]
     url = f"https://dl.fbaipublicfiles.com/dinov2/dinov2_{published}/dinov2_{published}_pretrain.pth"
-    path = Path(path or download(url, "", f"DINOv2 {published}", "or give --extractor-file"))
-    check(path.is_file(), f"there is no file {path}; download {url}")
+    path = published_file(path, url, "", "DINOv2", "or give --extractor-file")
     tensors = unpickle(path)
     check("cls_token" in tensors, f"{path} lacks tensor 'cls_token'; download {url}")
     found = sum(key.endswith("ls1.gamma") for key in tensors), tensors["cls_token"].shape[-1]
@@ -140,9 +140,7 @@ def load_clip(path: str | Path | None = None) -> VisionExtractor:
     from torch_fidelity import feature_extractor_clip as clip
 
     pin, url = clip.MODEL_METADATA[CLIP]["hash"], clip.MODEL_URLS[CLIP]
-    path = Path(path or download(url, pin, "CLIP's weights", "or give --extractor-file"))
-    check(path.is_file(), f"there is no file {path}; download {url}")
-    check(sha256(path) == pin, f"{path} is not the published CLIP (SHA-256 {pin[:8]}...); download {url}")
+    path = published_file(path, url, pin, "CLIP", "or give --extractor-file")
     network = clip_network(torch.jit.load(path, map_location="cpu").state_dict())
     return VisionExtractor(network, "clip", network.output_dim, pin[:16])
 

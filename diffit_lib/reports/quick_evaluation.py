@@ -5,14 +5,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from diffit_lib.data.datasets import Split
+from diffit_lib.evaluation.copies import shrink
 from diffit_lib.evaluation.evaluate import FIRST_SEED, make_provenance
 from diffit_lib.evaluation.evaluator import HELD, ClassifierEvaluator
 from diffit_lib.evaluation.features import inception_path, load_inception, train_classifier
-from diffit_lib.evaluation.metrics import copy_ratio, evenly, frechet_distance, nearest
+from diffit_lib.evaluation.metrics import evenly, frechet_distance, nearest, real_distance
 from diffit_lib.sampling.pipeline import Pipeline, in_turn
 from diffit_lib.utils.errors import DiffitError
 from diffit_lib.utils.logging import say
@@ -24,7 +24,6 @@ SHARE, LEAST = 0.1, 10.0  # or this share of the time that the run was trained, 
 LONG = 30.0  # seconds for drawing, from which there is time to train a classifier of more than tiny images
 TINY = 16  # pixels a side, whose classifier trains in seconds
 ROUGH = 128  # samples, below which a Frechet distance says little
-SMALL = 32  # pixels a side, to which images are shrunk for the classifier and for finding copies
 INCEPTION_REALS = 1_000  # training images that Inception looks at
 
 
@@ -54,7 +53,7 @@ def evaluate_quickly(pipe: Pipeline, data: Split) -> QuickEvaluation:
     say(f"report: drawing up to {MOST} images, for {seconds:.0f} seconds or so")
     samples = draw(pipe, seconds)
     labels = in_turn(card, len(samples))
-    small, small_train, small_test = (shrink(images) for images in (samples, train.images, test.images))
+    small, small_train, small_test = (shrink(images).round().byte() for images in (samples, train.images, test.images))
     distance, index = nearest(small, small_train)
     first = distance.argsort()[:ROW]
     shown = evenly(test.labels, min(SHOWN, len(test)))
@@ -63,7 +62,7 @@ def evaluate_quickly(pipe: Pipeline, data: Split) -> QuickEvaluation:
         quick.missing.append("There are too few images for a test part, so no number has a floor to stand beside.")
         return quick
     try:
-        quick.numbers = {"copy_ratio": copy_ratio(small, small_train, small_test)}
+        quick.numbers = {"copy_ratio": distance.median().item() / real_distance(small_train, small_test)}
     except DiffitError as error:
         quick.missing.append(f"No copy ratio: {error}.")
     if len(samples) < SHOWN or (seconds < LONG and max(small.shape[2:]) > TINY):
@@ -115,10 +114,3 @@ def draw(pipe: Pipeline, seconds: float) -> Tensor:
             break
         size = min(fits // ROW * ROW, SHOWN, MOST - first)
     return torch.cat(drawn)
-
-
-def shrink(images: Tensor) -> Tensor:
-    """uint8 (N, C, H, W) -> the same at 32 pixels a side at most; each pixel is the mean of those it covers."""
-    scale = min(1.0, SMALL / max(images.shape[2:]))
-    size = [max(1, round(side * scale)) for side in images.shape[2:]]
-    return torch.cat([F.interpolate(part.float(), size, mode="area").round().byte() for part in images.split(500)])

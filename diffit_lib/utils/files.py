@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
-from diffit_lib.utils.errors import DiffitError
+from diffit_lib.utils.errors import DiffitError, check
 
 MOST_IMAGES = 10_000_000  # in one folder: more is a typing error, and the list of them would fill the memory
 WEIGHTS = "weights.safetensors"  # in a run folder
@@ -90,6 +90,18 @@ def download(url: str, checksum: str, name: str, otherwise: str) -> Path:
         except (OSError, RuntimeError) as error:
             reason = error.reason if isinstance(error, urllib.error.URLError) else error
             raise DiffitError(f"Could not download {name} ({reason}). Put {url} at {path}, {otherwise}") from None
+    return path
+
+
+def published_file(path: str | Path | None, url: str, checksum: str, name: str, otherwise: str) -> Path:
+    """The file of published weights at `path`, or without one `download`'s; with a `checksum`, no other is taken."""
+    path = Path(path or download(url, checksum, f"the weights of {name}", otherwise))
+    check(path.is_file(), f"there are no {name} weights at {path}; download them from {url}")
+    if checksum and (found := sha256(path)) != checksum:
+        raise DiffitError(
+            f"{path} is not the published {name} (SHA-256 {found[:8]}..., not {checksum[:8]}...); "
+            f"delete it and download {url} anew"
+        )
     return path
 
 
