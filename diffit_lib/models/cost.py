@@ -29,7 +29,9 @@ class MACCounter(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call the function and add its multiply-accumulates."""
         out = func(*args, **(kwargs or {}))
-        if func in (F.linear, F.conv2d):
+        if func is torch.matmul:
+            self.total += out.numel() * args[0].shape[-1]
+        elif func in (F.linear, F.conv2d):
             self.total += out.numel() * args[1].shape[1:].numel()  # a dot product for each output
         elif func is F.scaled_dot_product_attention:
             query, key, value = args[:3]  # (..., N, d)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffit_lib.config.models import TransformerConfig
-from diffit_lib.models.blocks import AdaLNBlock, DiffiTBlock, TimeToken, modulate, run_blocks, sinusoid
+from diffit_lib.models.blocks import AdaLNBlock, DiffiTBlock, Linear, TimeToken, modulate, run_blocks, sinusoid
 from diffit_lib.utils.tensors import unpatchify
 
 FREQUENCIES = 256  # width of the sinusoid of the noise label
@@ -21,7 +21,7 @@ class FinalLayer(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.modulation = nn.Linear(width, 2 * width) if conditioned else None
-        self.linear = nn.Linear(width, out_features)
+        self.linear = Linear(width, out_features)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """(B, H, W, C), (B, T) -> (B, H, W, out_features)."""

@@ -1,0 +1,71 @@
+"""Each fast path on a CPU equals the plain formula: values and gradients."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from diffit_lib.models.blocks import Linear, attention, dropout, pointwise
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+PRECISIONS = pytest.mark.parametrize("dtype", TOLERANCE)
+
+
+def assert_same_with_gradients(ours, plain, *inputs):
+    """Both functions of the inputs (None stays None), and the gradients of a random sum of their values."""
+    answers = []
+    for function in (ours, plain):
+        leaves = [None if x is None else x.detach().clone().requires_grad_() for x in inputs]
+        out = function(*leaves)
+        (out * torch.randn(out.shape, dtype=out.dtype, generator=torch.Generator().manual_seed(1))).sum().backward()
+        answers.append([out, *(leaf.grad for leaf in leaves if leaf is not None)])
+    for actual, expected in zip(*answers, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=TOLERANCE[out.dtype] * expected.abs().max().item())
+
+
+@PRECISIONS
+@pytest.mark.parametrize("rows", [(2, 4, 4), (3, 16), (16, 1, 2)])
+def test_pointwise_convolution_is_the_linear_layer(dtype, rows):
+    torch.manual_seed(0)
+    assert_same_with_gradients(
+        pointwise, F.linear, *(torch.randn(size, dtype=dtype) for size in ((*rows, 12), (20, 12), (20,)))
+    )
+
+
+@pytest.mark.parametrize("shape", [(5, 8), (16, 8), (3, 5, 8), (4, 4, 8), (0, 4, 8)])
+def test_linear_takes_every_shape_and_strides(shape):
+    torch.manual_seed(0)
+    layer = Linear(8, 6)
+    for x in (torch.randn(shape), torch.randn(shape[::-1]).permute(*reversed(range(len(shape))))):
+        torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias), rtol=0, atol=1e-6)
+
+
+@PRECISIONS
+@pytest.mark.parametrize("tokens", [16, 100])
+@pytest.mark.parametrize("biased", [True, False])
+def test_attention_is_the_fused_kernel_of_torch(dtype, tokens, biased):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(3, 2, tokens, 8, dtype=dtype) for _ in range(3))
+    bias = torch.randn(2, tokens, tokens, dtype=dtype) if biased else None
+
+    def fused(q, k, v, bias):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias[None])
+
+    assert_same_with_gradients(attention, fused, q, k, v, bias)
+    with torch.no_grad():
+        expected = fused(q, k, v, bias)
+        torch.testing.assert_close(attention(q, k, v, bias), expected, rtol=0, atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("p", [0.13, 0.5])
+def test_dropout_keeps_its_share_and_the_mean(p):
+    torch.manual_seed(0)
+    x = torch.ones(1000, 1001, requires_grad=True)
+    out = dropout(x, p)
+    out.sum().backward()
+    kept = out.detach() != 0
+    assert kept.float().mean() == pytest.approx(1 - p, abs=0.002)  # 4 standard errors
+    assert (kept.float().mean(0) - (1 - p)).abs().max() < 0.08  # in every column
+    torch.testing.assert_close(out.detach(), kept / (1 - p))
+    assert torch.equal(x.grad, out.detach())
+    torch.manual_seed(0)
+    assert torch.equal(dropout(x, p), out)
