@@ -85,7 +85,7 @@ class Preconditioned(nn.Module):
         c_skip, c_out, c_in = self.coefficients(sigma)
         raw = self.network((c_in * x).float(), noise_label, class_label, augment_label).to(x.dtype)
         raw, v = raw.chunk(2, dim=1) if raw.shape[1] == 2 * x.shape[1] else (raw, None)
-        return c_skip * x + c_out * raw, v
+        return (c_skip * x).addcmul_(c_out, raw), v
 
     def weight(self, sigma: Tensor) -> Tensor:
         """Loss weight lambda(sigma), (B,) -> (B,): 1 / c_out^2, which weights the error of F equally at every sigma."""

@@ -40,7 +40,7 @@ def euler(
     for step, (sigma, sigma_next) in enumerate(pairwise(sigmas.tolist()), start=1):
         x_hat, sigma_hat = _churned(x, sigma, churn / (len(sigmas) - 1), noise)
         denoised = denoiser(x_hat, _batch(sigma_hat, x), class_label)
-        x = x_hat + (sigma_next - sigma_hat) * (x_hat - denoised) / sigma_hat
+        x = (x_hat - denoised).mul_((sigma_next - sigma_hat) / sigma_hat).add_(x_hat)
         yield State(step, sigma_next, x, denoised)
 
 
@@ -57,12 +57,12 @@ def heun(
     for step, (sigma, sigma_next) in enumerate(pairwise(sigmas.tolist()), start=1):
         x_hat, sigma_hat = _churned(x, sigma, churn / (len(sigmas) - 1), noise)
         denoised = denoiser(x_hat, _batch(sigma_hat, x), class_label)
-        slope = (x_hat - denoised) / sigma_hat
+        slope = (x_hat - denoised).div_(sigma_hat)
         x = x_hat + (sigma_next - sigma_hat) * slope
         if sigma_next > 0:
             denoised = denoiser(x, _batch(sigma_next, x), class_label)
-            slope = (slope + (x - denoised) / sigma_next) / 2
-            x = x_hat + (sigma_next - sigma_hat) * slope
+            slope = slope.add_((x - denoised).div_(sigma_next)).div_(2)
+            x = slope.mul_(sigma_next - sigma_hat).add_(x_hat)
         yield State(step, sigma_next, x, denoised)
 
 
@@ -80,8 +80,8 @@ def dpm_solver_pp_2m(
         denoised = denoiser(x, _batch(sigma, x), class_label)
         h = math.log(sigma / sigma_next) if sigma_next > 0 else math.inf
         ahead = h / h_previous / 2 if sigma_next > 0 else 0.0
-        target = denoised + ahead * (denoised - previous)
-        x = sigma_next / sigma * x - math.expm1(-h) * target
+        target = (denoised - previous).mul_(ahead).add_(denoised)
+        x = (sigma_next / sigma * x).sub_(target.mul_(math.expm1(-h)))
         previous, h_previous = denoised, h
         yield State(step, sigma_next, x, denoised)
 
@@ -104,7 +104,7 @@ def ancestral(
     for step, (sigma, sigma_next) in enumerate(pairwise(sigmas.tolist()), start=1):
         denoised, v = denoiser.with_variance(x, _batch(sigma, x), class_label)
         small, large = reverse_variances(sigma, sigma_next)
-        x = denoised + math.sqrt(sigma_next**2 - eta**2 * small) / sigma * (x - denoised)
+        x = (x - denoised).mul_(math.sqrt(sigma_next**2 - eta**2 * small) / sigma).add_(denoised)
         if sigma_next > 0 and eta > 0:
             assert noise is not None, "ancestral sampling needs a source of noise"
             share: float | Tensor = float(variance == "large")  # 0 is small, 1 large; log-linear in between
