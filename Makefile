@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install demo announce test test-all attack lint docs figures colab
+.PHONY: help install demo announce test test-all attack lint docs figures colab bench gpu
 
 help:
 	@echo "make demo      train DiffiT on real digits, in minutes on a CPU, into runs/demo/"
@@ -11,6 +11,8 @@ help:
 	@echo "make attack    open a thousand hostile files and see that none does harm"
 	@echo "make docs      build the documentation site into build/site/"
 	@echo "make figures   draw the figures of README and notebooks"
+	@echo "make bench     time training and sampling beside other libraries, about 15 minutes on a free core"
+	@echo "make gpu       measure what needs a GPU, 30 minutes; started again, it goes on"
 	@echo "make colab     pack what Colab needs into dist/diffit_colab.zip; REPO_URL=https://github.com/OWNER/NAME adds a badge"
 
 install: .venv/installed
@@ -51,6 +53,13 @@ docs: install
 figures: install
 	@$(BIN)/python tools/figures.py
 	@$(BIN)/python tools/pictures.py
+
+bench: install
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[bench]'
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench.py
+
+gpu: install
+	@$(BIN)/python benchmarks/gpu.py
 
 colab: install
 	@$(BIN)/python tools/pack_colab.py dist/diffit_colab.zip $(REPO_URL)
