@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install demo announce test test-all attack lint docs figures colab bench gpu
+.PHONY: help install demo announce test test-all attack lint docs figures colab bench gpu speedrun
 
 help:
 	@echo "make demo      train DiffiT on real digits, in minutes on a CPU, into runs/demo/"
@@ -13,6 +13,7 @@ help:
 	@echo "make figures   draw the figures of README and notebooks"
 	@echo "make bench     time training and sampling beside other libraries, about 15 minutes on a free core"
 	@echo "make gpu       measure what needs a GPU, 30 minutes; started again, it goes on"
+	@echo "make speedrun  train every entry of tools/speedrun/ for equal seconds, three seeds: docs/speedrun.md"
 	@echo "make colab     pack what Colab needs into dist/diffit_colab.zip; REPO_URL=https://github.com/OWNER/NAME adds a badge"
 
 install: .venv/installed
@@ -60,6 +61,9 @@ bench: install
 
 gpu: install
 	@$(BIN)/python benchmarks/gpu.py
+
+speedrun: install
+	@$(BIN)/python tools/speedrun.py $(wildcard tools/speedrun/*.yaml) --seconds $(or $(SECONDS),30) --table speedrun.jsonl
 
 colab: install
 	@$(BIN)/python tools/pack_colab.py dist/diffit_colab.zip $(REPO_URL)
