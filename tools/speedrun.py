@@ -24,7 +24,7 @@ from diffit_lib.config.presets import load_options, preset
 from diffit_lib.data.datasets import Images, Split, experiment_data
 from diffit_lib.data.stream import TrainingStream
 from diffit_lib.diffusion.loss import denoising_loss
-from diffit_lib.evaluation.evaluate import FIRST_SEED, IMAGES, combinations, make_provenance
+from diffit_lib.evaluation.evaluate import FIRST_SEED, combinations, make_provenance
 from diffit_lib.evaluation.evaluator import make_evaluator
 from diffit_lib.models.cost import parameters
 from diffit_lib.sampling.pipeline import Pipeline, in_turn
@@ -44,6 +44,7 @@ TRICKS = {
     "images": 0,  # stop at these images, not at the seconds
 }
 NUMBERS = ("accuracy", "frechet", "copy", "draw")
+IMAGES = 500  # judged
 CPU = torch.device("cpu")
 
 
