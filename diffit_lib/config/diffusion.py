@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from diffit_lib.utils.errors import check, check_not_negative, check_positive, check_types
 
+MOST_STEPS = 100_000  # of a sampler, and timesteps of a VP process
+
 
 @dataclass(frozen=True)
 class EDMConfig:
@@ -53,8 +55,9 @@ class VPConfig:
         check_positive(self, "sigma_data", "sigma_min", "sigma_max")
         fewest = 21 if self.noise_schedule == "linear" else 2  # from 20 on down the last linear beta is 1 or more
         check(
-            self.timesteps >= fewest,
-            f"timesteps is {self.timesteps}; give {fewest} or more with the {self.noise_schedule} noise_schedule",
+            fewest <= self.timesteps <= MOST_STEPS,
+            f"timesteps is {self.timesteps}; give {fewest} or more with the {self.noise_schedule} noise_schedule, "
+            f"{MOST_STEPS:,} at most",
         )
 
 
@@ -93,8 +96,6 @@ SAMPLER_OPTIONS: dict[str, tuple[str, ...]] = {
     "ddpm": ("eta", "variance"),
 }
 OPTIONS = {"sampler": SAMPLER_OPTIONS, "guidance_schedule": GUIDANCE_OPTIONS}
-
-MOST_STEPS = 100_000  # of a sampler
 
 
 @dataclass(frozen=True)
