@@ -171,10 +171,11 @@ class TestRestoring:
         assert saved.restore()
         assert content(saved.run) == of("two", 2)
 
-    def test_two_damaged_copies_are_none(self, saved):
+    def test_two_damaged_copies_are_none(self, saved, capsys):
         for path in saved._paths():
             path.write_bytes(b"PK")
         assert not saved.restore()
+        assert capsys.readouterr().out.count("is damaged: it is not used, and a later copy replaces it") == 2
         assert not saved.run.exists()
 
     @pytest.mark.parametrize("which", ["run-a.zip", "run-b.zip"])

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -148,9 +149,8 @@ def from_repa(found: Tensors) -> Tensors:
     early = len({name.split(".")[1] for name in found if name.startswith("blocks.")})
     tensors: Tensors = {}
     for name, tensor in found.items():
-        if name.startswith("decoder_blocks."):  # of an early version
-            _, number, rest = name.split(".", 2)
-            name = f"blocks.{int(number) + early}.{rest}"
+        if late := re.fullmatch(r"decoder_blocks\.(\d{1,4})\.(.+)", name):  # of an early version
+            name = f"blocks.{int(late[1]) + early}.{late[2]}"
         if name == "time_token.mlp.0.weight" and tensor.shape[1:] == (FREQUENCIES,):
             cos, sin = sinusoid(torch.ones(1), FREQUENCIES, endpoint=False, cos_first=True).double().chunk(2, dim=1)
             of_cos, of_sin = tensor.double().chunk(2, dim=1)

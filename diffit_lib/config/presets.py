@@ -48,6 +48,7 @@ class Presets(UserDict[str, R], Generic[R]):
             options = load_options(path.read_text(encoding="utf-8"))
             check(isinstance(options, dict), "it holds no options")
             base = options.pop("preset", path.stem)
+            check(isinstance(base, str), f"preset is {base!r}; give the name of one")
             if base == path.stem:
                 return self.kind.from_options({"preset": base, **options})
             return replace(change(self.find(base, *above, path), options), name=path.stem)
@@ -60,12 +61,15 @@ class Presets(UserDict[str, R], Generic[R]):
 def load_options(text: str) -> Any:
     """The content of a YAML file, where "1e-3" is a number and batch-size is batch_size.
 
-    Anchors are refused: nine of them, each a list of the one before, are a text of a kilobyte and 10^9 values.
+    Anchors are refused: nine of them, each a list of the one before, are a text of a kilobyte and 10^9 values. So are
+    long and nested texts, which take the parser minutes.
     """
     import yaml
     from jsonargparse import get_loader
 
     try:
+        if len(text) > 1_000_000 or text.count("[") + text.count("{") > 1000:
+            raise ValueError("options are at most 1 MB with 1,000 lists; give a file of options")
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
             raise ValueError("anchors (& and *) are not read; write the values themselves")
         value = get_loader("yaml")(text)

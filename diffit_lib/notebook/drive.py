@@ -97,6 +97,9 @@ class Backup:
         """
         try:
             copies = self.copies()
+            for path in self._paths():
+                if path not in copies and path.exists():
+                    warn(f"{path} is damaged: it is not used, and a later copy replaces it")
             newest = max(copies, key=lambda path: copies[path], default=None)
             if newest is None or copies[newest] <= self.number():
                 return False
@@ -170,7 +173,8 @@ def copy_number(path: Path, run: str) -> int | None:
                     raise OSError(f"{path.name} holds {member.filename!r}, which is outside of the run")
                 if member.flag_bits & 1 or member.compress_type != zipfile.ZIP_STORED:  # a bomb, or not ours
                     raise OSError(f"{path.name} holds {member.filename!r} encrypted or compressed, as no copy is")
-            return int(number) if archive.testzip() is None else None
+            whole = archive.namelist() and archive.testzip() is None
+            return int(number) if whole and int(number) > 0 else None
     except (FileNotFoundError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile):
         return None
 

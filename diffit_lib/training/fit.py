@@ -108,6 +108,7 @@ def fit(
             keep_newest(folder, module.images_seen, options.keep)
             after_report()
 
+        reports = Report(checkpoint, report)
         trainer = pl.Trainer(
             accelerator="auto",
             devices=local_world_size(),
@@ -120,7 +121,7 @@ def fit(
             precision=options.precision,  # type: ignore[arg-type]
             accumulate_grad_batches=options.accumulate,
             max_epochs=-1,
-            callbacks=[Clock(progress), Report(checkpoint, report)],
+            callbacks=[Clock(progress), reports],
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -145,6 +146,10 @@ def fit(
                     f"batch_size {options.batch_size} in {options.accumulate} parts exceeds the memory of "
                     f"{module.device}; train into another folder with accumulate={parts}"
                 ) from None
+            except Exception as error:
+                if isinstance(error, DiffitError) or hasattr(reports, "next") or not checkpoint.is_file():
+                    raise
+                raise damaged(checkpoint, error) from error  # it had not begun to train
     LOG.info(f"done: {module.images_seen:,} images in {module.seconds / 60:.1f} minutes of training")
     return folder / WEIGHTS
 
@@ -207,16 +212,21 @@ def shaping(experiment: BaseExperimentConfig) -> dict[str, Any]:
     }
 
 
+def damaged(checkpoint: Path, error: Exception) -> DiffitError:
+    """What to raise for a checkpoint that could not be loaded."""
+    return DiffitError(
+        f"{checkpoint} is damaged ({type(error).__name__}); put {PREVIOUS} in its place, or delete it to start over "
+        "from nothing"
+    )
+
+
 def check_readable(checkpoint: Path, images: str) -> None:
     """Refuse a checkpoint that is damaged, not ours, or of other training images; no code in it is run."""
     try:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
         trained_on, _ = content["diffit"]["fingerprint"], content["pytorch-lightning_version"]
     except Exception as error:  # torch has no exception of its own for this
-        problem = type(error).__name__
-        raise DiffitError(
-            f"{checkpoint} is damaged ({problem}); put {PREVIOUS} in its place, or delete it to start over from nothing"
-        ) from error
+        raise damaged(checkpoint, error) from error
     check(
         trained_on == images,
         f"{checkpoint.parent} was trained on other images ({trained_on}) than these ({images}); "

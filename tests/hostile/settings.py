@@ -11,7 +11,7 @@ from tempfile import mkdtemp
 import torch
 from runner import Bomb, Case
 
-TINY = "digits --width=8 --depth=1 --batch_size=8 --max_steps=2 --threads=1".split()  # noqa: SIM905
+TINY = "digits --width=8 --channel-mult=1,2 --num-heads=2 --max-steps=2 --no-report".split()  # noqa: SIM905
 NESTED = "a: &a [x, x]\n" + "".join(
     f"a{n}: &a{n} [*a{n - 1 if n else ''}, *a{n - 1 if n else ''}]\n" for n in range(40)
 )
