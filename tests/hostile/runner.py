@@ -64,8 +64,9 @@ def attempt(case, folder, report):
     said = os.open(report.with_suffix(".said"), os.O_WRONLY | os.O_CREAT)
     os.dup2(said, 1)
     os.dup2(said, 2)
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    resource.setrlimit(resource.RLIMIT_AS, (int(used + MOST_ADDRESSES),) * 2)  # spares the machine
+    pages = Path("/proc/self/statm").read_text().split()
+    addressed, resident = (int(count) * os.sysconf("SC_PAGE_SIZE") for count in pages[:2])
+    resource.setrlimit(resource.RLIMIT_AS, (int(addressed + MOST_ADDRESSES),) * 2)  # spares the machine
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         outcome, text = case.check(folder), ""
@@ -77,7 +78,7 @@ def attempt(case, folder, report):
         outcome, text = "wrong", str(error)
     except BaseException as error:
         outcome, text = "traceback", f"{type(error).__name__}: {error}"
-    report.write_text(json.dumps([outcome, text]))
+    report.write_text(json.dumps([outcome, text, resident]))
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
@@ -112,8 +113,7 @@ def judge(case, root):
         return "written", ", ".join(new)
     if not report.exists():
         return "died", f"status {ended[1]}: {said[-500:]}"
-    outcome, text = json.loads(report.read_text())
-    base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    outcome, text, base = json.loads(report.read_text())
     if (grown := used.ru_maxrss * 1024 - base) > MOST_MEMORY:
         return "memory", f"{grown / 1e6:,.0f} MB; {outcome}: {text}"
     if used.ru_utime + used.ru_stime > MOST_SECONDS:
