@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from diffit_lib.checkpoints.weights import build_denoiser
 from diffit_lib.data.augment import augment, draw_augmentation
 from diffit_lib.utils.tensors import seeded_generator
 
@@ -132,3 +133,14 @@ def test_numbers_have_the_papers_distributions():
     torch.testing.assert_close(normal.std(0), torch.ones(4), rtol=0.03, atol=0)
     assert drawn[:, 2:].mean(0).abs().max() < 0.08
     assert (torch.corrcoef(normal.T) - torch.eye(4)).abs().max() < 0.05
+
+
+def test_a_network_that_is_told_of_no_augmentation_draws_as_if_told_of_no_change(tiny):
+    denoiser = build_denoiser(tiny.override(augment_dim=9, augment=0.5, sigma_data=0.75))
+    with torch.no_grad():
+        for parameter in denoiser.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+        x, sigma, label = torch.randn(2, 1, 8, 8), torch.tensor([0.1, 5.0]), torch.tensor([3, 10])
+        none, zeros, ones = (denoiser(x, sigma, label, told) for told in (None, torch.zeros(2, 9), torch.ones(2, 9)))
+    assert torch.equal(none, zeros)
+    assert not torch.allclose(none, ones)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import write_weights
 
 import diffit_lib
 from diffit_lib.sampling.pipeline import load
@@ -50,6 +51,10 @@ class TestPictures:
     def test_of_one_seed_are_one_and_of_two_are_two(self, pipe, pictures):
         assert np.array_equal(pipe(range(64)), pictures)
         assert len(np.unique(pipe(range(64), labels=0).reshape(64, -1), axis=0)) == 64
+
+    def test_are_drawn_without_dropout(self, tmp_path):
+        pipe = load(write_weights(tmp_path / "dropout.safetensors", dropout=0.9))
+        assert np.array_equal(pipe([0, 1], 3, steps=2), pipe([0, 1], 3, steps=2))
 
     @pytest.mark.parametrize("batch_size", [1, 3])
     def test_agree_whatever_the_batch(self, pipe, pictures, batch_size):
