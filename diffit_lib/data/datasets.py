@@ -102,8 +102,12 @@ class Images:
         """These images if they are in memory; otherwise at most `most` of them, evenly spread, loaded into memory."""
         if isinstance(self.images, Tensor):
             return self
+        return self.take(self.spread(most), self.name)
+
+    def spread(self, most: int) -> Tensor:
+        """The indices of at most `most` of these images, evenly spread."""
         count = min(most, len(self))
-        return self.take(torch.arange(count) * len(self) // count, self.name)
+        return torch.arange(count) * len(self) // count
 
     def fingerprint(self) -> str:
         """A hash of shape, pixels and labels, 16 hexadecimal digits: the same in memory and decoded when used."""

@@ -76,23 +76,18 @@ def imagenet_names() -> dict[str, str]:
     return dict(line.split(" ", 1) for line in text.splitlines())
 
 
-def file_size(source: Path, path: str) -> int:
-    """The bytes of one file below a folder or in a zip, without reading it."""
-    return (source / path).stat().st_size if source.is_dir() else _archive(source, os.getpid())[1][path].file_size
-
-
-def file_state(source: Path, path: str) -> str:
-    """What changes with a file's content, without reading it: its size, and time of change or checksum in a zip."""
+def file_state(source: Path, path: str) -> tuple[int, int]:
+    """The bytes of one file below a folder or in a zip, and its time of change, in a zip its checksum; unread."""
     if source.is_dir():
         found = (source / path).stat()
-        return f"{found.st_size} {found.st_mtime_ns}"
+        return found.st_size, found.st_mtime_ns
     member = _archive(source, os.getpid())[1][path]
-    return f"{member.file_size} {member.CRC}"
+    return member.file_size, member.CRC
 
 
 def read(source: Path, path: str, most: float = MOST_BYTES) -> bytes:
     """The bytes of one file below a folder or in a zip; a ValueError where there are more than `most`."""
-    size = file_size(source, path)
+    size, _ = file_state(source, path)
     if size > most:
         raise ValueError(f"{size / 1e6:,.0f} MB are more than {most / 1e6:,.0f}")
     if source.is_dir():

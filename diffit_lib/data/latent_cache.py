@@ -5,7 +5,6 @@ each with the moments of some images, (n, 2z, h, w) float16: mean and log-varian
 """
 
 import json
-import shutil
 from dataclasses import dataclass, field
 from math import ceil, prod
 from pathlib import Path
@@ -20,7 +19,7 @@ from diffit_lib.data.sources import Split
 from diffit_lib.models.latent_space import LatentSpace, Space
 from diffit_lib.utils.distributed import rank_info
 from diffit_lib.utils.errors import DiffitError, check
-from diffit_lib.utils.files import replacing
+from diffit_lib.utils.files import check_disk, replacing
 from diffit_lib.utils.logging import progress, say
 
 FORMAT = "diffit-latents-1"  # the only key of a file's metadata: several would be written in any order
@@ -100,12 +99,7 @@ def write_latents(space: LatentSpace, images: Images, folder: str | Path, *, mir
         return
     shape = tuple(space.moments(images.images[torch.arange(1)]).shape[1:])
     size = len(missing) * min(SHARD, count) * prod(shape) * 2 * len(names)  # bytes
-    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(place).free
-    check(
-        size < free,
-        f"the latents of {images.name} take {size:,} bytes, but {place} has {free:,}; give another folder",
-    )
+    check_disk(folder, size, f"encoding {images.name}", "folder")
     if size > 1_000_000:
         say(f"{images.name}: {size / 1e6:,.1f} MB of latents into {folder}")
     with progress(total=count, desc=f"encoding {images.name}", unit=" images") as bar:

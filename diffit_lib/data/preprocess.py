@@ -170,7 +170,7 @@ def check_crop(crop: str) -> None:
 def decode(images: ImageList, key: str, to_pixels: ToPixels) -> Tensor:
     """One image's pixels, uint8 (C, H, W); an UnreadableError where it cannot be decoded."""
     try:
-        with FILES.take(images.size(key) if images.size else 0):
+        with FILES.take(images.state(key)[0] if images.state else 0):
             picture = to_picture(images.read(key))
             with PIXELS.take(picture.width * picture.height):
                 picture = flatten(picture)  # lets go of the other

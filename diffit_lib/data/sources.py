@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
-from diffit_lib.data.folders import file_size, file_state, find_images, imagenet_names, read
+from diffit_lib.data.folders import file_state, find_images, imagenet_names, read
 from diffit_lib.utils.errors import DiffitError, check, closest, printable
 from diffit_lib.utils.files import cache_folder, siblings
 from diffit_lib.utils.logging import say
@@ -43,8 +43,7 @@ class ImageList:
     class_names: tuple[str, ...]  # empty where there are no classes
     pixels: Tensor | None = None  # uint8 (N, C, H, W), where they are in memory already
     threads: int = 1  # how many may read at once
-    size: Callable[[str], int] | None = None  # key -> bytes that `read` takes, where it reads a file
-    state: Callable[[str], str] | None = None  # key -> what changes with the file's content, where it reads a file
+    state: Callable[[str], tuple[int, int]] | None = None  # `file_state` of a key, where `read` reads a file
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -163,8 +162,8 @@ def from_files(
     name: str, source: Path, paths: Sequence[str], labels: Tensor, class_names: tuple[str, ...]
 ) -> ImageList:
     """List these image files below a folder or in a zip."""
-    size, state, threads = partial(file_size, source), partial(file_state, source), os.cpu_count() or 1
-    return ImageList(name, paths, partial(read, source), labels, class_names, None, threads, size, state)
+    state, threads = partial(file_state, source), os.cpu_count() or 1
+    return ImageList(name, paths, partial(read, source), labels, class_names, None, threads, state)
 
 
 def from_pixels(name: str, pixels: Tensor, labels: Any, class_names: Sequence[str]) -> ImageList:

@@ -97,8 +97,7 @@ def reconstruct(
     if isinstance(source, str | Path) and is_latents(Path(source) / "train"):
         source = open_split(source, space)
     test = source.test if isinstance(source, Split) else experiment_data(experiment, source, shape).test
-    count = min(images, len(test))
-    shown = test.images[torch.arange(count) * len(test) // count]
+    shown = test.images[test.spread(images)]
     latents = space.encode(shown)
     out, back = Path(out), to_uint8(space.decode(latents)).cpu()
     maps = to_uint8(latents / 3).cpu().transpose(1, 2).flatten(2)[:, None]  # (N, 1, h, z w)

@@ -2,7 +2,6 @@
 
 import math
 import re
-import shutil
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from diffit_lib.training.train import train
 from diffit_lib.training.train_vae import train_vae
 from diffit_lib.utils.distributed import rank_info
 from diffit_lib.utils.errors import DiffitError, check
+from diffit_lib.utils.files import check_disk
 from diffit_lib.utils.logging import say
 from diffit_lib.utils.tensors import best_device
 
@@ -231,14 +231,7 @@ def paced(experiment: R, run: str | Path | None, minutes: float | None, given: C
     else:
         plan["threads"] = training.threads or fastest_threads(experiment)
         experiment = experiment.override(threads=plan["threads"])
-        check_disk(Path(run or "."), RUN_BYTES * training_cost(experiment).parameters)
+        check_disk(Path(run or "."), RUN_BYTES * training_cost(experiment).parameters, "a run", "--run")
         fit = max(training.batch_size, int(60 * allowed * TRAINED / time_steps(experiment, 3 * allowed)))
         plan["images"] = fit if minutes else min(fit, training.images)
     return experiment.override(**{name: value for name, value in plan.items() if name not in given})
-
-
-def check_disk(folder: Path, size: int) -> None:
-    """Refuse a disk with fewer free bytes than `size`."""
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(there).free
-    check(size < free, f"a run takes {size / 1e9:.2g} GB, but {there} has {free / 1e9:.2g} GB; give another --run")

@@ -94,10 +94,9 @@ def latent_statistics(
     network: KLAutoencoder, images: Images, most: int, device: torch.device, precision: str
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each latent channel, over at most `most` images, evenly spread."""
-    count = min(most, len(images))
     sums = torch.zeros(2, network.config.z_channels, dtype=torch.float64)
     places = 0
-    for indices in (torch.arange(count) * len(images) // count).split(64):
+    for indices in images.spread(most).split(64):
         with autocast(device, precision):
             moments = network.encode(to_float(images.images[indices].to(device))).float()
         mean, log_variance = moments.chunk(2, dim=1)

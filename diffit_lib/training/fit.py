@@ -17,6 +17,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from diffit_lib.config.experiment import BaseExperimentConfig
 from diffit_lib.config.training import TrainingConfig
+from diffit_lib.data.datasets import Images
 from diffit_lib.training.logs import MetricsLog
 from diffit_lib.training.module import CheckpointFile, Clock, Report, RunModule
 from diffit_lib.training.rehearsal import fastest_threads
@@ -162,6 +163,16 @@ def first_line(module: RunModule) -> str:
     return (
         f"training: {data.name} {module.fingerprint}, {len(data):,} images, {classes}; {count:,} parameters; "
         f"{options.total_images:,} images in batches of {options.batch_size}, {options.precision} on {best_device()}"
+    )
+
+
+def check_shape(experiment: BaseExperimentConfig, train: Images, wanted: tuple[int, ...], what: str = "images") -> None:
+    """Refuse training data of another shape than the network takes."""
+    shape = tuple(train.images.shape[1:])
+    check(
+        shape == wanted,
+        f"{experiment.name} is built for {what} of (channels, height, width) {wanted}, but {train.name} has {shape}; "
+        "set in_channels and image_size, or take other data",
     )
 
 

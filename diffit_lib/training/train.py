@@ -21,7 +21,7 @@ from diffit_lib.models.lora import add_lora
 from diffit_lib.sampling.pipeline import Pipeline, in_turn
 from diffit_lib.training.diffusion import DiffusionModule, loss_by_level
 from diffit_lib.training.encode import fingerprint_of_states, load_states, to_states
-from diffit_lib.training.fit import check_device, fit, start
+from diffit_lib.training.fit import check_device, check_shape, fit, start
 from diffit_lib.training.logs import MetricsLog, read_rows, run_log
 from diffit_lib.training.online_metrics import OnlineMetric
 from diffit_lib.training.run_dir import CHECKPOINT, METRICS, WEIGHTS
@@ -78,16 +78,12 @@ def train(
 
 def resolve(experiment: ExperimentConfig, train: Images, vae: VAECard | None = None) -> ExperimentConfig:
     """Settle what depends on data and device; refuse a network that does not fit the data."""
-    network, shape, wanted = experiment.network, tuple(train.images.shape[1:]), image_shape(experiment, vae)
+    network, wanted = experiment.network, image_shape(experiment, vae)
     if isinstance(train, CachedLatents):
         channels, height, width = network.shape
-        wanted = 2 * channels, height, width
-    what = "moments of latents" if isinstance(train, CachedLatents) else "images"
-    check(
-        shape == wanted,
-        f"{experiment.name} is built for {what} of (channels, height, width) {wanted}, but {train.name} has "
-        f"{shape}; set in_channels and image_size, or take other data",
-    )
+        check_shape(experiment, train, (2 * channels, height, width), "moments of latents")
+    else:
+        check_shape(experiment, train, wanted)
     classes = len(train.class_names)
     check(
         network.num_classes in (0, classes),

@@ -15,7 +15,7 @@ from diffit_lib.models.latent_space import LatentSpace
 from diffit_lib.models.vae import KLAutoencoder
 from diffit_lib.models.vae_losses import SMALLEST, load_perceptual
 from diffit_lib.training.autoencoder import AutoencoderModule, latent_statistics
-from diffit_lib.training.fit import check_device, fit, start
+from diffit_lib.training.fit import check_device, check_shape, fit, start
 from diffit_lib.training.logs import MetricsLog, run_log
 from diffit_lib.training.run_dir import WEIGHTS
 from diffit_lib.training.train import write_reals
@@ -63,12 +63,7 @@ def resolve_vae(
     experiment: VAEExperimentConfig, before: VAEExperimentConfig | None, train: Images
 ) -> VAEExperimentConfig:
     """Settle what depends on data and device; `before` is what the run was started with, None for a new run."""
-    shape = tuple(train.images.shape[1:])
-    check(
-        shape == experiment.network.shape,
-        f"{experiment.name} is built for images of (channels, height, width) {experiment.network.shape}, "
-        f"but {train.name} has {shape}; set in_channels and image_size, or take other data",
-    )
+    check_shape(experiment, train, experiment.network.shape)
     if experiment.loss.perceptual_weight:
         perceives = has_lpips(experiment) if before is None else before.loss.perceptual_weight > 0
         experiment = experiment if perceives else experiment.override(perceptual_weight=0.0)
@@ -106,12 +101,11 @@ def write_vae_snapshot(
         module.average, data.train, MOST if last else SOME, device, experiment.training.precision
     )
     space = LatentSpace(module.average, torch.tensor(mean, device=device), torch.tensor(std, device=device))
-    count = min(MEASURED, len(data.test))
-    held = data.test.images[torch.arange(count) * len(data.test) // count]
+    held = data.test.images[data.test.spread(MEASURED)]
     numbers = measure_vae(space, held, vgg=experiment.loss.vgg, rfid=last)
     card = VAECard(experiment=experiment, mean=mean, std=std, numbers=numbers, **module.facts())
     write_checkpoint(run / WEIGHTS, card, module.average.state_dict())
-    shown = held[torch.arange(min(GRID, count)) * count // min(GRID, count)]  # evenly spread, so of all classes
+    shown = data.test.images[data.test.spread(GRID)]  # evenly, so of all classes
     write_png(run / f"samples/{module.images_seen:09d}.png", comparison(shown, reconstructions(space, shown)))
     measured = {name: value for name, value in numbers.items() if name != "images"}
     write_figure(run / "loss.png", vae_curves(log.add(module.row(terms, measured))))

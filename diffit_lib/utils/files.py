@@ -58,6 +58,13 @@ def link_or_copy(path: str | Path, to: str | Path) -> None:
             shutil.copyfile(path, beside)
 
 
+def check_disk(folder: Path, size: int, what: str, other: str) -> None:
+    """Refuse a disk with fewer free bytes than `size`, which `what` takes."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    check(size < free, f"{what} takes {size / 1e9:.2g} GB, but {there} has {free / 1e9:.2g} GB; give another {other}")
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file as a whole, or leave the old one."""
     with replacing(path) as beside:
