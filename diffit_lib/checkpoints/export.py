@@ -60,16 +60,16 @@ def export(weights: str | Path, folder: str | Path, vae: str | Path | None = Non
         hints = {"sample_size": network.image_size[0], "num_attention_heads": network.num_heads}
         back = to_ours(theirs, "diffusers", folder, hints)
         kept = {name: tensor for name, tensor in tensors.items() if not torch.equal(tensor, back[name])}
-        module, kind, pipeline = "diffusers", "DiTTransformer2DModel", "DiTPipeline"
+        module, kind = "diffusers", "DiTTransformer2DModel"
     else:
         theirs, kept = {f"network.{name}": tensor for name, tensor in tensors.items()}, {}
-        module, kind, pipeline = "diffit", "DiffiTModel", "DiTPipeline"
+        module, kind = "diffit", "DiffiTModel"
     beside = folder.with_name(f".{folder.name}.{uuid4().hex[:8]}")
     try:
         write_json(beside / "transformer" / "config.json", transformer_config(network, kind))
         write_json(beside / "vae" / "config.json", vae_config)
         write_json(beside / "scheduler" / "scheduler_config.json", scheduler_config(config))
-        index: dict[str, Any] = {"_class_name": pipeline, "_diffusers_version": "0.35.0"}
+        index: dict[str, Any] = {"_class_name": "DiTPipeline", "_diffusers_version": "0.35.0"}
         index |= {"transformer": [module, kind], "vae": ["diffusers", "AutoencoderKL"]}
         index |= {"scheduler": ["diffusers", "DDIMScheduler"]}
         index |= {"id2label": {str(number): name for number, name in enumerate(card.class_names)}}

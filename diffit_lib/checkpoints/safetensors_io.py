@@ -102,12 +102,12 @@ def unpickle(path: Path) -> dict[str, Tensor]:
         raise DiffitError(f"{path} holds more or less than tensors ({problem}); give the file as published") from error
 
 
-def is_checkpoint(path: str | Path, kind: type[Card]) -> bool:
-    """Whether a file is a safetensors file and says that it has this kind of card."""
+def format_of(path: str | Path) -> str:
+    """The format that a safetensors file says it has, a card's `FORMAT` if it is ours; "" for a pickle."""
     if is_pickle(path):
-        return False
+        return ""
     with opened(path) as file:
-        return (file.metadata() or {}).get("format") == kind.FORMAT
+        return str((file.metadata() or {}).get("format", ""))
 
 
 def read_card(path: str | Path, kind: type[AnyCard]) -> AnyCard:

@@ -17,9 +17,8 @@ from diffit_lib.checkpoints.layouts import MARKS, to_ours
 from diffit_lib.checkpoints.published import HubModel, open_published
 from diffit_lib.checkpoints.safetensors_io import (
     Card,
-    is_pickle,
+    format_of,
     load_tensors,
-    opened,
     read_card,
     read_tensors,
     write_checkpoint,
@@ -140,7 +139,7 @@ def load_weights(
     check(path.is_file(), f"there is no file {str(path)!r}; give that of {name}, {known and HUB_MODELS[name].file}")
     if (side := path.with_name(SIDE)).is_file() and side != path:
         card, tensors = read_card(side, ModelCard), exported_tensors(path, side)
-    elif not is_ours(path):
+    elif not format_of(path).startswith("diffit"):  # of whatever version and kind
         given = known and name == str(path_or_name) and not Path(name).is_file()
         model, tensors = open_published(path, name if given else "")
         denoiser = build_denoiser(model.experiment, "meta")
@@ -168,14 +167,6 @@ def exported_tensors(path: Path, side: Path) -> dict[str, Tensor]:
     if not network.num_classes:
         found.pop(LABEL_TABLE, None)
     return found | read_tensors(side, "ema.")
-
-
-def is_ours(path: Path) -> bool:
-    """Whether a file says that this program wrote it, in whatever version and kind."""
-    if is_pickle(path):
-        return False
-    with opened(path) as file:
-        return str((file.metadata() or {}).get("format", "")).startswith("diffit")
 
 
 def published_card(model: HubModel) -> ModelCard:

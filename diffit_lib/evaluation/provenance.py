@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -53,8 +53,12 @@ class Provenance:
 
     def __str__(self) -> str:
         """One line, `n=360 reference=digits/train ...`, without what does not apply."""
-        values = asdict(self).items()
-        return " ".join(f"{key}={value}" for key, value in values if value is not None and value is not False)
+        return in_words(asdict(self))
+
+
+def in_words(stamp: Mapping[str, Any]) -> str:
+    """The fields of a stamp in one line, without those that do not apply."""
+    return " ".join(f"{key}={value}" for key, value in stamp.items() if value is not None and value is not False)
 
 
 def read_results(path: str | Path) -> list[Numbers]:
@@ -106,5 +110,5 @@ def table(each: Sequence[Setting], numbers: Sequence[Numbers]) -> str:
     common = {
         key: value for key, value in numbers[0]["stamp"].items() if all(n["stamp"][key] == value for n in numbers)
     }
-    lines.append("stamp: " + " ".join(f"{key}={value}" for key, value in common.items() if value not in (None, False)))
+    lines.append(f"stamp: {in_words(common)}")
     return "\n".join(lines + [f"note: {warning}" for warning in numbers[0]["warnings"]])

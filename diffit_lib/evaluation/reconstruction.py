@@ -13,7 +13,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 from diffit_lib.checkpoints.autoencoders import load_vae
 from diffit_lib.checkpoints.hub import find_weights
-from diffit_lib.checkpoints.safetensors_io import is_checkpoint, read_card
+from diffit_lib.checkpoints.safetensors_io import format_of, read_card
 from diffit_lib.checkpoints.weights import ModelCard, load_own_space
 from diffit_lib.config.experiment import BaseExperimentConfig
 from diffit_lib.config.presets import STABLE_DIFFUSION
@@ -115,7 +115,7 @@ def reconstruct(
 
 def load_any(vae: str | Path) -> tuple[LatentSpace, BaseExperimentConfig, tuple[int, int, int]]:
     """The autoencoder in weights of either kind, the experiment that names its data, and its image shape (C, H, W)."""
-    if str(vae) in STABLE_DIFFUSION or not is_checkpoint(path := find_weights(vae), ModelCard):
+    if str(vae) in STABLE_DIFFUSION or format_of(path := find_weights(vae)) != ModelCard.FORMAT:
         space, own = load_vae(vae)
         return space, own.experiment, own.experiment.network.shape
     card = read_card(path, ModelCard)

@@ -86,10 +86,10 @@ def count_images(data: Split) -> str:
     return f"{len(data.train):,} images to train on, {len(data.test):,} to test on; {classes}"
 
 
-def class_examples(images: Images, each: int = 8) -> np.ndarray:
+def class_examples(images: Images) -> np.ndarray:
     """The first images of each of the first ten classes, a row per class, all rows equally long; uint8 (H, W, C)."""
     classes = range(min(10, len(images.class_names))) or [0]
-    each = min([each, *(int((images.labels == label).sum()) for label in classes)])
+    each = min([8, *(int((images.labels == label).sum()) for label in classes)])
     chosen = torch.cat([(images.labels == label).nonzero()[:each, 0] for label in classes])
     return tile_columns(to_float(images.images[chosen]).unflatten(0, (len(classes), -1)).unbind(1))
 

@@ -47,10 +47,9 @@ def start(
     """
     experiment, data = plan(dataset, preset_name, **settings)
     run = open_run(experiment, data, copies)
-    if not (train or weights or has_weights(experiment, run)):
-        experiment, data = plan("digits")
-        run = open_run(experiment, data, copies)
-    return experiment, data, run
+    if train or weights or has_weights(experiment, run):
+        return experiment, data, run
+    return start("digits", "auto", copies, train=True)
 
 
 def start_latent(
@@ -59,10 +58,9 @@ def start_latent(
     """An experiment on latents, that of its autoencoder, the images, and the autoencoder's run; else as `start`."""
     experiment, vae_experiment, data = plan_latent(dataset, preset_name, block=block, **settings)
     run = open_run(vae_experiment, data, copies)
-    if not (train or weights or has_weights(experiment, run)):
-        experiment, vae_experiment, data = plan_latent("digits", block=block)
-        run = open_run(vae_experiment, data, copies)
-    return experiment, vae_experiment, data, run
+    if train or weights or has_weights(experiment, run):
+        return experiment, vae_experiment, data, run
+    return start_latent("digits", "auto", copies, train=True, block=block)
 
 
 def open_run(

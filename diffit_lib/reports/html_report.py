@@ -19,6 +19,7 @@ from diffit_lib.checkpoints.weights import ModelCard
 from diffit_lib.config.experiment import ExperimentConfig
 from diffit_lib.data.datasets import Split
 from diffit_lib.data.latent_cache import CachedLatents
+from diffit_lib.evaluation.provenance import in_words
 from diffit_lib.models.cost import parameters
 from diffit_lib.reports.diagnosis import FINISHED, Diagnosis, diagnose
 from diffit_lib.reports.quick_evaluation import ROW, QuickEvaluation, evaluate_quickly
@@ -41,16 +42,16 @@ NUMBERS = (  # name, key of the samples' number, key of the real images' number,
 )
 
 
-def write_report(run: str | Path, data: Split | None = None) -> Path | None:
+def write_report(run: str | Path) -> Path | None:
     """Write `report.html` into the folder of a finished run, and return its path.
 
-    Draws samples and measures them, which takes a minute or a few on a CPU. `data` is what the run was trained on; it
-    is loaded unless given. A run on cached latents has no images to compare with: it gets no page, but None.
+    Draws samples and measures them, which takes a minute or a few on a CPU. A run on cached latents has no images to
+    compare with: it gets no page, but None.
     """
     run, start = Path(run), time.monotonic()
     pipe = load(run / WEIGHTS, precision=read_options(ExperimentConfig, run).training.precision)
     card = pipe.card
-    data = data or load_states(card.experiment, pipe.space, card.vae)
+    data = load_states(card.experiment, pipe.space, card.vae)
     if isinstance(data.train, CachedLatents):
         say(f"{run}: no report.html, since {data.train.name} holds latents alone, without the images")
         return None
@@ -119,7 +120,7 @@ def provenance_note(numbers: Mapping[str, Any]) -> str:
     """What the numbers depend on."""
     if "stamp" not in numbers:
         return ""
-    values = " ".join(f"{key}={value}" for key, value in numbers["stamp"].items() if value not in (None, False))
+    values = in_words(numbers["stamp"])
     notes = "; ".join(["Images shrunk to 32 pixels a side at most", *numbers["warnings"]])
     return f'<p class="soft">{escape(notes)}.<br><code>{escape(values)}</code></p>'
 
