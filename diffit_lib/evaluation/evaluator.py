@@ -1,8 +1,7 @@
 """Evaluators: made once for a reference, then called for each set of images to measure."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
-from operator import itemgetter
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -120,29 +119,25 @@ class ClassifierEvaluator:
         classes = torch.zeros(len(samples), dtype=torch.int64) if labels is None else labels
         ours, theirs = evenly(classes, n), evenly(test.labels, n)
         drawn, held_out = samples[ours], test.images[theirs]
-        real = list(zip(self.classifiers, self.real["means"], self.real["covariances"], strict=True))
+        real = list(zip(self.real["means"], self.real["covariances"], strict=True))
         features = [(classifier.features(drawn), classifier.features(held_out)) for classifier in self.classifiers]
 
-        def distances(part: Tensor, other: Tensor) -> list[tuple[float, float]]:
-            """Of each classifier: the distance of these samples, and of these test images."""
-            return [
-                (frechet_from_moments(*moments(a[part]), *known), frechet_from_moments(*moments(b[other]), *known))
-                for (a, b), (_, *known) in zip(features, real, strict=True)
-            ]
+        def distances(part: Tensor, other: Tensor) -> list[tuple[float, float, float]]:
+            """Of each classifier: the distance of these samples, that of these test images, the first by the second."""
+            each = []
+            for (a, b), known in zip(features, real, strict=True):
+                value, floor = (frechet_from_moments(*moments(seen), *known) for seen in (a[part], b[other]))
+                each.append((value, floor, value / floor))
+            return each
 
         found = distances(torch.arange(n), torch.arange(n))
         pairs = zip(resamples(n, 100, classes[ours]), resamples(n, 100, test.labels[theirs]), strict=True)
         again = [distances(*pair) for pair in pairs]
         numbers = {}
-        kinds: dict[str, Callable[[tuple[float, float]], float]] = {
-            "frechet": itemgetter(0),
-            "frechet_floor": itemgetter(1),
-            "frechet_ratio": ratio,
-        }
-        for name, value in kinds.items():
-            numbers[name] = fmean(map(value, found))
-            numbers[f"{name}_plus_minus"] = plus_minus(fmean(map(value, each)) for each in again)
-        numbers["frechet_ratio_spread"] = spread(map(ratio, found))
+        for k, name in enumerate(("frechet", "frechet_floor", "frechet_ratio")):
+            numbers[name] = fmean(each[k] for each in found)
+            numbers[f"{name}_plus_minus"] = plus_minus(fmean(one[k] for one in each) for each in again)
+        numbers["frechet_ratio_spread"] = spread(each[2] for each in found)
         stamp = replace(
             stamp,
             reference=self.reference.name,
@@ -180,11 +175,6 @@ def spread(values: Iterable[float]) -> float:
     """The standard deviation of a number between classifiers; 0 of one."""
     each = list(values)
     return stdev(each) if len(each) > 1 else 0.0
-
-
-def ratio(pair: tuple[float, float]) -> float:
-    """First by second."""
-    return pair[0] / pair[1]
 
 
 DISTANCES = {"dinov2": "fd_dinov2", "dinov2-b": "fd_dinov2_b", "clip": "cmmd"}  # in Inception's features: "fid"

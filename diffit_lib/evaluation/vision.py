@@ -151,10 +151,8 @@ def clip_network(tensors: dict[str, Tensor]) -> Any:
 
     own = {name.removeprefix("visual."): value.float() for name, value in tensors.items() if name.startswith("visual.")}
     width, _, _, patch = own["conv1.weight"].shape
-    depth, side = (
-        sum(name.endswith("ln_1.weight") for name in own),
-        round((len(own["positional_embedding"]) - 1) ** 0.5),
-    )
+    depth = sum(name.endswith("ln_1.weight") for name in own)
+    side = round((len(own["positional_embedding"]) - 1) ** 0.5)
     network: Any = Clip(side * patch, patch, width, depth, width // 64, own["proj"].shape[1])
     network.load_state_dict(own)
     return network
