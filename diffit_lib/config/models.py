@@ -1,9 +1,12 @@
 """What a network is: frozen dataclasses that check themselves, from which the networks are built."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from diffit_lib.utils.errors import check, check_positive, check_types
+
+MOST = 100_000  # channels, classes, pixels of a side: more is a typing error, and the product of such exceeds 64 bits
+MOST_BLOCKS = 1000  # of a kind
 
 
 class Shaped:
@@ -41,6 +44,7 @@ class ImageNetworkConfig(Shaped):
 
     def __post_init__(self) -> None:
         check_types(self)
+        check_bounds(self, "num_blocks")
         check_positive(self, "patch", "width", "num_blocks", "num_heads", "window_size", "mlp_ratio", "time_dim")
         check(self.in_channels in (1, 3), f"in_channels is {self.in_channels}; give 1 (grey) or 3 (RGB)")
         check_conditioning(self)
@@ -111,6 +115,7 @@ class TransformerConfig(Shaped):
 
     def __post_init__(self) -> None:
         check_types(self)
+        check_bounds(self, "depth")
         check_positive(self, "in_channels", "patch_size", "width", "depth", "num_heads", "mlp_ratio")
         check_conditioning(self)
         check(self.block == "dit" or not self.as_diffusers, "as_diffusers is an option of block dit; leave it out")
@@ -135,6 +140,14 @@ class TransformerConfig(Shaped):
         """Rows and columns of tokens."""
         height, width = self.image_size
         return height // self.patch_size, width // self.patch_size
+
+
+def check_bounds(network: Shaped, blocks: str) -> None:
+    """Refuse numbers that no network has; `blocks` is the field that counts blocks."""
+    for name in (field.name for field in fields(network)):  # type: ignore[arg-type]
+        value, most = getattr(network, name), MOST_BLOCKS if name == blocks else MOST
+        for number in value if isinstance(value, tuple) else (value,):
+            check(isinstance(number, str) or number <= most, f"{name} is {value}; give {most:,} at most")
 
 
 def check_conditioning(network: ImageNetworkConfig | TransformerConfig) -> None:
@@ -165,6 +178,7 @@ class AutoencoderConfig(Shaped):
 
     def __post_init__(self) -> None:
         check_types(self)
+        check_bounds(self, "num_layers")
         check_positive(self, "z_channels", "patch", "num_layers")
         check(self.in_channels in (1, 3), f"in_channels is {self.in_channels}; give 1 (grey) or 3 (RGB)")
         levels = len(self.channels)
