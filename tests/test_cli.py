@@ -193,24 +193,31 @@ class TestWrongFiles:
             (empty, "is not a complete safetensors file"),
             (text, "is not a complete safetensors file"),
             (folder, "no weights file in folder wrong|wrong holds no images"),
-            (plain_pickle, "it is a pickle, which could run code and is never opened"),
-            (torch_zip, "it is a pickle, which could run code and is never opened"),
-            (torch_legacy, "it is a pickle, which could run code and is never opened"),
+            (plain_pickle, "holds more or less than tensors"),
+            (torch_zip, "holds no diffit model, nor published weights"),
+            (torch_legacy, "holds no diffit model, nor published weights"),
         ],
     )
     def test_are_told_in_one_line_and_nothing_is_unpickled(
         self, refuse, weights, tmp_path, monkeypatch, verb, make, says
     ):
         make(tmp_path / "wrong", weights)
-        for target in ("torch.load", "pickle.load", "pickle.loads", "pickle.Unpickler"):
+        for target in ("pickle.load", "pickle.loads", "pickle.Unpickler"):
             monkeypatch.setattr(target, None)
+        open_tensors = torch.load
+
+        def load_tensors_alone(*arguments, weights_only, **options):
+            assert weights_only
+            return open_tensors(*arguments, weights_only=True, **options)
+
+        monkeypatch.setattr("torch.load", load_tensors_alone)
         refuse(f"{verb} wrong", says)
 
     @pytest.mark.parametrize(
         ("text", "says"),
         [
             ("devices: abc", "devices.*'abc' is no number above 0"),
-            ("channel_mult: " + "[" * 3000 + "]" * 3000, "nesting"),
+            ("channel_mult: " + "[" * 3000 + "]" * 3000, "at most 1 MB with 1,000 lists"),
             ("a: &a [1, 1]\nb: &b [*a, *a]\nwidth: [*b, *b]", r"anchors \(& and \*\) are not read; write the values"),
             ("width: 1e22", "width.*1e\\+22"),
             ("1: 2", "does not accept option '1'|1"),

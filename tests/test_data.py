@@ -26,9 +26,9 @@ def data():
 
 
 def read(stream, steps, workers=0):
-    """The first batches, joined field by field."""
+    """The first batches, joined field by field, without the noise levels, which the module sets later."""
     loader = DataLoader(stream, batch_size=None, num_workers=workers)
-    return [torch.cat(parts) for parts in zip(*islice(loader, steps), strict=True)]
+    return [torch.cat(parts) for parts in zip(*(batch[:6] for batch in islice(loader, steps)), strict=True)]
 
 
 def assert_same(actual, expected):
@@ -105,10 +105,10 @@ class TestStream:
 
     def test_the_global_generator_neither_matters_nor_moves(self, data):
         torch.manual_seed(0)
-        state, one = torch.get_rng_state(), [*TrainingStream(data, BUSY).batch(3)]
+        state, one = torch.get_rng_state(), [*TrainingStream(data, BUSY).batch(3)][:6]
         assert torch.equal(torch.get_rng_state(), state)
         torch.manual_seed(1)
-        assert_same([*TrainingStream(data, BUSY).batch(3)], one)
+        assert_same([*TrainingStream(data, BUSY).batch(3)][:6], one)
 
     def test_every_epoch_visits_each_image_once_in_another_order(self, data):
         images, labels, *_ = read(TrainingStream(data, PLAIN), 15)

@@ -33,7 +33,7 @@ class TestAllOn:
 
     def test_shows_pictures_numbers_and_one_card(self, ran):
         notebook, _ = ran
-        assert len(shown(notebook, "image/png")) == 13
+        assert len(shown(notebook, "image/png")) == 14
         tables = shown(notebook, "text/html")
         assert sum("FID of the paper on ImageNet-256" in html for html in tables) == 2  # in its section and on the card
         assert sum("before: an untrained network" in html for html in tables) == 1

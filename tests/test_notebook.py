@@ -97,7 +97,7 @@ def run_until(moment, running):
 class TestAllOn:
     def test_shows_pictures_numbers_and_one_card(self, unbroken):
         notebook, folder = unbroken
-        assert len(shown(notebook, "image/png")) == 16
+        assert len(shown(notebook, "image/png")) == 17
         assert red(notebook) == []
         tables = shown(notebook, "text/html")
         assert sum("FID of the paper on CIFAR-10" in html for html in tables) == 2  # in its section and on the card

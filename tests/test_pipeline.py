@@ -142,7 +142,9 @@ class TestLabels:
         assert not np.array_equal(pipe([0, 1, 2], 8), expected)
 
     def test_names_come_before_numbers(self, pipe, monkeypatch):
-        monkeypatch.setattr(pipe, "card", pipe.card.__class__(pipe.card.experiment, class_names=("cat", "dog", "0")))
+        monkeypatch.setattr(
+            pipe, "card", pipe.card.__class__(pipe.card.experiment, class_names=("cat", "dog", "0", *"cdefghi"))
+        )
         assert [pipe.class_number(label) for label in ("cat", "dog", "0", 0, "9", "none")] == [0, 1, 2, 0, 9, 10]
 
     def test_names_in_any_case_and_digits_in_words_are_known(self, pipe, monkeypatch):

@@ -15,6 +15,7 @@ from diffit_lib.config.training import TrainingConfig
 from diffit_lib.data.datasets import Images
 from diffit_lib.data.stream import TrainingStream
 from diffit_lib.diffusion.denoiser import EDMDenoiser
+from diffit_lib.models import blocks
 from diffit_lib.sampling.pipeline import Pipeline
 from diffit_lib.training import diffusion as training_diffusion
 from diffit_lib.training import module as training
@@ -201,10 +202,8 @@ class TestOptimizer:
 
     def test_dropout_differs_from_step_to_step_and_between_micro_batches(self, fit, tiny, monkeypatch):
         masks = []
-        dropout = torch.nn.functional.dropout
-        monkeypatch.setattr(
-            torch.nn.functional, "dropout", lambda x, *a, **k: masks.append(dropout(torch.ones_like(x), *a, **k)) or x
-        )
+        dropout = blocks.dropout
+        monkeypatch.setattr(blocks, "dropout", lambda x, p: masks.append(dropout(torch.ones_like(x), p)) or x)
         fit(tiny.override(max_steps=2, accumulate=2, dropout=0.5))
         first_of_each = masks[:: len(masks) // 4]
         assert len({tuple(mask.flatten().tolist()) for mask in first_of_each}) == 4
@@ -362,13 +361,19 @@ class TestReport:
             return call(self, seeds, labels, **settings)
 
         monkeypatch.setattr(Pipeline, "__call__", spied)
-        monkeypatch.setattr(training.Report, "save", lambda self, trainer: modules.append(trainer.lightning_module))
+        report = training.Report.report
+        monkeypatch.setattr(training.Report, "report", lambda *a: modules.append(a[2]) or report(*a))
         train(tiny, tmp_path, data, progress=False)
-        assert drawn == [(modules[0].average, list(range(32)), [k % 10 for k in range(32)])]
+        assert {denoiser for denoiser, _, _ in drawn} == {modules[0].average}
+        assert [seed for _, seeds, _ in drawn for seed in seeds] == list(
+            range(32)
+        )  # a row first, to know what it takes
+        assert [label for _, _, labels in drawn for label in labels] == [k % 10 for k in range(32)]
 
     def test_weights_are_the_averages_and_the_raw_ones(self, tiny, data, tmp_path, monkeypatch):
         modules = []
-        monkeypatch.setattr(training.Report, "save", lambda self, trainer: modules.append(trainer.lightning_module))
+        report = training.Report.report
+        monkeypatch.setattr(training.Report, "report", lambda *a: modules.append(a[2]) or report(*a))
         tensors = load_file(train(tiny, tmp_path, data, progress=False))
         for prefix, denoiser in (("ema.", modules[0].average), ("raw.", modules[0].model)):
             assert all(torch.equal(tensors[prefix + name], tensor) for name, tensor in denoiser.state_dict().items())

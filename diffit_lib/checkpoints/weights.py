@@ -214,7 +214,7 @@ def load_own_space(path_or_name: str | Path, card: ModelCard, file: str | Path |
     if card.vae is None:
         return PIXEL_SPACE
     path = find_weights(path_or_name) if not published or Path(path_or_name).exists() else Path()
-    beside = path.parent.with_name("vae") / path.name  # of a folder of diffusers
+    beside = path.parent.parent / "vae" / path.name  # of a folder of diffusers
     if published:
         file = beside if file is None and path.parent.name == "transformer" and beside.is_file() else file
         return LazyLatentSpace(lambda: load_vae(card.experiment.vae, file=file)[0])
