@@ -74,7 +74,7 @@ def test_every_process_opens_a_zip_for_itself(faces, monkeypatch):
     assert not opened
     monkeypatch.setattr(os, "getpid", lambda: -1)  # as in a worker: forked ones would share one file position
     images[[0, 1]]
-    assert len(opened) == 1
+    assert opened  # two threads that decode may both open it; neither takes the parent's
 
 
 def test_they_can_be_sent_to_another_process(source):
