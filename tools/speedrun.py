@@ -33,6 +33,11 @@ from diffit_lib.utils.tensors import autocast, to_float
 
 TRICKS = {
     "beta2": 0.999,  # Adam's
+    "momentum": 0.95,  # Muon's
+    "ns": 5,  # Muon's Newton-Schulz steps
+    "warm": 0.05,  # share of the run over which the learning rate rises
+    "gain": 1e-5,  # of Xavier's bounds for the last layers of attention and MLP
+    "class_std": 0.0,  # of the class embedding at the start; 0: as in the library
     "immiscible": False,  # noise assigned to images within the batch so that the distances are least (Li et al. 2024)
     "soft_min_snr": 0.0,  # weight of the clean image's error 1 / (sigma^2 + 1 / gamma) (Crowson et al. 2024)
     "p_mean": 0.0,  # shift of EDM's mean ln sigma
@@ -138,8 +143,13 @@ def train(experiment: Any, trick: dict[str, Any], images: Images, seconds: float
     torch.manual_seed(training.seed)
     denoiser = build_denoiser(experiment).to(memory_format=torch.channels_last)
     alter(denoiser, trick)
+    for name, weight in denoiser.named_parameters():
+        if trick["gain"] != 1e-5 and name.endswith(("attn.proj.weight", "fc2.weight")):
+            nn.init.xavier_uniform_(weight, gain=trick["gain"])
+        if trick["class_std"] and name.endswith("classes.weight"):
+            nn.init.normal_(weight, std=trick["class_std"])
     averages = {str(share): flat(denoiser) for share in trick["ema"]}
-    optimizer, stream = make_optimizer(denoiser, training, trick["beta2"]), TrainingStream(images, training)
+    optimizer, stream = make_optimizer(denoiser, training, trick), TrainingStream(images, training)
     first, step, losses, decay = time.process_time(), 0, [], max(training.lr_decay, 1e-9)
     early: dict[str, Tensor] | None = None
     while (done := max((time.process_time() - first) / seconds, 0)) < 1:
@@ -147,7 +157,7 @@ def train(experiment: Any, trick: dict[str, Any], images: Images, seconds: float
             done = step * training.batch_size / trick["images"]
             if done >= 1:
                 break
-        factor = max(min(1.0, done / 0.05, (1 - done) / decay), 1e-4)
+        factor = max(min(1.0, done / trick["warm"], (1 - done) / decay), 1e-4)
         for group, rate in zip(optimizer.param_groups, (training.lr, training.muon), strict=False):
             group["lr"] = rate * factor
         batch = stream.batch(step)
@@ -213,11 +223,16 @@ def flat(module: nn.Module) -> Tensor:
     return torch.cat([parameter.detach().reshape(-1) for parameter in module.parameters()])
 
 
-def make_optimizer(denoiser: nn.Module, training: Any, beta2: float) -> torch.optim.Optimizer:
+def make_optimizer(denoiser: nn.Module, training: Any, trick: dict[str, Any]) -> torch.optim.Optimizer:
     """Adam for all, or Muon for the matrices and Adam for the rest, as in training."""
     if training.muon:
-        return Muon(denoiser, training.lr, training.muon, fused=True)
-    return torch.optim.Adam(denoiser.parameters(), lr=training.lr, betas=(0.9, beta2), fused=True)
+        optimizer = Muon(denoiser, training.lr, training.muon, fused=True)
+        for group in optimizer.parts[0].param_groups:
+            group["betas"] = (0.9, trick["beta2"])
+        for group in optimizer.parts[1].param_groups:
+            group["momentum"], group["ns_steps"] = trick["momentum"], trick["ns"]
+        return optimizer
+    return torch.optim.Adam(denoiser.parameters(), lr=training.lr, betas=(0.9, trick["beta2"]), fused=True)
 
 
 def assigned(clean: Tensor, noise: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffit_lib.config.models import TransformerConfig
-from diffit_lib.models.blocks import AdaLNBlock, DiffiTBlock, Linear, TimeToken, modulate, run_blocks, sinusoid
+from diffit_lib.models.adaln import AdaLNBlock, modulate
+from diffit_lib.models.blocks import DiffiTBlock, Linear, TimeToken, run_blocks, sinusoid
 from diffit_lib.utils.tensors import unpatchify
 
 FREQUENCIES = 256  # width of the sinusoid of the noise label
