@@ -187,6 +187,11 @@ class TestBlocks:
         norm = group_norm(channels)
         assert (norm.num_groups, norm.eps) == (groups, 1e-6)
 
+    def test_group_norm_is_exact_under_autocast(self):
+        norm, x = group_norm(8), torch.randn(2, 8, 4, 4)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(norm(x.bfloat16()), norm(x.bfloat16().float()))
+
     def test_dropout_acts_in_training_and_not_in_evaluation(self, x):
         torch.manual_seed(0)
         dropping = awake(MLP(CHANNELS, 4.0, 0.5))
@@ -217,6 +222,11 @@ class TestTimeToken:
 
     def make(self, edm=True):
         return awake(TimeToken(TIME, 8, edm=edm, num_classes=3, augment_dim=9))
+
+    @pytest.mark.parametrize(("edm", "std"), [(True, 1.0), (False, 0.02)])
+    def test_classes_begin_at_edms_or_dits_deviation(self, edm, std):
+        torch.manual_seed(0)
+        assert TimeToken(64, 8, edm=edm, num_classes=99).classes.weight.std().item() == pytest.approx(std, rel=0.05)
 
     @pytest.mark.parametrize("edm", [True, False])
     def test_is_an_mlp_over_embedding_plus_augmentation_and_the_class_is_added_last(self, edm):

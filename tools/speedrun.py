@@ -43,7 +43,7 @@ TRICKS = {
     "p_mean": 0.0,  # shift of EDM's mean ln sigma
     "qk_norm": False,  # RMS norm of queries and keys
     "time": "tmsa",  # where the time token enters: tmsa, mlp, bias, none
-    "ema": [0.05],  # half-lives, as shares of the images seen; each is judged
+    "ema": [0.1],  # half-lives, as shares of the images seen; each is judged
     "auto": 0.0,  # autoguidance by the weights at this share of the run
     "rival": "",  # a network of another library in place of ours
     "images": 0,  # stop at these images, not at the seconds
