@@ -218,7 +218,7 @@ class TestFinding:
 
         monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
         small(NVIDIA)
-        failed = r"nvidia/DiffiT cannot be downloaded \(no network\)"
+        failed = r"nvidia/DiffiT cannot be downloaded \(no network at all\)"
         remedy = r"get diffit_256\.safetensors from https://huggingface\.co/nvidia/DiffiT and give it as file=, or"
         with pytest.raises(DiffitError, match=rf"^{failed}; {remedy}[^\n]*$"):
             load(NVIDIA)

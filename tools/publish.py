@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -13,14 +12,13 @@ from diffit_lib.cli.info import title
 from diffit_lib.data.datasets import experiment_data
 from diffit_lib.evaluation.evaluate import evaluate
 from diffit_lib.evaluation.evaluator import HELD
-from diffit_lib.evaluation.provenance import Provenance
 from diffit_lib.evaluation.reconstruction import comparison, measure_vae, reconstructions
 from diffit_lib.models.cost import parameters
 from diffit_lib.notebook.cells import legibility
 from diffit_lib.sampling.grids import draw_grid
 from diffit_lib.sampling.pipeline import load
-from diffit_lib.training.logs import read_rows
-from diffit_lib.utils.files import PRETRAINED, write_text
+from diffit_lib.sampling.push import numbers_table
+from diffit_lib.utils.files import PRETRAINED, read_rows, write_text
 from diffit_lib.utils.plots import loss_curve, write_figure, write_png
 from diffit_lib.utils.tensors import cpu_threads
 
@@ -76,9 +74,8 @@ def model_text(name: str, command: str, card: ModelCard, count: int) -> str:
                 f"Network: {title(card.experiment.network)}, {count:,} parameters, float16{latents}", card, command
             ),
             f"`diffit_lib.load({name!r})` opens it; `diffit evaluate {name}` measures it again:",
-            *numbers_table(card.numbers),
-            f"Stamp: {Provenance(**card.numbers['stamp'])}.",
-            *[f"Note: {warning}." for warning in card.numbers["warnings"]],
+            "",
+            numbers_table(card.numbers),
             "",
         ]
     )
@@ -94,7 +91,9 @@ def vae_text(name: str, command: str, card: VAECard, count: int) -> str:
             "",
             *origin(f"KL autoencoder, {count:,} parameters, float16", card, command),
             f"`diffit_lib.load_vae({name!r})` opens it. Over {card.numbers['images']} test images:",
-            *numbers_table(card.numbers),
+            "",
+            numbers_table(card.numbers),
+            "",
         ]
     )
 
@@ -108,9 +107,3 @@ def origin(network: str, card: ModelCard | VAECard, command: str) -> list[str]:
         f"```sh\n{command}\n```",
         "",
     ]
-
-
-def numbers_table(numbers: dict[str, Any]) -> list[str]:
-    """The measured numbers, a row each."""
-    rows = [f"| {key.replace('_', ' ')} | {value:.3f} |" for key, value in numbers.items() if isinstance(value, float)]
-    return ["", "| number | value |", "|---|---|", *rows, ""]

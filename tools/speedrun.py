@@ -27,7 +27,8 @@ from diffit_lib.diffusion.loss import denoising_loss
 from diffit_lib.evaluation.evaluate import FIRST_SEED, combinations, make_provenance
 from diffit_lib.evaluation.evaluator import make_evaluator
 from diffit_lib.models.cost import parameters
-from diffit_lib.sampling.pipeline import Pipeline, in_turn
+from diffit_lib.sampling.classes import in_turn
+from diffit_lib.sampling.pipeline import Pipeline
 from diffit_lib.training.optimizer import Muon
 from diffit_lib.utils.tensors import autocast, to_float
 

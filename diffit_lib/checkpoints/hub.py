@@ -1,14 +1,28 @@
 """Find weights by path or name: local files and folders, our pretrained ones, a Google Drive id, published ones."""
 
+import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from textwrap import shorten
+from typing import NamedTuple
 
-from diffit_lib.checkpoints.published import ALIASES, HUB_MODELS, TRANSFORMER, HubModel
+from diffit_lib.checkpoints.published import ALIASES, HUB_MODELS, PUBLISHERS, TRANSFORMER, HubModel
 from diffit_lib.config.presets import STABLE_DIFFUSION
 from diffit_lib.utils.errors import DiffitError, check, closest
 from diffit_lib.utils.files import PRETRAINED, WEIGHTS, cache_folder, replacing
 from diffit_lib.utils.logging import say
+
+TENSORS = (".safetensors", ".pt", ".pth", ".bin")  # files that hold them
+LARGEST = 20e9  # bytes that are downloaded of a repository
+FOLDER = [
+    TRANSFORMER,
+    "transformer/config.json",
+    "transformer/diffit.safetensors",
+    TRANSFORMER.replace("transformer", "vae"),
+]
 
 
 def pretrained() -> dict[str, Path]:
@@ -34,11 +48,13 @@ def find_weights(path_or_name: str | Path) -> Path:
         if file := weights_in(path):
             return file
         raise DiffitError(f"no weights file in folder {path}: it has no {WEIGHTS}; give a run folder that has one")
+    if place := hub_place(name):
+        return from_repository(place)
     names = [*own, *HUB_MODELS, *STABLE_DIFFUSION]
     near = f"{closest(name, names)} give" if closest(name, names) else "give"
     raise DiffitError(
         f"no weights file {name!r}: {path.absolute()} is no file or run folder, nor a name of pretrained weights; "
-        f"{near} a path or one of {', '.join(names)}"
+        f"{near} a path, hf://USER/REPOSITORY, or one of {', '.join(names)}"
     )
 
 
@@ -47,7 +63,7 @@ def weights_in(folder: Path) -> Path | None:
     for name in (WEIGHTS, TRANSFORMER, TRANSFORMER.replace(".safetensors", ".bin")):
         if (folder / name).is_file():
             return folder / name
-    only = [path for path in folder.iterdir() if path.suffix in (".safetensors", ".pt", ".pth", ".bin")]
+    only = [path for path in folder.iterdir() if path.suffix in TENSORS]
     return only[0] if len(only) == 1 and only[0].is_file() else None
 
 
@@ -75,20 +91,80 @@ def from_drive(drive_id: str, target: str | Path) -> Path:
     return target
 
 
+class HubPlace(NamedTuple):
+    """A repository on the Hugging Face hub, a revision, by default the newest, and a file, by default its weights."""
+
+    repository: str
+    revision: str | None
+    file: str | None
+
+
+def hub_place(name: str) -> HubPlace | None:
+    """What `user/repo`, `user/repo@revision` or `hf://user/repo@revision/file` names; None for other words.
+
+    Without `hf://` it is None where it may be a path: if it ends like a file, or if there is a folder `user` here; and
+    for the publishers of `HUB_MODELS`, whose other repositories are of other layouts.
+    """
+    match = re.fullmatch(r"(hf://)?([\w.-]+/[\w.-]+)(?:@(refs/pr/\d+|[\w.+-]+))?(?:/(.+))?", name)
+    if match is None:
+        return None
+    user = match[2].partition("/")[0]
+    other = match[4] or Path(user).exists() or Path(name).suffix in TENSORS or user in (*PUBLISHERS, "facebook")
+    return HubPlace(*match.groups()[1:]) if match[1] or not other else None
+
+
+def from_repository(place: HubPlace) -> Path:
+    """The weights in a repository: the file that is named, else `weights.safetensors`, else diffusers' folder.
+
+    Only safetensors files (and diffusers' config.json) are taken, of at most `LARGEST` bytes. Where the hub cannot be
+    asked, files in its cache are taken, and that is said.
+    """
+    (name, revision, file), remedy = place, "check the name and the network, or give the file's path"
+    check(file is None or file.endswith(".safetensors"), f"{file} of {name} is no safetensors file; give one that is")
+    with talking_to_hub(name, remedy):
+        from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
+
+        try:
+            found = HfApi().model_info(name, revision=revision, files_metadata=True)
+        except Exception as error:  # of many kinds
+            here = [try_to_load_from_cache(name, each, revision=revision) for each in [file or WEIGHTS, TRANSFORMER]]
+            if not (paths := [path for path in here[: 1 if file else 2] if isinstance(path, str)]):
+                raise
+            say(f"{name}: the hub does not answer ({type(error).__name__}); taking what was downloaded before")
+            return Path(paths[0])
+        sizes = {each.rfilename: math.inf if each.size is None else each.size for each in found.siblings or ()}
+        wanted = [file or WEIGHTS] if file or WEIGHTS in sizes else [each for each in FOLDER if each in sizes]
+        has = ", ".join(each for each in sizes if each.endswith(".safetensors")) or "no safetensors file"
+        check(wanted != [] and wanted[0] in sizes, f"{name} has no {file or WEIGHTS}, but {has}; give hf://{name}/FILE")
+        size = sum(sizes[each] for each in wanted)
+        check(size <= LARGEST, f"{wanted[0]} of {name} has {size / 1e9:.3g} GB, more than {LARGEST / 1e9:g}; {remedy}")
+        say(f"{name}: {wanted[0]}, {size / 1e6:,.1f} MB, from the Hugging Face hub")
+        weights, *_ = [hf_hub_download(name, each, revision=revision) for each in wanted]
+        return Path(weights)
+
+
+@contextmanager
+def talking_to_hub(name: str, remedy: str, failed: str = "cannot be downloaded") -> Iterator[None]:
+    """Make one line of whatever goes wrong with the Hugging Face hub in this block."""
+    try:
+        yield
+    except ImportError:
+        raise DiffitError(f"{name} needs huggingface_hub; pip install it, or {remedy}") from None
+    except DiffitError:
+        raise
+    except Exception as error:  # of many kinds: offline, refused, timed out
+        raise DiffitError(f"{name} {failed} ({shorten(str(error) or type(error).__name__, 200)}); {remedy}") from error
+
+
 def from_hub(repository: str, file: str, remedy: str) -> Path:
     """A file of a repository on the Hugging Face hub: from the hub's cache, else downloaded."""
     if path := in_hub_cache(repository, file):
         return Path(path)
-    try:
+    with talking_to_hub(repository, remedy):
         from huggingface_hub import hf_hub_download
 
         say(f"downloading {file} of {repository} from the Hugging Face hub")
         return Path(hf_hub_download(repository, file))
-    except ImportError:
-        raise DiffitError(f"{repository} needs huggingface_hub; pip install it, or {remedy}") from None
-    except Exception as error:  # of many kinds: offline, refused, timed out
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DiffitError(f"{repository} cannot be downloaded ({shorten(first_line, 200)}); {remedy}") from error
 
 
 def in_hub_cache(repository: str, file: str) -> str | None:

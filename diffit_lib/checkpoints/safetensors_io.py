@@ -61,10 +61,16 @@ AnyCard = TypeVar("AnyCard", bound=Card)
 def write_checkpoint(
     path: str | Path, card: Card, tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32
 ) -> None:
-    """Write tensors, from any device, as `dtype`, with their card."""
+    """Write tensors, from any device, as `dtype`, with their card; the same ones are the same file, to the byte."""
     plain = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
     with replacing(path) as beside:
         save_file(plain, beside, metadata={"format": card.FORMAT, "card": json.dumps(card.to_dict())})
+        with open(beside, "r+b") as file:  # the library writes the metadata in any order
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size))
+            header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+            file.seek(8)
+            file.write(json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode().ljust(size))
 
 
 @contextmanager

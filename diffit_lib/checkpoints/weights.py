@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from diffit_lib.checkpoints.autoencoders import VAECard, build_latent_space, load_vae, stable_diffusion_card
-from diffit_lib.checkpoints.hub import ALIASES, HUB_MODELS, find_weights, tell_licence
+from diffit_lib.checkpoints.hub import ALIASES, HUB_MODELS, find_weights, hub_place, tell_licence
 from diffit_lib.checkpoints.layouts import MARKS, to_ours
 from diffit_lib.checkpoints.published import HubModel, open_published
 from diffit_lib.checkpoints.safetensors_io import (
@@ -147,6 +147,8 @@ def load_weights(
         return denoiser, published_card(model)
     else:
         card, tensors = read_card(path, ModelCard), read_tensors(path, prefix)
+    if hub_place(name):
+        tell_licence(f"{name}: weights trained on {card.trained_on}, licence {card.licence}")
     check(bool(tensors), f"{path} holds no {prefix[:-1]} tensors; load it with ema={not ema}")
     check_size(card, tensors, path)
     try:

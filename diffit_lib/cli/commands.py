@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from diffit_lib.cli import options
 from diffit_lib.cli.edit import run_edit
-from diffit_lib.cli.export import run_export
+from diffit_lib.cli.export import run_export, run_push
 from diffit_lib.config.presets import PRESETS, VAE_PRESETS
 
 
@@ -260,12 +260,11 @@ def run_pack(
         skip_bad: Leave out and count images that cannot be read, instead of stopping at the first.
     """
     size = options.parse_resolution(resolution)
-    suffix = f"-{size[1]}x{size[0]}" if size else ""
-    target = out or f"{Path(source).resolve().name.removesuffix('.zip')}{suffix}.zip"
+    name = Path(source).resolve().name.removesuffix(".zip") + (f"-{size[1]}x{size[0]}" if size else "")
     from diffit_lib.data.pack import pack
 
-    path = pack(source, target, size, crop=crop, max_images=max_images, skip_bad=skip_bad)
-    print(f"packed: {path}, {path.stat().st_size / 1e6:,.1f} MB")
+    packed = pack(source, out or f"{name}.zip", size, crop=crop, max_images=max_images, skip_bad=skip_bad)
+    print(f"packed: {packed}, {packed.stat().st_size / 1e6:,.1f} MB")
 
 
 def run_reconstruct(vae: str, data: str | None = None, out: str = "reconstructions", images: int = 32) -> None:
@@ -297,4 +296,5 @@ VERBS: dict[str, Callable[..., None]] = {
     "pack": run_pack,
     "reconstruct": run_reconstruct,
     "export": run_export,
+    "push": run_push,
 }

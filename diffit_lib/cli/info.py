@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from diffit_lib.checkpoints.autoencoders import load_vae
-from diffit_lib.checkpoints.hub import HUB_MODELS, TRANSFORMER, find_weights, pretrained
+from diffit_lib.checkpoints.hub import ALIASES, HUB_MODELS, TRANSFORMER, find_weights, hub_place, pretrained
 from diffit_lib.checkpoints.weights import few, image_shape, load_weights
 from diffit_lib.cli.options import summary
 from diffit_lib.config.experiment import BaseExperimentConfig, ExperimentConfig
@@ -59,8 +59,8 @@ def first_line(function: Any) -> str:
 def info(name: str | Path) -> str:
     """A few lines on a preset and the pretrained weights of its name, or on a weights file."""
     name, path = str(name), Path(name).expanduser()
-    known = [*PRESETS, *VAE_PRESETS, *NAMED, *pretrained(), *HUB_MODELS]
-    if not path.exists() and name not in known:
+    known = [*PRESETS, *VAE_PRESETS, *NAMED, *pretrained(), *HUB_MODELS, *ALIASES]
+    if not path.exists() and name not in known and not hub_place(name):
         near = closest(name, [*known, *siblings(path)]) or "`diffit info` lists the names"
         raise DiffitError(
             f"nothing is called {name!r}: no preset, data set or weights, no file or folder {path.absolute()}; {near}"

@@ -21,7 +21,8 @@ from diffit_lib.evaluation.evaluator import ClassifierEvaluator, NetworkEvaluato
 from diffit_lib.evaluation.image_files import is_image_files, is_npz, read_images, write_statistics
 from diffit_lib.evaluation.protocols import PROTOCOLS, paper_settings
 from diffit_lib.evaluation.provenance import Provenance
-from diffit_lib.sampling.pipeline import Pipeline, in_turn, load
+from diffit_lib.sampling.classes import in_turn
+from diffit_lib.sampling.pipeline import Pipeline, load
 from diffit_lib.sampling.writer import SampleWriter, Selection
 from diffit_lib.utils.distributed import local_device, rank_info
 from diffit_lib.utils.errors import DiffitError, check

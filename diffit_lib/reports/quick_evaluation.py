@@ -13,7 +13,8 @@ from diffit_lib.evaluation.evaluate import FIRST_SEED, make_provenance
 from diffit_lib.evaluation.evaluator import HELD, ClassifierEvaluator
 from diffit_lib.evaluation.features import inception_path, load_inception, train_classifier
 from diffit_lib.evaluation.metrics import evenly, frechet_distance, nearest, real_distance
-from diffit_lib.sampling.pipeline import Pipeline, in_turn
+from diffit_lib.sampling.classes import in_turn
+from diffit_lib.sampling.pipeline import Pipeline
 from diffit_lib.utils.errors import DiffitError
 from diffit_lib.utils.logging import say
 from diffit_lib.utils.tensors import to_uint8

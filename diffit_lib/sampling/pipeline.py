@@ -3,9 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import fields, replace
-from difflib import get_close_matches
 from functools import partial
-from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from diffit_lib.diffusion.denoiser import Denoiser, Preconditioned
 from diffit_lib.diffusion.guidance import Clipped, Guided
 from diffit_lib.diffusion.samplers import SAMPLERS, Noise, State
 from diffit_lib.models.latent_space import PIXEL_SPACE, Space
+from diffit_lib.sampling.classes import Labels, class_number
 from diffit_lib.sampling.edit import Edit, Start, as_images, from_noise, mixed_classes, slerp, take, upwards
 from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.tensors import (
@@ -33,8 +32,6 @@ from diffit_lib.utils.tensors import (
 )
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
-WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-Labels = None | int | str | Sequence[int | str]
 
 
 class Pipeline:
@@ -54,18 +51,24 @@ class Pipeline:
         check(self.precision in PRECISIONS, f"precision is {precision!r}; give auto, {', '.join(PRECISIONS)}")
         self.denoiser = denoiser.to(self.device).to(memory_format=torch.channels_last).eval()
         self.card, self.space = card, space.to(self.device)
+        self.source = ""  # of the weights: a path or a name
         self.threads = card.experiment.training.threads  # on a CPU; a tiny network is faster on one
 
     def __repr__(self) -> str:
-        """What it draws, with what, and what it was trained on, in one paragraph."""
+        """What it is, and where it draws."""
+        return f"Pipeline {self.summary}, on {self.device} in {self.precision}."
+
+    @property
+    def summary(self) -> str:
+        """What it draws, with what, and what it was trained on, in one paragraph without its full stop."""
         experiment, (channels, height, width) = self.card.experiment, self.card.image_shape
         size = sum(parameter.numel() for parameter in self.denoiser.network.parameters())
         return (
-            f"Pipeline {experiment.name}: {type(self.denoiser.network).__name__}, {size:,} parameters, "
+            f"{experiment.name}: {type(self.denoiser.network).__name__}, {size:,} parameters, "
             f"draws {height}x{width} {'grey' if channels == 1 else 'RGB'} images of {few(self.card.class_names)}. "
             f"Trained on {self.card.trained_on or experiment.data}, {self.card.images_seen:,} images seen. "
             f"Samples with {experiment.sampling.method}, {experiment.sampling.steps} steps, guidance "
-            f"{experiment.sampling.guided}, on {self.device} in {self.precision}."
+            f"{experiment.sampling.guided}"
         )
 
     def __call__(self, seeds: Sequence[int], labels: Labels = None, **options: Any) -> np.ndarray:
@@ -234,40 +237,14 @@ class Pipeline:
         return None
 
     def class_number(self, label: int | str) -> int:
-        """The number of a class by its name or number; "none" is the last row of the label table, "no class".
+        """The number of a class by its name or number; "none" is the last row of the label table, "no class"."""
+        return class_number(self.card, label)
 
-        Words are names first, also in another case, then digits ("two" is the class called 2), then numbers. A name
-        that several classes have is an error, and so is an unknown one.
-        """
-        num_classes, names = self.card.experiment.network.num_classes, self.card.class_names
-        word = label.strip().casefold() if isinstance(label, str) else ""
-        known = [*names, *[""] * (num_classes - len(names)), "none"]
-        folded = [name.casefold() for name in known]
-        digit = str(WORDS.index(word)) if word in WORDS else ""
-        for wanted, spellings in ((label, known), (word, folded), (digit, known)):
-            numbers = [number for number, name in enumerate(spellings) if name and name == wanted]
-            check(len(numbers) < 2, f"class {label!r} is {' or '.join(map(str, numbers))}; give the number")
-            if numbers:
-                return numbers[0]
-        try:
-            number = int(label) if isinstance(label, str) else index(label)
-        except (TypeError, ValueError):
-            number = -1
-        if not 0 <= number < num_classes:
-            near = [known[folded.index(name)] for name in get_close_matches(word, folded)]
-            hint = f"did you mean {' or '.join(near)}? " if near else ""
-            named = [name for name in names if not name.isdecimal()]
-            known_names = f", {', '.join(named[:12])}{', ...' if len(named) > 12 else ''}" if named else ""
-            raise DiffitError(
-                f"no class {label!r}; {hint}give a number from 0 to {num_classes - 1}{known_names}, or 'none'"
-            )
-        return number
+    def push_to_hub(self, repository: str, **options: Any) -> str:
+        """Upload weights, model card and a small Gradio app to the Hugging Face hub; `options` are those of `push`."""
+        from diffit_lib.sampling.push import push
 
-
-def in_turn(card: ModelCard, count: int) -> list[int | str] | None:
-    """Labels 0, 1, 2, ... over and over, one for each of `count` images; None for unconditional weights."""
-    classes = card.experiment.network.num_classes
-    return [k % classes for k in range(count)] if classes else None
+        return push(self, repository, **options)
 
 
 def to_pictures(images: Tensor) -> np.ndarray:
@@ -297,4 +274,6 @@ def load(
         torch.empty(0, device=place)
     except (AssertionError, RuntimeError) as error:
         raise DiffitError(f"no device {str(device)!r} here; give cpu, or leave it out for {best_device()}") from error
-    return Pipeline(denoiser, card, space, device=place, precision=precision)
+    pipe = Pipeline(denoiser, card, space, device=place, precision=precision)
+    pipe.source = str(path_or_name)
+    return pipe

@@ -13,7 +13,7 @@ from typing import Any
 
 from diffit_lib.config.experiment import BaseExperimentConfig
 from diffit_lib.utils.distributed import locked
-from diffit_lib.utils.files import write_text
+from diffit_lib.utils.files import read_rows, write_text
 from diffit_lib.utils.logging import LOG
 
 BY_LEVEL = "test_loss_"  # begins the names of columns that share one chart
@@ -114,11 +114,6 @@ class MetricsLog:
             self.board.flush()
         elif self.kind == "wandb":
             self.wandb.log_metrics(numbers, step)
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a CSV file, oldest first; none where there is no file."""
-    return list(csv.DictReader(io.StringIO(path.read_text()))) if path.is_file() else []
 
 
 def append_row(path: Path, row: dict[str, Any]) -> list[dict[str, Any]]:

@@ -12,7 +12,8 @@ from diffit_lib.data.latent_cache import CachedLatents
 from diffit_lib.evaluation.evaluator import HELD, cached_reference
 from diffit_lib.evaluation.features import Extractor, inception_path, load_inception, train_classifier
 from diffit_lib.evaluation.metrics import Reference, frechet_from_moments, moments
-from diffit_lib.sampling.pipeline import Pipeline, in_turn
+from diffit_lib.sampling.classes import in_turn
+from diffit_lib.sampling.pipeline import Pipeline
 from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.logging import say
 from diffit_lib.utils.tensors import to_uint8

@@ -18,7 +18,8 @@ from diffit_lib.data.datasets import Images, Split
 from diffit_lib.data.latent_cache import CachedLatents
 from diffit_lib.models.latent_space import PIXEL_SPACE, Space
 from diffit_lib.models.lora import add_lora
-from diffit_lib.sampling.pipeline import Pipeline, in_turn
+from diffit_lib.sampling.classes import in_turn
+from diffit_lib.sampling.pipeline import Pipeline
 from diffit_lib.training.diffusion import DiffusionModule, loss_by_level
 from diffit_lib.training.encode import fingerprint_of_states, load_states, to_states
 from diffit_lib.training.fit import check_device, check_shape, fit, start

@@ -1,13 +1,16 @@
 """Files: written whole or not at all, downloaded, cached."""
 
+import csv
 import errno
 import hashlib
+import io
 import os
 import shutil
 import urllib.error
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from diffit_lib.utils.errors import DiffitError, check
@@ -69,6 +72,11 @@ def write_text(path: str | Path, text: str) -> None:
     """Write a text file as a whole, or leave the old one."""
     with replacing(path) as beside:
         beside.write_text(text, encoding="utf-8")
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a CSV file, oldest first; none where there is no file."""
+    return list(csv.DictReader(io.StringIO(path.read_text()))) if path.is_file() else []
 
 
 def sha256(path: str | Path) -> str:
