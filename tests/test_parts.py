@@ -5,7 +5,7 @@ from hashlib import sha256
 import torch
 from PIL import Image
 
-from diffit_lib.data import sources as pictures
+from diffit_lib.data import listing
 from diffit_lib.data.datasets import load_data
 from diffit_lib.data.preprocess import to_pixels
 
@@ -44,7 +44,7 @@ def test_every_image_is_in_one_part_alone():
 
 
 def test_a_limit_keeps_the_shares_of_the_classes(monkeypatch):
-    monkeypatch.setattr(pictures, "LARGEST_TEST_PART", 8)
+    monkeypatch.setattr(listing, "LARGEST_TEST_PART", 8)
     split = load_data(dataset([0, 1, 1, 1] * 60))
     assert len(split.train) + len(split.test) == 240
     assert len(split.test) == 8

@@ -79,7 +79,7 @@ def test_what_is_pushed_comes_back_by_name_to_the_bit(python, server, run):
     assert "is not a complete safetensors file" in newest
     again = python("-m", "diffit_lib", "push", run, "me/tiny", HF_TOKEN="hf_wrong")
     assert again.returncode == 2
-    assert again.stderr.startswith("diffit: me/tiny is not uploaded (")
+    assert "\ndiffit: me/tiny is not uploaded (Client error '401 Unauthorized' " in again.stderr
     assert again.stderr.endswith("; log in by `hf auth login`, or write a folder by --dry-run FOLDER\n")
 
 

@@ -255,7 +255,10 @@ class TestFindWeights:
 
     def test_says_which_names_there_are(self, weights, monkeypatch):
         monkeypatch.setattr("diffit_lib.checkpoints.hub.PRETRAINED", weights.parent)
-        with pytest.raises(DiffitError, match=r"no weights file 'huge': .*/huge is no .*; give a path or one of tiny"):
+        with pytest.raises(
+            DiffitError,
+            match=r"no weights file 'huge': .*/huge is no .*; give a path, hf://USER/REPOSITORY, or one of tiny",
+        ):
             find_weights("huge")
 
     @pytest.mark.parametrize(

@@ -143,10 +143,15 @@ NAMED_FILES, NAMED_CLASSES, NAMED_SIZES = 3, 12, 3  # how many are named before 
 
 
 def are_images(name: str) -> bool:
-    """Whether it is a folder other than a run's, a zip, or a data set by a name that no preset has."""
+    """Whether it is a folder other than a run's, a zip, a tar, or a data set by a name that no preset has."""
     path = Path(name)
     folder = name != "" and path.is_dir() and not any((path / file).is_file() for file in (WEIGHTS, TRANSFORMER))
-    return folder or path.suffix == ".zip" or (name in NAMED and name not in PRESETS)
+    return (
+        folder
+        or path.suffix in (".zip", ".tar")
+        or (name.startswith("hf:") and name[3:5] != "//")
+        or (name in NAMED and name not in PRESETS)
+    )
 
 
 def describe_data(source: str | Path, choice: Choice | None = None) -> str:

@@ -20,7 +20,7 @@ class BaseExperimentConfig:
     """What all experiments have: the images, and parts that each are of one of several kinds."""
 
     name: str  # Name of the preset or of the run.
-    data: str  # Data set by name, or path of a folder or zip.
+    data: str  # Data set by name, path of a folder, a zip or shards (tar), or hf:NAME of the Hugging Face hub.
     crop: Literal["center", "long-edge", "adm"] = "center"  # center: largest box; long-edge: all of it; adm: ImageNet.
     skip_bad: bool = False  # Leave out and count images that cannot be read, instead of stopping at the first.
 

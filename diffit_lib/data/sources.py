@@ -3,17 +3,15 @@
 A source is listed first: references and labels. Images are decoded later, by `preprocess`.
 """
 
-import operator
 import os
 import socket
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
-from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
 from textwrap import shorten
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,56 +19,21 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
+from diffit_lib.data import hub_datasets, shards
 from diffit_lib.data.folders import file_state, find_images, imagenet_names, read
+from diffit_lib.data.listing import ImageList, Split, by_part, name_classes, split
 from diffit_lib.utils.errors import DiffitError, check, closest, printable
 from diffit_lib.utils.files import cache_folder, siblings
 from diffit_lib.utils.logging import say
 
-FEWEST_TO_SPLIT, LARGEST_TEST_PART = 50, 10_000
 IMAGENETTE_IMAGES = 13_394
 TIMEOUT = 20  # seconds to wait for a server's answer
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class ImageList:
-    """References to images that are not decoded yet, and their labels."""
-
-    name: str
-    keys: Sequence[str]  # one for each image: its path below a folder or in a zip, or its number in a Dataset
-    read: Callable[[str], Any]  # key -> what `preprocess.to_picture` takes
-    labels: Tensor  # (N,) int64; all 0 where there are no classes
-    class_names: tuple[str, ...]  # empty where there are no classes
-    pixels: Tensor | None = None  # uint8 (N, C, H, W), where they are in memory already
-    threads: int = 1  # how many may read at once
-    state: Callable[[str], tuple[int, int]] | None = None  # `file_state` of a key, where `read` reads a file
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def take(self, indices: Sequence[int]) -> "ImageList":
-        """The images at these indices."""
-        rows = torch.tensor(indices, dtype=torch.int64)
-        pixels = None if self.pixels is None else self.pixels[rows]
-        return replace(self, keys=[self.keys[i] for i in indices], labels=self.labels[rows], pixels=pixels)
-
-
-class Split(NamedTuple, Generic[T]):
-    """The two parts of a data set; one and the same object where there are too few images for a test part."""
-
-    train: T
-    test: T
-
-    @property
-    def distinct(self) -> tuple[T, ...]:
-        """Both parts, or the only one."""
-        return (self.train,) if self.test is self.train else (self.train, self.test)
 
 
 def list_images(
     source: str | Path | Dataset, image_size: tuple[int, int] | None = None, *, skip_bad: bool = False
 ) -> Split[ImageList]:
-    """List a data set by name, a folder or zip by path, or a map-style Dataset of (image, label).
+    """List a data set by name, a folder, zip or shards by path, `hf:NAME`, or a map-style Dataset of (image, label).
 
     `image_size`, (height, width), is the size wanted later: some named data sets come in several. `skip_bad` leaves out
     a Dataset's items that raise; other unreadable images are found when they are decoded.
@@ -80,7 +43,11 @@ def list_images(
     if str(source) in NAMED:
         return from_name(str(source), image_size)
     check(bool(str(source)), "no data are named; give a data set by name, or the path of a folder or zip")
+    if str(source).startswith("hf:"):
+        return hub_datasets.from_hub_dataset(str(source))
     path = Path(source).expanduser()
+    if found := shards.find_shards(path):
+        return shards.from_shards(path, found)
     if path.exists():
         return from_folder(path)
     if str(source).lower() in NAMED:  # as torchvision writes it
@@ -91,45 +58,6 @@ def list_images(
         f"no data set or path {str(source)!r}: looked for a data set by that name ({', '.join([*NAMED][:5])}, ...; see "
         f"`diffit info`) and for {where}; {near or 'give one that is there'}"
     )
-
-
-def split(images: ImageList) -> Split[ImageList]:
-    """Draw a test part: every image whose key has a SHA-256 divisible by ten, whatever other images there are.
-
-    At most 10,000 are taken, in the shares of their classes, and never all of a class. Fewer than 50 images are not
-    divided: the train part is the test part too.
-    """
-    everything, labels = range(len(images)), images.labels.tolist()
-    digests = [sha256(key.encode(errors="surrogateescape")).digest() for key in images.keys]
-    drawn = [i for i in everything if int.from_bytes(digests[i], "big") % 10 == 0]
-    drawn.sort(key=lambda i: labels[i])
-    size = min(len(drawn), LARGEST_TEST_PART)
-    test = {drawn[k * len(drawn) // size] for k in range(size)}
-    trained = {labels[i] for i in everything if i not in test}
-    test -= {labels.index(label) for label in set(labels) - trained}
-    if len(images) < FEWEST_TO_SPLIT or not test:
-        say(f"{images.name}: too few images for a test part ({len(images)}); the train part is the test part too")
-        return Split(images, images)
-    return Split(images.take([i for i in everything if i not in test]), images.take(sorted(test)))
-
-
-def name_classes(name: str, labels: Sequence[Any], class_names: Sequence[str]) -> tuple[Tensor, tuple[str, ...]]:
-    """Labels (N,) int64 and class names, numbers where none are given; a single class counts as no classes."""
-    try:
-        numbers = [operator.index(label) for label in labels]
-    except TypeError as error:
-        raise DiffitError(f"{name}: a label is no whole number ({error}); give class numbers 0, 1, 2, ...") from error
-    if not class_names and max(numbers) >= len(numbers):  # then some class below has no image
-        hole = min(set(range(len(numbers))) - set(numbers))
-        raise DiffitError(f"{name} has no image of class {hole}, '{hole}'; number the classes without holes")
-    names = tuple(class_names) or tuple(map(str, range(max(numbers) + 1)))
-    for label in (min(numbers), max(numbers)):
-        check(0 <= label < len(names), f"{name} has the label {label}, but {len(names)} classes; number them from 0 on")
-    if len(names) > 1:
-        return torch.tensor(numbers), names
-    if class_names:
-        say(f"{name}: one class only, {names[0]!r}, which counts as no classes")
-    return torch.tensor(numbers), ()
 
 
 def from_name(name: str, image_size: tuple[int, int] | None) -> Split[ImageList]:
@@ -151,11 +79,7 @@ def from_folder(source: Path) -> Split[ImageList]:
     name = printable(source.resolve().name.removesuffix(".zip"))
     class_names = [imagenet_names().get(name, printable(name)) for name in files.class_names]
     classes = name_classes(name, files.labels, class_names)
-    images = from_files(name, source, files.paths, *classes)
-    if not any(files.parts):
-        return split(images)
-    test = "test" if "test" in files.parts else next(part for part in files.parts if part != "train")
-    return Split(*[images.take([i for i, p in enumerate(files.parts) if p == part]) for part in ("train", test)])
+    return by_part(from_files(name, source, files.paths, *classes), files.parts)
 
 
 def from_files(

@@ -16,6 +16,7 @@ from diffit_lib.config.presets import STABLE_DIFFUSION
 from diffit_lib.data.datasets import Images, Split, experiment_data, load_data
 from diffit_lib.data.folders import find_images
 from diffit_lib.data.latent_cache import is_latents
+from diffit_lib.data.shards import find_shards
 from diffit_lib.data.sources import NAMED
 from diffit_lib.evaluation.evaluator import ClassifierEvaluator, NetworkEvaluator, kind_of, make_evaluator
 from diffit_lib.evaluation.image_files import is_image_files, is_npz, read_images, write_statistics
@@ -205,7 +206,7 @@ def images_reference(given: Images, data: Split | str | Path | None, extractor: 
     channels, height, width = given.images.shape[1:]
     if isinstance(data, str | Path):
         path = Path(data).expanduser()
-        files = path.exists() and str(data) not in NAMED
+        files = path.exists() and str(data) not in NAMED and not find_shards(path)
         if files and (
             extractor not in (None, "classifier") or (extractor is None and len(find_images(path).class_names) < 2)
         ):
