@@ -11,7 +11,7 @@ from image_files import fill, noise, only_image, plain, refused
 from PIL import Image
 
 from diffit_lib.data.datasets import load_data
-from diffit_lib.data.preprocess import CROPS, to_pixels
+from diffit_lib.data.preprocess import CROPS, to_picture, to_pixels
 
 
 class TestModes:
@@ -135,6 +135,12 @@ class TestModes:
     def test_floats_have_no_known_range(self, tmp_path):
         folder = fill(tmp_path / "pictures", {"one.tif": Image.new("F", (2, 2), 0.5)})
         refused(folder, r"one\.tif cannot be read .*float")
+
+    def test_comments_without_end_are_not_read_byte_by_byte(self):
+        comment, pixels = b"P5\n#" + b"x" * 2**17, b"\n8 8 255\n" + bytes(64)
+        to_picture(comment[:99] + pixels).load()
+        with pytest.raises(ValueError, match="EOF while reading header"):
+            to_picture(comment + pixels)
 
     def test_grey_becomes_rgb_and_rgb_grey_where_asked(self, tmp_path):
         folder = fill(tmp_path / "mixed", {"a.png": plain("white").convert("L"), "b.png": plain("lime")})

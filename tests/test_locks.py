@@ -7,6 +7,7 @@ import signal
 import time
 import zipfile
 from contextlib import ExitStack
+from functools import partial
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from together import FORKSERVER
 from diffit_lib.checkpoints import safetensors_io
 from diffit_lib.cli.main import main
 from diffit_lib.data.pack import pack
+from diffit_lib.evaluation import evaluate as evaluation
 from diffit_lib.sampling.sample import sample
 from diffit_lib.training import module
 from diffit_lib.training.encode import encode
@@ -115,6 +117,16 @@ class TestLock:
         another(tmp_path / "faces.zip.pieces")
         with pytest.raises(DiffitError, match=r"another diffit is at work in .*faces\.zip\.pieces; "):
             pack(faces, tmp_path / "faces.zip")
+
+    def test_keeps_a_second_measurement_from_images_that_the_first_will_delete(
+        self, tmp_path, another, weights, data, monkeypatch
+    ):
+        monkeypatch.setattr(evaluation, "make_evaluator", lambda *_: None)
+        measure = partial(evaluation.evaluate, weights, data, images=2, steps=2, drawn=tmp_path / "drawn")
+        measure()
+        another(next((tmp_path / "drawn").iterdir()))
+        with pytest.raises(DiffitError, match=r"another diffit is at work in .*/drawn/"):
+            measure()
 
 
 class TestUsersFiles:

@@ -30,6 +30,7 @@ FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF
 AHEAD = 4  # images that each thread may be ahead of the reader
 STRIP = 256  # rows that change their mode at once
 MOST_PIXELS = 64_000_000  # of one image: about 800 MB while it is decoded
+MOST_HEADER = 65_536  # bytes of a PPM's
 FILES, PIXELS = Budget(MOST_BYTES), Budget(MOST_PIXELS)  # of all images that are decoded at once
 
 ToPixels = Callable[[Image.Image], Tensor]  # -> uint8 (C, H, W)
@@ -49,6 +50,8 @@ def to_picture(image: Any) -> Image.Image:
     if isinstance(image, bytes):
         Image.init()
         try:
+            if image[:1] == b"P":  # a PPM, whose header Pillow reads byte by byte, comments and all
+                Image.open(io.BytesIO(image[:MOST_HEADER]), formats=["PPM"])
             picture = Image.open(io.BytesIO(image), formats=[name for name in FORMATS if name in Image.OPEN])
         except UnidentifiedImageError as error:
             raise ValueError("of no known image format") from error

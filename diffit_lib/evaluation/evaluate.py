@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -25,7 +26,7 @@ from diffit_lib.evaluation.provenance import Provenance
 from diffit_lib.sampling.classes import in_turn
 from diffit_lib.sampling.pipeline import Pipeline, load
 from diffit_lib.sampling.writer import SampleWriter, Selection
-from diffit_lib.utils.distributed import local_device, rank_info
+from diffit_lib.utils.distributed import local_device, locked, rank_info
 from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.files import cache_folder
 from diffit_lib.utils.logging import say
@@ -106,17 +107,20 @@ def evaluate_each(
     each = combinations(paper_settings(protocol, pipe.card.experiment.network) | settings)
     stamps = [make_provenance(pipe, kind_of(reference, extractor), count, one, protocol) for one in each]
     writers = sample_writers(pipe, count, each, batch_size, protocol, drawn, after_batch)
-    measure = evaluator(reference) if first else None
     numbers = []
-    for writer, stamp in zip(writers, stamps, strict=True):
-        writer.draw()
-        if measure:
-            labels = [image.label for image in writer.images]
-            found = measure(writer.read(), None if None in labels else torch.tensor(labels), stamp)
-            numbers.append(found | {"warnings": found["warnings"] + beside_card(found, pipe.card.numbers)})
-    if measure and drawn is None:
+    with ExitStack() as locks:
         for writer in writers:
-            shutil.rmtree(writer.folder, ignore_errors=True)
+            locks.enter_context(locked(writer.folder))
+        measure = evaluator(reference) if first else None
+        for writer, stamp in zip(writers, stamps, strict=True):
+            writer.draw()
+            if measure:
+                labels = [image.label for image in writer.images]
+                found = measure(writer.read(), None if None in labels else torch.tensor(labels), stamp)
+                numbers.append(found | {"warnings": found["warnings"] + beside_card(found, pipe.card.numbers)})
+        if measure and drawn is None:
+            for writer in writers:
+                shutil.rmtree(writer.folder, ignore_errors=True)
     return numbers
 
 

@@ -35,7 +35,7 @@ MODES = [
 ]
 FORMATS = {"png": "PNG", "tif": "TIFF", "jpg": "JPEG", "webp": "WEBP", "gif": "GIF", "bmp": "BMP", "ppm": "PPM"}
 FORMATS |= {"avif": "AVIF"} if features.check("avif") else {}
-LOSSY = ("jpg", "webp", "avif", "gif")
+SHALLOW = ("jpg", "webp", "avif", "gif")  # of 8 bits: Pillow clips what is deeper
 GREY = 102  # of the even pictures
 
 
@@ -93,11 +93,11 @@ def png(width, height, depth=8, kind=0, data=b"", before=b"", after=b""):
 
 
 def zeros(size):
-    """A zlib stream of so many zeros, in a thousandth of the bytes, made in no time."""
+    """A zlib stream of so many zeros, rounded up to MiB, in a thousandth of the bytes, made in no time."""
     pack = zlib.compressobj(9, zlib.DEFLATED, 15)
     head = pack.compress(bytes(2**20)) + pack.flush(zlib.Z_FULL_FLUSH)
     again = pack.compress(bytes(2**20)) + pack.flush(zlib.Z_FULL_FLUSH)
-    return head + again * max(0, size // 2**20 - 1) + b"\x03\x00" + struct.pack(">I", 1)
+    return head + again * max(0, -(-size // 2**20) - 1) + b"\x03\x00" + struct.pack(">I", 1)
 
 
 def tiff(tags, data, order="<"):
@@ -212,7 +212,8 @@ def cases():
                 content = encoded(even(mode), suffix)
             except (OSError, ValueError, KeyError, struct.error):
                 continue  # the format has no such mode
-            expected = None if mode in ("1", "F", "I", "LAB") else [GREY]
+            clipped = mode.startswith("I;16") and suffix in SHALLOW
+            expected = None if mode in ("1", "F", "I", "LAB") or clipped else [GREY]
             yield Case(f"mode {mode}, {suffix}", partial(beside, name=f"a.{suffix}", content=content),
                        partial(load, expected=expected))  # fmt: skip
     rng = Random(0)

@@ -12,9 +12,9 @@ A READER is a module beside this one, named in `READERS`. To add one, write `tes
   a failure; an AssertionError is for "opened, but wrong".
 
 Every check runs in a fork of one warm process, in an empty folder, and fails if it takes more than `MOST_MEMORY` above
-what the process had, `MOST_SECONDS` of processor time or `MOST_WAIT` by the clock; if it says more than `MOST_LINES`
-lines, a traceback or an escape code; if it writes a file; or if it runs a program (those of `PROGRAMS` are planted on
-PATH) or unpickles a `Bomb`.
+what the process had, `MOST_SECONDS` of processor time or `MOST_WAIT` of any other time but for a busy processor; if
+it says more than `MOST_LINES` lines, a traceback or an escape code; if it writes a file; or if it runs a program (those
+of `PROGRAMS` are planted on PATH) or unpickles a `Bomb`.
 """
 
 import json
@@ -28,6 +28,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from glob import glob
 from importlib import import_module
 from pathlib import Path
 
@@ -101,10 +102,11 @@ def judge(case, root):
         attempt(case, folder, report)
     while not (ended := os.wait4(child, os.WNOHANG))[0]:
         time.sleep(0.002)
-        if time.monotonic() - start > MOST_WAIT:
+        ran, queued = spent(child)
+        if ran > 2 * MOST_SECONDS or time.monotonic() - start - ran - queued > MOST_WAIT:
             os.kill(child, signal.SIGKILL)
             os.wait4(child, 0)
-            return "hung", ""
+            return "hung", f"{ran:.0f} s of processor time"
     used = ended[2]
     said = report.with_suffix(".said").read_text(errors="replace")
     if mark.exists():
@@ -124,6 +126,16 @@ def judge(case, root):
     if outcome == "skipped" and "skipped" not in said:
         return "lost", "left out without a word"
     return outcome, text
+
+
+def spent(child):
+    """Seconds that the threads of a process ran, and that they waited for a busy processor."""
+    files = glob(f"/proc/{child}/task/*/schedstat")
+    try:
+        found = [Path(file).read_text().split() for file in files]
+    except OSError:  # one has ended meanwhile
+        return 0.0, 0.0
+    return tuple(sum(int(line[part]) for line in found) / 1e9 for part in (0, 1))
 
 
 def listing(root):
