@@ -61,7 +61,7 @@ def serving(*command, log, ready=r"http://127\.0\.0\.1:\d+\S*"):
     with open(log, "w") as out:
         server = subprocess.Popen([sys.executable, *command], stdout=out, stderr=subprocess.STDOUT, env=environment)
     try:
-        yield server, wait_for(lambda: (found := re.search(ready, Path(log).read_text())) and found[0], 60)
+        yield server, wait_for(lambda: (found := re.search(ready, Path(log).read_text())) and found[0], 180)
     finally:
         server.send_signal(2)
         try:

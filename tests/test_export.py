@@ -86,13 +86,15 @@ def same_picture(weights, pipe, steps, guidance=2.0, classes=10):
     ("network", "denoiser", "steps"),
     [
         (SMALL, VPConfig(), 50),
+        (SMALL, VPConfig(), 30),
+        (SMALL, VPConfig(), 64),
         (replace(SMALL, learned_variance=True, as_diffusers=True), VPConfig(), 12),
         (replace(SMALL, as_diffusers=True), VPConfig(prediction="v", noise_schedule="cosine"), 10),
     ],
 )
 def test_dit_draws_in_the_stock_pipeline_and_comes_back(write, tmp_path, network, denoiser, steps):
     weights = write(network, denoiser)
-    folder = export(weights, tmp_path / "out")
+    folder = export(weights, tmp_path / "out", steps=steps)
     pipe = diffusers.DiTPipeline.from_pretrained(folder)
     assert same_picture(weights, pipe, steps)
     assert pipe.get_label_ids(["d"]) == [3]
@@ -140,6 +142,11 @@ def test_what_the_pipeline_cannot_draw_is_one_line_and_leaves_nothing(write, tmp
     with pytest.raises(DiffitError, match=says):
         export(weights, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
+
+
+def test_steps_whose_times_diffusers_cannot_hold_are_refused(write, tmp_path):
+    with pytest.raises(DiffitError, match="steps is 65; give 2 to 64"):
+        export(write(), tmp_path / "out", steps=65)
 
 
 def test_a_folder_that_holds_something_is_left_alone(write, tmp_path):

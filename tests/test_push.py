@@ -6,11 +6,14 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from urllib.request import urlopen
 
+import numpy as np
 import pytest
 import yaml
 from browser import chromium, needs_chromium, serving, wait_for
 from hub_server import hub, sha
+from PIL import Image
 
 from diffit_lib.checkpoints.hub import hub_place
 from diffit_lib.checkpoints.safetensors_io import read_card
@@ -18,6 +21,7 @@ from diffit_lib.checkpoints.weights import ModelCard, load_weights, save_weights
 from diffit_lib.sampling.pipeline import load
 from diffit_lib.utils.errors import DiffitError
 from diffit_lib.utils.files import write_text
+from diffit_lib.utils.plots import enlargement, tile
 from diffit_lib.utils.tensors import digest
 
 pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed")
@@ -194,7 +198,8 @@ def test_the_app_imports_gradio_and_the_library_alone(weights, tmp_path):
 @needs_chromium
 def test_the_app_draws_in_a_browser(tmp_path):
     pytest.importorskip("gradio", reason="gradio is not installed; pip install gradio")
-    load("digits", device="cpu").push_to_hub("me/digits", dry_run=tmp_path / "out")
+    pipe = load("digits", device="cpu")
+    pipe.push_to_hub("me/digits", dry_run=tmp_path / "out")
     with (
         serving(tmp_path / "out" / "app.py", log=tmp_path / "log") as (_, address),
         chromium(width=1100, height=900) as driver,
@@ -202,8 +207,11 @@ def test_the_app_draws_in_a_browser(tmp_path):
         driver.get(address)
         (submit,) = wait_for(lambda: [b for b in driver.find_elements("css selector", "button") if b.text == "Submit"])
         submit.click()
-        shown = "return [...document.images].map(i => i.naturalWidth).filter(w => w > 500)"
-        wait_for(lambda: driver.execute_script(shown), 60)
+        find = "return [...document.images].map(i => i.src).filter(s => s.includes('/file='))"
+        (source,) = wait_for(lambda: driver.execute_script(find), 60)
         if folder := os.environ.get("DIFFIT_SCREENSHOTS"):
             driver.save_screenshot(f"{folder}/app.png")
-        assert [entry for entry in driver.get_log("browser") if "app.py" in entry["message"]] == []
+        with urlopen(source) as file:
+            shown = np.asarray(Image.open(file).convert("L"))
+    images = pipe(range(4))
+    assert np.array_equal(shown, tile(images, columns=4, scale=enlargement(images, 128)).squeeze(-1))

@@ -22,7 +22,7 @@ from diffit_lib.checkpoints.safetensors_io import write_checkpoint
 from diffit_lib.checkpoints.weights import SIDE, load_own_space, load_weights
 from diffit_lib.config.diffusion import VPConfig
 from diffit_lib.config.models import TransformerConfig
-from diffit_lib.models import blocks, transformer
+from diffit_lib.models import adaln, blocks, transformer
 from diffit_lib.models.blocks import sinusoid
 from diffit_lib.models.latent_space import LatentSpace
 from diffit_lib.utils.errors import check
@@ -31,17 +31,20 @@ from diffit_lib.utils.tensors import unpatchify
 ROWS = 1001  # of the label table that DiTPipeline asks for: its "no class" is 1000
 PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 BETAS = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
-EVERY = 20  # DiTPipeline's own 50 steps of 1000
+EXACT_STEPS = 64  # at most: of diffusers' 257 functions of time, 103 are independent in float32
 PIPELINE = Path(__file__).with_name("pipeline.txt")
 
 
-def export(weights: str | Path, folder: str | Path, vae: str | Path | None = None) -> Path:
+def export(weights: str | Path, folder: str | Path, vae: str | Path | None = None, steps: int = 50) -> Path:
     """Write `folder` for diffusers and return it. `vae` is the file of a published autoencoder, by default the hub's.
+
+    A DiT answers in diffusers as here at the times of so many steps, 64 at most (`refit`); a DiffiT at all.
 
     Raises a DiffitError for weights that diffusers' pipeline cannot draw with, and for a folder that is not empty.
     """
     folder = Path(folder)
     check(not folder.exists() or not any(folder.iterdir()), f"{folder} is not empty; give another folder")
+    check(2 <= steps <= EXACT_STEPS, f"steps is {steps}; give 2 to {EXACT_STEPS}, for which diffusers' times are exact")
     denoiser, card = load_weights(weights)
     network, config = card.experiment.network, card.experiment.denoiser
     space = load_own_space(weights, card, vae)
@@ -56,7 +59,7 @@ def export(weights: str | Path, folder: str | Path, vae: str | Path | None = Non
     decoder, vae_config = for_diffusers(space, str(weights))
     if network.block == "dit":
         check(network.mlp_ratio == 4, f"{weights} has mlp_ratio {network.mlp_ratio}; diffusers' DiT has 4")
-        theirs = to_diffusers(tensors, network)
+        theirs = to_diffusers(tensors, network, steps)
         hints = {"sample_size": network.image_size[0], "num_attention_heads": network.num_heads}
         back = to_ours(theirs, "diffusers", folder, hints)
         kept = {name: tensor for name, tensor in tensors.items() if not torch.equal(tensor, back[name])}
@@ -89,12 +92,12 @@ def export(weights: str | Path, folder: str | Path, vae: str | Path | None = Non
     return folder
 
 
-def to_diffusers(tensors: Tensors, network: TransformerConfig) -> Tensors:
+def to_diffusers(tensors: Tensors, network: TransformerConfig, steps: int) -> Tensors:
     """Our tensors by diffusers' names, with the label table of 1000 classes and, unless as_diffusers, its time."""
     table = tensors.get("time_token.classes.weight", torch.zeros(1, network.width))
     tensors = tensors | {"time_token.classes.weight": torch.cat([table, table[-1:].expand(ROWS - len(table), -1)])}
     if not network.as_diffusers:
-        tensors |= refit(tensors["time_token.mlp.0.weight"], tensors["time_token.mlp.0.bias"])
+        tensors |= refit(tensors["time_token.mlp.0.weight"], tensors["time_token.mlp.0.bias"], steps)
     names = {ours: theirs for theirs, ours in DIFFUSERS.items()}
     found: Tensors = {}
     for name, tensor in tensors.items():
@@ -114,17 +117,18 @@ def to_diffusers(tensors: Tensors, network: TransformerConfig) -> Tensors:
     return found
 
 
-def refit(weight: Tensor, bias: Tensor) -> Tensors:
+def refit(weight: Tensor, bias: Tensor, steps: int) -> Tensors:
     """The first layer of the time's MLP for diffusers' frequencies, f^(-i/127) in place of DiT's f^(-i/128).
 
-    Least squares over all times; at every 20th, which DiTPipeline's 50 steps are, it is exact to float32.
+    Least squares over all times; at those of `steps` steps, and of any that are among them, it is exact to 1e-5. At all
+    1000 it cannot be: the two sets of sinusoids span different spaces.
     """
     times = torch.arange(1000)
     ours, theirs = (
         sinusoid(times, weight.shape[1], endpoint=endpoint, cos_first=True).double() for endpoint in (False, True)
     )
     theirs = torch.cat([theirs, torch.ones(len(times), 1)], dim=1)
-    importance = torch.where(times % EVERY == 0, 3000.0, 1.0)[:, None]
+    importance = torch.where(times % (1000 // steps) == 0, 3000.0, 1.0)[:, None]
     rows = torch.cat([importance * theirs, torch.eye(theirs.shape[1])])
     answers = torch.cat([importance * ours, torch.zeros(theirs.shape[1], ours.shape[1])])
     change = torch.linalg.lstsq(rows, answers, driver="gelsd").solution @ weight.double().T
@@ -197,7 +201,7 @@ def scheduler_config(config: VPConfig) -> dict[str, Any]:
 
 def pipeline_file() -> str:
     """One file with the network's blocks, for `DiffusionPipeline.from_pretrained(custom_pipeline=...)`."""
-    sources = [getsource(unpatchify), getsource(blocks), getsource(transformer)]
+    sources = [getsource(unpatchify), getsource(blocks), getsource(adaln), getsource(transformer)]
     code = re.sub(r"^from diffit_lib.*\n", "", "\n\n".join(sources), flags=re.M)
     return PIPELINE.read_text(encoding="utf-8").replace("# the network\n", code)
 

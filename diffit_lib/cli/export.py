@@ -6,7 +6,9 @@ from typing import Literal
 from diffit_lib.utils.errors import check
 
 
-def run_export(weights: str, folder: str, to: Literal["diffusers"] = "diffusers", vae: str | None = None) -> None:
+def run_export(
+    weights: str, folder: str, to: Literal["diffusers"] = "diffusers", vae: str | None = None, steps: int = 50
+) -> None:
     """Write weights as a folder that another program opens: DiT for diffusers' DiTPipeline, DiffiT with its file.
 
     Args:
@@ -14,10 +16,11 @@ def run_export(weights: str, folder: str, to: Literal["diffusers"] = "diffusers"
         folder: Folder to write; it must be empty or not be there.
         to: The other program.
         vae: File of a published autoencoder, by default downloaded.
+        steps: Sampling steps, 64 at most, at which a DiT draws the same picture there; a DiffiT does at any number.
     """
     from diffit_lib.checkpoints.export import export
 
-    print(f"{to}: {export(weights, folder, vae)}")
+    print(f"{to}: {export(weights, folder, vae, steps)}")
 
 
 def run_push(
