@@ -47,8 +47,8 @@ attack: install
 docs: install
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[docs]'
 	@rm -rf build/docs && mkdir -p build/docs/diffit_lib/pretrained
-	@cp -R README.md CHANGELOG.md CITATION.cff CONTRIBUTING.md LICENSE docs images *.ipynb build/docs
-	@cp diffit_lib/pretrained/*.png build/docs/diffit_lib/pretrained
+	@cp -R README.md CHANGELOG.md CITATION.cff CONTRIBUTING.md SECURITY.md LICENSE docs images *.ipynb build/docs
+	@cp diffit_lib/pretrained/*.png diffit_lib/pretrained/*.md build/docs/diffit_lib/pretrained
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo "site: build/site/index.html"
 
 figures: install

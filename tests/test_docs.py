@@ -84,6 +84,15 @@ def test_link_leads_somewhere(link):
     assert (DOCS / link).exists()
 
 
+def test_what_pages_link_to_is_copied_to_the_site():
+    copied = " ".join(re.findall(r"(?m)^\t@cp (?:-R )?(.*) build/docs", (DOCS.parent / "Makefile").read_text())).split()
+    kept = {path for pattern in copied for path in DOCS.parent.glob(pattern)}
+    for page in (*DOCS.glob("*.md"), *DOCS.parent.glob("*.md")):
+        for link in re.findall(r"\]\((?!http)([^)#]+)", page.read_text(encoding="utf-8")):
+            target = (page.parent / link).resolve()
+            assert kept & {target, *target.parents}, f"{page.name} links to {link}, which `make docs` leaves out"
+
+
 @pytest.mark.parametrize("command", re.findall(r"`(diffit [^`]*)`", (DOCS / "features.md").read_text("utf-8")))
 def test_command_in_the_list_of_features_parses(command):
     parser().parse_args([with_underscores(word) for word in shlex.split(command)[1:]])

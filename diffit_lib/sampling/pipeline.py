@@ -261,11 +261,11 @@ def load(
     device: str | torch.device | None = None,
     precision: str = "auto",
 ) -> Pipeline:
-    """A pipeline from a weights file or run folder, or from pretrained weights by name: ours, or those of `HUB_MODELS`.
+    """A pipeline from a weights file or run folder, or from weights by name: ours, those of `HUB_MODELS`, or user/repo.
 
-    `ema=False` takes the raw tensors instead of the averaged ones. `file` holds the tensors of weights that others
-    published, `vae` those of their autoencoder. `precision` is "auto" (the device's best), "32-true", "bf16-mixed" or
-    "16-mixed".
+    `user/repo@revision` and `hf://user/repo/file` are of the Hugging Face hub. `ema=False` takes the raw tensors
+    instead of the averaged ones. `file` holds the tensors of weights that others published, `vae` those of their
+    autoencoder. `precision` is "auto" (the device's best), "32-true", "bf16-mixed" or "16-mixed".
     """
     denoiser, card = load_weights(path_or_name, ema=ema, file=file)
     space = load_own_space(path_or_name, card, vae)
