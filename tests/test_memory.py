@@ -2,6 +2,9 @@
 
 import os
 import pickle
+import platform
+import subprocess
+import sys
 import zipfile
 from itertools import islice
 
@@ -174,3 +177,22 @@ def test_memory_is_what_a_container_or_job_grants(tmp_path, line, file):
     assert total_memory(groups, tmp_path) == whole
     fill(tmp_path, {file: b"1000000\n"})
     assert total_memory(groups, tmp_path) == 1_000_000
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc is told")
+def test_freed_memory_is_used_again_without_new_pages():
+    script = """
+import resource, torch
+from diffit_lib.utils.memory import reuse_freed_memory
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.zeros(2**24)  # 16,384 pages
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+before = faults()
+reuse_freed_memory()
+faults()
+print(faults() < before / 10)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["True"], done.stderr

@@ -91,8 +91,9 @@ class Images:
 
     def fetch(self, indices: list[int], mirrored: list[bool]) -> Tensor:
         """The images at these indices, uint8 (B, C, H, W), some of them mirrored left to right."""
-        images = self.images[indices]
-        return torch.where(torch.tensor(mirrored).view(-1, 1, 1, 1), images.flip(-1), images)
+        rows, flips = torch.tensor(indices), torch.tensor(mirrored).nonzero().flatten()
+        images = self.images.index_select(0, rows) if isinstance(self.images, Tensor) else self.images[rows]
+        return images.index_copy_(0, flips, images.index_select(0, flips).flip(-1))
 
     def take(self, indices: Tensor, name: str) -> "Images":
         """The images at these indices, in memory, under another name."""

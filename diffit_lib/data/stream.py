@@ -70,27 +70,30 @@ class TrainingStream(IterableDataset[Batch]):
 
     def batch(self, number: int) -> Batch:
         """This process's part of micro-batch `number`."""
-        share = self.micro_batch // self.world
+        share, length = self.micro_batch // self.world, len(self.data)
         first = number * self.micro_batch + self.rank * share
-        rows = [self._draw(n) for n in range(first, first + share)]
-        index, flip, drop, uniform, noise, augmentation, posterior = zip(*rows, strict=True)
-        images = self.data.fetch(list(index), list(flip))
-        labels = self.data.labels[list(index)].masked_fill(torch.tensor(drop), len(self.data.class_names))
-        noises = (torch.stack(noise), torch.stack(augmentation), torch.stack(posterior))
-        return Batch(images, labels, torch.tensor(uniform), *noises)
+        numbers = range(first, first + share)
+        epochs = {n // length for n in numbers}
+        orders = {epoch: _permutation(self.training.seed, epoch, length, self.data.run) for epoch in epochs}
+        index = [orders[n // length][n % length] for n in numbers]
+        noise, augmentation = torch.empty(share, *self.state_shape), torch.zeros(share, 8)
+        posterior = torch.empty(share, *(self.state_shape if self.latent else [0]))
+        rows = map(self._draw, numbers, noise, augmentation, posterior)
+        mirrored, dropped, uniform = map(list, zip(*rows, strict=True))
+        images = self.data.fetch(index, mirrored)
+        labels = self.data.labels[index].masked_fill(torch.tensor(dropped), len(self.data.class_names))
+        return Batch(images, labels, torch.tensor(uniform), noise, augmentation, posterior)
 
-    def _draw(self, number: int) -> tuple[int, bool, bool, float, Tensor, Tensor, Tensor]:
-        """Everything random about image `number` of the run."""
-        epoch, position = divmod(number, len(self.data))
+    def _draw(self, number: int, noise: Tensor, augmentation: Tensor, posterior: Tensor) -> tuple[bool, bool, float]:
+        """All that is random about image `number` but its place: three tensors are filled."""
         generator = seeded_generator(self.training.seed, "training", number)
         uniform, flip, drop = torch.rand(3, generator=generator).tolist()
-        noise = torch.randn(self.state_shape, generator=generator)
-        index = _permutation(self.training.seed, epoch, len(self.data), self.data.run)[position]
-        chance = self.training.augment
-        augmentation = draw_augmentation(generator, chance) if chance else torch.zeros(8)
-        posterior = torch.randn(self.state_shape, generator=generator) if self.latent else torch.zeros(0)
-        mirrored, dropped = self.training.flip and flip < 0.5, drop < self.training.label_dropout
-        return index, mirrored, dropped, uniform, noise, augmentation, posterior
+        noise.normal_(generator=generator)
+        if self.training.augment:
+            augmentation.copy_(draw_augmentation(generator, self.training.augment))
+        if self.latent:
+            posterior.normal_(generator=generator)
+        return self.training.flip and flip < 0.5, drop < self.training.label_dropout, uniform
 
 
 @lru_cache(maxsize=4)

@@ -36,6 +36,7 @@ from diffit_lib.utils.distributed import from_rank_zero, local_world_size, rank_
 from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.files import sweep
 from diffit_lib.utils.logging import LOG, say
+from diffit_lib.utils.memory import reuse_freed_memory
 from diffit_lib.utils.tensors import best_device, best_precision, cpu_threads
 
 # a resumed run may change these; sigma_min and sigma_max only matter in sampling
@@ -129,6 +130,7 @@ def fit(
             enable_model_summary=False,
             default_root_dir=folder,
         )
+        reuse_freed_memory()
         with warnings.catch_warnings(), cpu_threads(options.threads):
             warnings.filterwarnings("ignore", module="pytorch_lightning")
             LOG.info(first_line(module))

@@ -1,9 +1,10 @@
 """Memory: what this machine grants, and how much of it threads take at once."""
 
+import ctypes
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Condition
 
@@ -26,6 +27,18 @@ def total_memory(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/s
             if file.is_file() and (text := file.read_text().strip()).isdecimal():  # else "max"
                 limits.append(int(text))
     return min(limits)
+
+
+def reuse_freed_memory() -> None:
+    """Let glibc keep the large blocks that this process frees; nothing where there is no glibc.
+
+    It gives them back to the system otherwise, and a training step on a CPU spends a tenth of its time getting new
+    ones.
+    """
+    with suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        for parameter in (-1, -3):  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
+            libc.mallopt(parameter, 2**31 - 1)
 
 
 class Budget:
