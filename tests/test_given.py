@@ -33,6 +33,19 @@ def test_npz_holds_images_and_their_classes(tmp_path, save):
     assert (given.name, given.labels.tolist(), given.class_names) == ("a.npz", [2, 0, 1, 2, 0, 1], ("0", "1", "2"))
 
 
+def test_npz_of_labels_under_another_name_is_not_taken_in_silence(tmp_path, capsys):
+    path = saved(tmp_path / "a.npz", arr_0=PIXEL_SPACE, labels=np.arange(6), mu=np.zeros(3))
+    assert read_images(path).class_names == ()
+    assert "a.npz: skipped labels, which are no images" in capsys.readouterr().err
+
+
+def test_npz_of_a_version_that_nobody_knows_is_refused(tmp_path):
+    path = saved(tmp_path / "a.npz", arr_0=PIXEL_SPACE)
+    path.write_bytes(path.read_bytes().replace(b"NUMPY\x01\x00", b"NUMPY\x04\x00"))
+    with pytest.raises(DiffitError, match=r"is of version \(4, 0\)|Bad CRC"):
+        read_images(path)
+
+
 def test_npz_that_is_not_compressed_stays_on_disk(tmp_path, monkeypatch):
     path = saved(tmp_path / "a.npz", arr_0=PIXEL_SPACE)
     monkeypatch.setattr("numpy.lib.format.read_array", lambda *_, **__: pytest.fail("read as a whole"))

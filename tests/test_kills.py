@@ -165,8 +165,10 @@ def vanish(words, folder, random, seconds, size):
     with suppress(FileNotFoundError):
         (folder / "out").rename(folder / "away")
         process.join(random.uniform(0, seconds))
-        shutil.rmtree(folder / "out", ignore_errors=True)
-        (folder / "away").rename(folder / "out")
+        while (folder / "away").exists():
+            shutil.rmtree(folder / "out", ignore_errors=True)
+            with suppress(OSError):  # something was written there just now
+                (folder / "away").rename(folder / "out")
     status, lines = finish(process, said)
     assert status in (0, 2), (status, lines)
     check_words(lines)

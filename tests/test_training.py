@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffit_lib.checkpoints.weights import build_denoiser
 from diffit_lib.config.diffusion import EDMConfig
@@ -86,6 +87,18 @@ def norm(gradients):
     return torch.cat([gradient.flatten() for gradient in gradients]).norm().item()
 
 
+class Operations(TorchDispatchMode):
+    """Notes the names of operations."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.name())
+        return func(*args, **kwargs or {})
+
+
 class TestAverage:
     @pytest.mark.parametrize("rampup", [0.05, 0.5, None])
     def test_equals_its_closed_form(self, fit, tiny, around_steps, rampup):
@@ -100,6 +113,13 @@ class TestAverage:
         for number, average in enumerate(module.average.parameters()):
             expected = sum(share * w[number].double() for share, w in zip(shares, weights, strict=True))
             torch.testing.assert_close(average.double(), expected, rtol=1e-5, atol=1e-7)
+
+    def test_waits_for_no_device(self, fit, tiny):
+        module = fit(tiny)
+        with Operations() as seen:
+            module.update_average()
+        assert "aten::_foreach_lerp_.Scalar" in seen.names
+        assert "aten::_local_scalar_dense" not in seen.names  # a number is read from the device
 
     def test_forgets_half_within_a_half_life_of_images_whatever_the_batch(self):
         for batch_size in (1, 10, 100):

@@ -22,7 +22,7 @@ from diffit_lib.checkpoints.safetensors_io import write_checkpoint
 from diffit_lib.checkpoints.weights import SIDE, load_own_space, load_weights
 from diffit_lib.config.diffusion import VPConfig
 from diffit_lib.config.models import TransformerConfig
-from diffit_lib.models import adaln, adaln, blocks, transformer
+from diffit_lib.models import adaln, blocks, transformer
 from diffit_lib.models.blocks import sinusoid
 from diffit_lib.models.latent_space import LatentSpace
 from diffit_lib.utils.errors import check

@@ -19,6 +19,7 @@ from diffit_lib.data.sources import from_files, name_classes
 from diffit_lib.evaluation.metrics import Reference
 from diffit_lib.utils.errors import check
 from diffit_lib.utils.files import WEIGHTS, replacing
+from diffit_lib.utils.logging import say
 from diffit_lib.utils.npz import array, names
 
 MOST_CLASSES = 1_000_000
@@ -78,6 +79,8 @@ def read_npz(path: str | Path) -> Images:
     """
     found = names(path)
     check("arr_0" in found, f"{path} has {', '.join(sorted(found))}, but no arr_0; give images, uint8 (N, H, W, C)")
+    if others := found - {"arr_0", "arr_1", *NAMES.values()}:
+        say(f"{path}: skipped {', '.join(sorted(others))}, which are no images, labels (arr_1) or statistics")
     pixels = array(path, "arr_0")
     check(
         pixels.dtype == np.uint8 and pixels.ndim == 4 and pixels.shape[-1] in (1, 3) and min(pixels.shape) > 0,

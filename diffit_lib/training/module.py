@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,17 +53,24 @@ class RunModule(pl.LightningModule):
     def __init__(self, model: nn.Module, training: TrainingConfig, data: Images, state_shape: tuple[int, ...]):
         super().__init__()
         self.model, self.options, self.data, self.state_shape = model, training, data, state_shape
-        self.ema = AveragedModel(model, multi_avg_fn=self.update_ema, use_buffers=False).requires_grad_(False)
+        self.ema = AveragedModel(model).requires_grad_(False)
         self.fingerprint = data.fingerprint()
         self.seconds = 0.0  # of training, over all starts
         self.skipped = self.skipped_in_a_row = 0  # steps whose gradient was not finite
         self.sums: dict[str, Tensor] = {}  # terms of the loss, summed since the last report
         self.count, self.grad_norm = 0, torch.zeros(())
+        self.averaged = 0  # steps in the average
 
     @torch.no_grad()
-    def update_ema(self, average: Sequence[Tensor], current: Sequence[Tensor], step: Tensor | int) -> None:
-        """Move the average towards the current weights."""
-        torch._foreach_lerp_(list(average), list(current), 1 - ema_decay(self.options, int(step)))
+    def update_average(self) -> None:
+        """Move the average towards the weights; the first time it becomes them.
+
+        AveragedModel's own way reads its counter from the device, twice a step, and waits for it.
+        """
+        decay = ema_decay(self.options, self.averaged) if self.averaged else 0.0
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
+        self.averaged += 1
+        self.ema.n_averaged += 1
 
     @property
     def average(self) -> Any:
@@ -93,6 +100,10 @@ class RunModule(pl.LightningModule):
         pin = self.device.type == "cuda"
         workers = self.options.workers
         return DataLoader(stream, batch_size=None, num_workers=workers, pin_memory=pin, worker_init_fn=ignore_signals)
+
+    def on_train_start(self) -> None:
+        """Read the counter of the average, which a checkpoint holds."""
+        self.averaged = int(self.ema.n_averaged)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed dropout by (seed, step, micro-batch, rank)."""
@@ -143,7 +154,7 @@ class RunModule(pl.LightningModule):
         """Take a step, then update the average unless the step was skipped."""
         super().optimizer_step(*args, **kwargs)
         if self.skipped_in_a_row == 0:
-            self.ema.update_parameters(self.model)
+            self.update_average()
 
     def facts(self) -> dict[str, Any]:
         """What the card of a report's weights says of the training."""

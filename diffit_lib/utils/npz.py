@@ -43,8 +43,9 @@ def array(path: str | Path, name: str) -> np.ndarray:
     path = Path(path)
     with _opened(path) as archive, archive.open(f"{name}.npy") as entry:
         stored, head = archive.getinfo(f"{name}.npy"), BytesIO(entry.read(HEADER))
-        header = npy.read_array_header_1_0 if npy.read_magic(head) == (1, 0) else npy.read_array_header_2_0
-        shape, fortran, dtype = header(head)
+        if (version := npy.read_magic(head)) not in ((1, 0), (2, 0), (3, 0)):
+            raise ValueError(f"{name} is of version {version}, which nobody knows")
+        shape, fortran, dtype = (npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0)(head)
         if dtype.kind not in "biuf" or not all(type(n) is int and n >= 0 for n in shape):
             raise ValueError(f"{name} is {dtype} {shape}, no numbers or no shape; objects are never unpickled")
         if math.prod(shape) * dtype.itemsize != stored.file_size - head.tell():
