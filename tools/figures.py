@@ -276,7 +276,8 @@ def editing() -> Figure:
     pipe = load("mnist")
     image = pipe([5], 4)[0]
     strengths = (0.0, 0.2, 0.4, 0.5, 0.6, 0.8, 1.0)
-    lower = np.arange(32)[:, None].repeat(32, 1) >= 16
+    side = image.shape[0]
+    lower = np.arange(side)[:, None].repeat(side, 1) >= side // 2
     rows = {
         "class 9, strength": np.concatenate([pipe([0], 9, image=image, strength=share) for share in strengths]),
         "lower half, class 4": pipe(range(7), 4, image=image, mask=lower),
