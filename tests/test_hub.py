@@ -196,6 +196,23 @@ class TestFiles:
 
 
 class TestFinding:
+    @pytest.mark.parametrize(
+        ("word", "name"),
+        [
+            ("nvidia/DiffiT", NVIDIA),
+            ("diffit_512.safetensors", "nvidia/diffit-512"),
+            ("DiT-XL-2-256x256.pt", META),
+            ("SiT-XL-2-256.pt", "nyu/sit-xl-2-256"),
+        ],
+    )
+    def test_a_name_as_it_is_published_is_that_file(self, word, name, tmp_path, monkeypatch):
+        monkeypatch.setenv("DIFFIT_CACHE", str(tmp_path))
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "weights").mkdir()
+        file = tmp_path / "weights" / HUB_MODELS[name].file
+        file.touch()
+        assert hub.find_weights(word) == file
+
     def test_the_cache_folder_is_looked_at_first(self, small, tmp_path):
         tensors, file = small(META, save=lambda tensors, path: torch.save(tensors, path))
         target = tmp_path / "cache" / "weights" / "DiT-XL-2-256x256.pt"
