@@ -159,6 +159,15 @@ def test_the_folder_is_the_same_bytes_each_time(run, tmp_path):
     assert "@article{diffit2023," in text
 
 
+def test_a_weights_file_is_the_same_to_the_byte(weights, tmp_path):
+    denoiser, card = load_weights(weights)
+    files = set()
+    for _ in range(8):  # the library itself would write the two keys of the metadata in any order
+        save_weights(tmp_path / "w.safetensors", card, denoiser)
+        files.add((tmp_path / "w.safetensors").read_bytes())
+    assert len(files) == 1
+
+
 def test_numbers_of_other_weights_are_refused(run, weights, tmp_path):
     from diffit_lib.cli.main import main
 
