@@ -280,7 +280,10 @@ class TestVerbs:
 
     def test_info_lists_what_there_is(self, capsys):
         assert main(["info"]) == 0
-        names = set(re.findall(r"^  (\S+)  +\S", capsys.readouterr().out, re.M))
+        out = capsys.readouterr().out
+        names = set(re.findall(r"^  (\S+)  +\S", out, re.M))
+        assert re.search("^  nvidia/diffit-256 .*; downloaded at first use$", out, re.M)
+        assert re.search("^  meta/dit-xl-2-256 .*; needs its file$", out, re.M)
         assert names >= {*VERBS, *presets.PRESETS, *presets.VAE_PRESETS, "heun", "ddpm", "imagenette", "vae-digits"}
 
     def test_words_of_sample_become_numbers(self, monkeypatch):

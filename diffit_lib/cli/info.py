@@ -34,7 +34,9 @@ def list_all(verbs: dict[str, str]) -> str:
     """Verbs, presets, samplers, data sets and pretrained weights, each in one line."""
     cards = {name: path.with_suffix(".md").read_text("utf-8") for name, path in pretrained().items()}
     weights = {name: re.split("[;.] ", card.split("\n\n")[2])[0] for name, card in cards.items()}
-    weights |= {name: f"of {model.by}, {model.licence}; needs its file" for name, model in HUB_MODELS.items()}
+    for name, model in HUB_MODELS.items():
+        got = "needs its file" if "://" in model.source else "downloaded at first use"
+        weights[name] = f"of {model.by}, {model.licence}; {got}"
     sections = {
         "Verbs: diffit VERB --help": verbs,
         "Presets: diffit train NAME": {name: PRESETS.about(name) for name in PRESETS},
