@@ -190,7 +190,6 @@ REFUSED = [
     (TrainingConfig, {"grad_clip": -1.0}),
     (TrainingConfig, {"lr_decay": 1.5}),
     (TrainingConfig, {"muon": -1.0}),
-    (TrainingConfig, {"muon": 0.1, "precision": "16-mixed"}),
     (TrainingConfig, {"augment": 1.5}),
     (VPConfig, {"sigma_min": 0.0}),
     (VPConfig, {"sigma_max": -1.0}),

@@ -62,6 +62,50 @@ def test_goes_on_from_its_state_as_if_never_stopped():
     assert all(torch.equal(*pair) for pair in zip(denoiser.parameters(), again.parameters(), strict=True))
 
 
+def test_scaled_gradients_are_unscaled_for_both_and_one_that_is_not_finite_changes_nothing():
+    denoiser = build_denoiser(IMAGE).to(memory_format=torch.channels_last)
+    _, optimizer, gradients = stepped(denoiser)
+    plain = copy.deepcopy(denoiser)
+    one = Muon(plain, lr=1e-3, muon=2e-3, fused=False)
+    scaled = Muon(denoiser, lr=1e-3, muon=2e-3, fused=False)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler.scale(torch.zeros(()))  # it makes its tensors at the first loss
+    for factor, network in ((1.0, plain), (1024.0, denoiser)):
+        for name, weight in network.named_parameters():
+            weight.grad = gradients[0][name] * factor
+    one.step()
+    scaler.unscale_(scaled)
+    scaler.step(scaled)
+    scaler.update()
+    for weight, other in zip(denoiser.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(weight, other)
+    before = copy.deepcopy(denoiser)
+    scaled.zero_grad()
+    for name, weight in denoiser.named_parameters():
+        weight.grad = gradients[0][name] * float("nan")
+    scaler.unscale_(scaled)
+    scaler.step(scaled)
+    assert all(torch.equal(*pair) for pair in zip(denoiser.parameters(), before.parameters(), strict=True))
+
+
+def test_a_step_whose_gradient_was_dropped_leaves_weights_and_both_states():
+    denoiser = build_denoiser(IMAGE).to(memory_format=torch.channels_last)
+    _, optimizer, _ = stepped(denoiser)
+    before, state = copy.deepcopy(denoiser), copy.deepcopy(optimizer.state_dict())
+    optimizer.step()  # `stepped` forgot the gradients
+    assert all(torch.equal(*pair) for pair in zip(denoiser.parameters(), before.parameters(), strict=True))
+    for part, old in zip(optimizer.state_dict()["parts"], state["parts"], strict=True):
+        for number, buffers in part["state"].items():
+            assert all(torch.equal(value, old["state"][number][name]) for name, value in buffers.items())
+
+
+def test_a_schedule_reaches_both():
+    _, optimizer, _ = stepped(build_denoiser(IMAGE), steps=0)
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.25)
+    optimizer.step()
+    assert [part.param_groups[0]["lr"] for part in optimizer.parts] == [0.25e-3, 0.5e-3]
+
+
 def test_a_run_with_muon_resumes_to_the_bit(data, tmp_path):
     experiment = IMAGE.override(muon=3e-3, batch_size=16, minutes=None)
     whole = train(experiment.override(max_steps=6), tmp_path / "whole", data, progress=False)

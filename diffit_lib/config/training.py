@@ -41,10 +41,6 @@ class TrainingConfig:
         check_positive(self, "images", "max_steps", "minutes", "batch_size", "accumulate", "lr")
         check_positive(self, "ema_halflife", "ema_rampup", "report_minutes", "threads", "memory_gb")
         check_not_negative(self, "muon", "grad_clip", "workers", "keep")
-        check(
-            not self.muon or self.precision != "16-mixed",
-            f"muon is {self.muon} with precision '16-mixed', whose gradients are scaled; give bf16-mixed or 32-true",
-        )
         for name in ("augment", "lr_decay", "label_dropout"):
             value = getattr(self, name)
             check(0 <= value <= 1, f"{name} is {value}; give a share from 0 to 1")

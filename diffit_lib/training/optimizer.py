@@ -25,25 +25,18 @@ class Muon(torch.optim.Optimizer):
             torch.optim.Adam(rest, lr=lr, fused=fused),
             torch.optim.Muon(self.matrices.values(), lr=muon, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
         )
-        super().__init__([*rest, *self.matrices], {})
-        self.param_groups = [group for part in self.parts for group in part.param_groups]
+        # What a schedule, a gradient scaler and `zero_grad` see: the parameters themselves.
+        super().__init__([{"params": rest, "lr": lr}, {"params": list(self.matrices), "lr": muon}], {})
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of both; a parameter without a gradient is left alone."""
         loss = None if closure is None else torch.enable_grad()(closure)()
         for weight, matrix in self.matrices.items():
             matrix.grad = None if weight.grad is None else laid_out(weight.grad, like=weight)
-        for part in self.parts:
+        for part, group in zip(self.parts, self.param_groups, strict=True):
+            part.param_groups[0]["lr"] = group["lr"]
             part.step()
         return loss
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients."""
-        for group in self.parts[0].param_groups:
-            for parameter in group["params"]:
-                parameter.grad = None
-        for weight in self.matrices:
-            weight.grad = None
 
     def state_dict(self) -> dict[str, Any]:
         """Those of Adam and Muon."""
@@ -51,9 +44,9 @@ class Muon(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
-        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+        for part, group, state in zip(self.parts, self.param_groups, state_dict["parts"], strict=True):
             part.load_state_dict(state)
-        self.param_groups = [group for part in self.parts for group in part.param_groups]
+            group["lr"] = part.param_groups[0]["lr"]
 
 
 def as_matrix(weight: Tensor) -> Tensor:
