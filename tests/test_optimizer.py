@@ -64,7 +64,7 @@ def test_goes_on_from_its_state_as_if_never_stopped():
 
 def test_scaled_gradients_are_unscaled_for_both_and_one_that_is_not_finite_changes_nothing():
     denoiser = build_denoiser(IMAGE).to(memory_format=torch.channels_last)
-    _, optimizer, gradients = stepped(denoiser)
+    _, _, gradients = stepped(denoiser)
     plain = copy.deepcopy(denoiser)
     one = Muon(plain, lr=1e-3, muon=2e-3, fused=False)
     scaled = Muon(denoiser, lr=1e-3, muon=2e-3, fused=False)

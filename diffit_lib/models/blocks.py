@@ -66,7 +66,8 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """nn.Linear for tokens. Float32 on a CPU goes to oneDNN's convolution: on AMD twice as fast as MKL's product.
+    """nn.Linear for tokens. Float32 on a CPU goes to oneDNN's convolution: on AMD twice as fast as MKL's
+    product, on Intel the same.
 
     PyTorch gives MKL a 1x1 convolution of fewer than 16 images too, hence the 16.
     """
@@ -215,7 +216,7 @@ class Upsample(nn.Module):
 
 
 class GroupNorm(nn.GroupNorm):
-    """Computes in its own precision under autocast too: on a CPU ten times faster than in bf16."""
+    """Computes in its own precision under autocast too: on a CPU a bf16 step is 7 to 16 % faster for it."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> the same shape."""
