@@ -1,6 +1,7 @@
 """What is timed: training steps and forward passes of our networks and of those that people use instead."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 import torch
@@ -15,8 +16,10 @@ Network = Callable[[Tensor, Tensor], Tensor]  # images (B, C, H, W), times (B,) 
 
 
 def pixel_networks(small: bool) -> dict[str, tuple[nn.Module, Network]]:
-    """Networks for 32x32x3 images; ours is the `cifar10` preset's first, and DiT-S/2 stands for plain transformers."""
-    from denoising_diffusion_pytorch import Unet
+    """Networks for 32x32x3 images; ours is the `cifar10` preset's first, and DiT-S/2 stands for plain transformers.
+
+    denoising-diffusion-pytorch is left out where it is not installed; the versions in the file say so.
+    """
     from diffusers import UNet2DModel
 
     width = 32 if small else 128
@@ -29,25 +32,28 @@ def pixel_networks(small: bool) -> dict[str, tuple[nn.Module, Network]]:
         attention_head_dim=None,
         dropout=0.1,
     )
-    unet = Unet(dim=width, flash_attn=False)
     dit = transformer("dit", small, in_channels=3)
-    return {
+    found: dict[str, tuple[nn.Module, Network]] = {
         "ours, cifar10": (ours, ours),
         "diffusers UNet2DModel": (theirs, lambda x, t: theirs(x, t).sample),
-        "denoising-diffusion-pytorch Unet": (unet, unet),
         "ours, DiT-S/2": (dit, dit),
     }
+    with suppress(ImportError):
+        from denoising_diffusion_pytorch import Unet
+
+        unet = Unet(dim=width, flash_attn=False)
+        found["denoising-diffusion-pytorch Unet"] = unet, unet
+    return found
 
 
-def latent_networks(small: bool) -> dict[str, tuple[nn.Module, Network]]:
-    """Transformers for 32x32x4 latents: patch 2, width 384, depth 12, 6 heads."""
+def latent_networks(small: bool, num_classes: int = 0) -> dict[str, tuple[nn.Module, Network]]:
+    """Transformers for 32x32x4 latents: patch 2, width 384, depth 12, 6 heads; diffusers' always has 1000 classes."""
     from diffusers import DiTTransformer2DModel
 
-    ours, dit = transformer("diffit", small), transformer("dit", small)
+    ours, dit = (transformer(block, small, num_classes=num_classes) for block in ("diffit", "dit"))
     depth, size = (1, 16) if small else (12, 64)
-    theirs = DiTTransformer2DModel(
-        num_attention_heads=6, attention_head_dim=size, in_channels=4, num_layers=depth, sample_size=32, patch_size=2
-    )
+    sizes = {"in_channels": 4, "out_channels": 4, "sample_size": 32, "patch_size": 2}
+    theirs = DiTTransformer2DModel(num_attention_heads=6, attention_head_dim=size, num_layers=depth, **sizes)
 
     def call(x: Tensor, t: Tensor) -> Tensor:
         return theirs(x, timestep=t.long(), class_labels=torch.zeros(len(x), dtype=torch.int64)).sample
@@ -55,10 +61,10 @@ def latent_networks(small: bool) -> dict[str, tuple[nn.Module, Network]]:
     return {"ours, DiffiT": (ours, ours), "ours, DiT": (dit, dit), "diffusers DiTTransformer2DModel": (theirs, call)}
 
 
-def transformer(block: str, small: bool, in_channels: int = 4) -> nn.Module:
+def transformer(block: str, small: bool, in_channels: int = 4, num_classes: int = 0) -> nn.Module:
     """Our transformer of width 384 and depth 12."""
     width, depth = (96, 1) if small else (384, 12)
-    return build_network(TransformerConfig(block=block, in_channels=in_channels, width=width, depth=depth))
+    return build_network(TransformerConfig((32, 32), in_channels, block, 2, width, depth, num_classes=num_classes))
 
 
 def passes(networks: dict[str, tuple[nn.Module, Network]], x: Tensor, precision: str) -> dict[str, dict[str, Callable]]:

@@ -4,31 +4,55 @@ import json
 
 import bench
 import gpu
+import loops
 import pytest
+import timing
 import torch
 
 
 def test_first_place_of_a_round_rotates():
     calls = []
-    times = bench.interleaved({name: lambda name=name: calls.append(name) for name in "abc"}, rounds=2)
+    times = timing.interleaved({name: lambda name=name: calls.append(name) for name in "abc"}, rounds=2)
     assert "".join(calls) == "abcbcacab"
     assert {name: len(each) for name, each in times.items()} == {"a": 2, "b": 2, "c": 2}
 
 
-def test_summary_compares_within_each_round():
-    rows = bench.summary({"ours": [1.0, 2.0, 8.0], "theirs": [2.0, 4.0, 4.0]})
-    assert rows["theirs"] == {"median_ms": 4000, "min_ms": 2000, "max_ms": 4000, "ours_over_this": 0.5}
+def test_summary_compares_within_each_round_and_per_gflop():
+    rows = timing.summary({"ours": [1.0, 2.0, 8.0], "theirs": [2.0, 4.0, 4.0]}, {"ours": 10.0, "theirs": 30.0})
+    assert rows["theirs"] == {
+        "median_ms": 4000,
+        "min_ms": 2000,
+        "max_ms": 4000,
+        "ratio": 0.5,
+        "gflop": 30,
+        "gflop_per_s": 7.5,
+        "ratio_per_gflop": 1.5,
+    }
 
 
-def test_bench_writes_machine_and_numbers(tmp_path, monkeypatch):
+def test_bench_writes_machine_and_numbers_and_keeps_earlier_parts(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
-    bench.main(["--small", "--rounds", "1", "--only", "latents-32-true", "data", "--out", str(tmp_path / "b.json")])
+    arguments = ["--small", "--rounds", "1", "--out", str(tmp_path / "b.json"), "--only"]
+    bench.main([*arguments, "latents-32-true", "data"])
+    bench.main([*arguments, "samplers", "drawing"])
     found = json.loads((tmp_path / "b.json").read_text())
     assert found["machine"]["versions"]["torch"] == torch.__version__.partition("+")[0]
     rows = found["step, latents, 32-true"]
-    assert set(rows) == {"ours, DiffiT", "ours, DiT", "diffusers DiTTransformer2DModel"}
+    networks = {"ours, DiffiT", "ours, DiT", "diffusers DiTTransformer2DModel"}
+    assert set(rows) == networks | {"a matrix product", "a convolution"}
     assert all(row["median_ms"] > 0 and row["gflop_per_s"] > 0 for row in rows.values())
-    assert found["data, images/s"]["batch"] > 0
+    assert all(found["data, images/s"][name] > 0 for name in ("memory", "zip", "latents"))
+    assert found["samplers, us a step"]["ours, euler"] > 0
+    assert set(found["2 guided steps, latents"]) == networks
+    assert "| diffusers UNet2DModel |" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        bench.main([*arguments, "nothing"])
+
+
+def test_growth_compares_with_the_smallest():
+    rows = loops.growth(1, True)["growth, latents, batch"]
+    assert rows["batch 1"]["ratio"] == 1
+    assert rows["batch 4"]["gflop"] == 4 * rows["batch 1"]["gflop"]
 
 
 @pytest.fixture(scope="module")
