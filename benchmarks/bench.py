@@ -1,4 +1,7 @@
-"""`make bench`: what a step and an image cost here and with other libraries, in one interleaved run."""
+"""`make bench`: what a step and an image cost here and with other libraries, in one interleaved run.
+
+Freed memory is kept, as `diffit train` does; the other libraries' networks profit too.
+"""
 
 import argparse
 import json
@@ -15,6 +18,7 @@ from loops import data, drawing, growth, samplers
 from timing import Rows, ceilings, interleaved, summary
 
 from diffit_lib.utils.files import write_text
+from diffit_lib.utils.memory import reuse_freed_memory
 
 PACKAGES = ("torch", "diffusers", "denoising-diffusion-pytorch")
 CHOICES = [f"{kind}-{precision}" for kind in ("pixels", "latents") for precision in ("32-true", "bf16-mixed")]
@@ -63,6 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--only", nargs="*", choices=parts(1, True), help="parts to measure; all by default")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    reuse_freed_memory()
     results: dict[str, Any] = json.loads(options.out.read_text()) if options.out.is_file() and options.only else {}
     if results.get("machine", machine()) != machine():
         parser.error(f"{options.out} is of another machine, version or commit; give another --out")

@@ -69,9 +69,13 @@ def samplers(rounds: int, small: bool) -> dict[str, Any]:
 
 
 def drawing(rounds: int, small: bool) -> dict[str, Rows]:
-    """Whole pipelines, 50 steps, 2 images, float32: guided on latents, where one size fits all, and plain on pixels."""
+    """Whole pipelines, 50 steps, 2 images, float32: guided on latents, where the sizes are the same; plain on pixels.
+
+    At most 3 rounds, as one takes a minute.
+    """
     from diffusers import DDIMPipeline, DDIMScheduler, DiTPipeline
 
+    rounds = min(rounds, 3)
     steps, count, results = 2 if small else 50, 1 if small else 2, {}
     networks = latent_networks(small, num_classes=1000)
     per_image, autoencoder = gflop(networks, torch.randn(1, 4, 32, 32)), Untouched()
