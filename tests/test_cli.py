@@ -332,6 +332,15 @@ class TestVerbs:
             main([verb, "--help"])
         assert not re.search(r"<function|0x[0-9a-f]{6}", capsys.readouterr().out)
 
+    @pytest.mark.parametrize("verb", ["sample", "edit", "evaluate"])
+    def test_sampling_options_are_the_weights_own_and_name_no_other_default(self, capsys, verb):
+        with pytest.raises(SystemExit):
+            main([verb, "--help"])
+        first, title, group = capsys.readouterr().out.partition("sampling options (default: the weights' own")
+        assert title
+        assert not re.search(r"\[\w|\.\]", group)
+        assert "--guidance GUIDANCE" in first + group
+
     @pytest.mark.parametrize("verb", VERBS)
     def test_every_option_has_its_help(self, verb):
         sub = parser()._subcommands_action._name_parser_map[verb]

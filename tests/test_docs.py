@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import tomllib
 import zipfile
 from importlib import import_module
 from pathlib import Path
@@ -84,6 +85,18 @@ def test_link_leads_somewhere(link):
     assert (DOCS / link).exists()
 
 
+@pytest.mark.parametrize("page", [*DOCS.glob("*.md"), *DOCS.parent.glob("*.md")], ids=lambda page: page.name)
+def test_tables_fit_a_page_of_1300_pixels(page):
+    """A column is as wide as its longest word and 4 letters of margin; code breaks anywhere; the theme holds 100."""
+    for table in re.findall(r"(?m)(?:^\|.*\n)+", page.read_text(encoding="utf-8")):
+        cells = [re.split(r"(?<!\\)\|", re.sub(r"`[^`]*`|\]\([^)]*\)", "", row))[1:-1] for row in table.splitlines()]
+        columns = zip(cells[0], *cells[2:], strict=True)
+        widths = [
+            4 + max(len(word) for cell in column for word in ["", *re.split(r"\s|(?<=-)", cell)]) for column in columns
+        ]
+        assert sum(widths) <= 100, table.partition("\n")[0]
+
+
 def test_what_pages_link_to_is_copied_to_the_site():
     copied = " ".join(re.findall(r"(?m)^\t@cp (?:-R )?(.*) build/docs", (DOCS.parent / "Makefile").read_text())).split()
     kept = {path for pattern in copied for path in DOCS.parent.glob(pattern)}
@@ -96,6 +109,13 @@ def test_what_pages_link_to_is_copied_to_the_site():
 @pytest.mark.parametrize("command", re.findall(r"`(diffit [^`]*)`", (DOCS / "features.md").read_text("utf-8")))
 def test_command_in_the_list_of_features_parses(command):
     parser().parse_args([with_underscores(word) for word in shlex.split(command)[1:]])
+
+
+def test_programs_of_contributors_are_installed():
+    named = [DOCS.parent / "CONTRIBUTING.md", DOCS.parent / ".pre-commit-config.yaml"]
+    programs = {name for file in named for name in re.findall(r"\.venv/bin/([\w-]+)", file.read_text("utf-8"))}
+    extras = tomllib.loads((DOCS.parent / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    assert programs == {"ruff", "mypy", "pre-commit"} & {re.match(r"[\w-]+", each)[0] for each in extras["dev"]}
 
 
 def test_every_public_name_is_in_the_reference():

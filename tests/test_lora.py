@@ -1,5 +1,7 @@
 """Fine-tuning by low-rank changes: starts at the base, trains nothing else, and is merged in the weights file."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -69,6 +71,16 @@ def test_a_run_resumes_and_draws_from_its_file(recipe, tmp_path, data):
     one, other = (load_weights(path)[0].state_dict() for path in (once, twice))
     assert changed(one, other) == set()
     assert load(once)(range(2)).shape == (2, 8, 8, 1)
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_the_licence_of_the_weights_it_starts_from_stays_after_a_restart_too(recipe, weights, tmp_path, data, rank):
+    denoiser, card = load_weights(weights)
+    save_weights(tmp_path / "theirs.safetensors", replace(card, licence="CC-BY-NC-4.0 (no commercial use)"), denoiser)
+    recipe = recipe.override(init_weights=str(tmp_path / "theirs.safetensors"), lora_rank=rank)
+    train(recipe.override(max_steps=1), tmp_path / "run", data, progress=False)
+    made = train(recipe.override(max_steps=2), tmp_path / "run", data, progress=False)
+    assert load_weights(made)[1].licence == "CC-BY-NC-4.0 (no commercial use)"
 
 
 @pytest.mark.parametrize("changes", [{"lora_rank": -1}, {"init_weights": ""}])

@@ -199,14 +199,19 @@ def check_size(card: ModelCard, tensors: dict[str, Tensor], path: Path) -> None:
     check(fits, f"{path} has a card that asks for more than its {len(tensors)} tensors; it fits another model")
 
 
-def warm_start(denoiser: Preconditioned, path_or_name: str | Path, *, file: str | Path | None = None) -> None:
-    """Start a fresh denoiser from other weights; with another number of classes it keeps its own label table."""
-    tensors, fresh = load_weights(path_or_name, file=file)[0].state_dict(), denoiser.state_dict()
+def warm_start(denoiser: Preconditioned, path_or_name: str | Path, *, file: str | Path | None = None) -> ModelCard:
+    """Start a fresh denoiser from other weights, whose card is returned.
+
+    With another number of classes it keeps its own label table.
+    """
+    given, card = load_weights(path_or_name, file=file)
+    tensors, fresh = given.state_dict(), denoiser.state_dict()
     table = tensors.pop(LABEL_TABLE, None)
     if LABEL_TABLE in fresh:
         fits = table is not None and table.shape == fresh[LABEL_TABLE].shape
         tensors[LABEL_TABLE] = table if fits else fresh[LABEL_TABLE]
     load_tensors(denoiser, tensors, str(path_or_name))
+    return card
 
 
 def load_own_space(path_or_name: str | Path, card: ModelCard, file: str | Path | None = None) -> Space:

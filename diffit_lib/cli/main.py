@@ -129,7 +129,8 @@ def verb_parser(name: str, verb: Callable[..., None]) -> Parser:
         several = verb is run_evaluate
         more = "; several values, e.g. 5,10,20, are measured one by one" if several else ""
         title = f"sampling options (default: the weights' own{more})"
-        add_fields(sub, title, [SamplingConfig], set() if several else {"guidance"}, several=several)
+        taken = {"guidance"} if verb is run_sample else set()  # it has one of its own
+        add_fields(sub, title, [SamplingConfig], taken, several=several, defaults=False)
     words = [f"[{action.dest}]" if action.nargs == "?" else action.dest for action in sub._get_positional_actions()]
     sub.usage = " ".join(["diffit", name, *words, "[options]"])
     return sub

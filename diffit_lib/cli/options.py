@@ -83,16 +83,26 @@ def add_experiment_fields(sub: ArgumentParser, kind: type[BaseExperimentConfig])
             group.add_argument(f"--{part}", type=Literal[words], default=SUPPRESS, help=field_help(kind)[part])
 
 
-def add_fields(sub: ArgumentParser, title: str, kinds: Sequence[Any], taken: set[str], *, several: bool = False) -> Any:
+def add_fields(
+    sub: ArgumentParser,
+    title: str,
+    kinds: Sequence[Any],
+    taken: set[str],
+    *,
+    several: bool = False,
+    defaults: bool = True,
+) -> Any:
     """A group of options, one for each field of these dataclasses that is not taken yet, absent unless given.
 
-    With `several`, each takes several values.
+    With `several`, each takes several values. `defaults` are the fields' own, shown where nothing else gives them.
     """
     group, meanings = sub.add_argument_group(title), {kind: field_help(kind) for kind in kinds}
     for name in dict.fromkeys(f.name for kind in kinds for f in fields(kind) if f.name not in taken):
         taken.add(name)
         owners = [kind for kind in kinds if name in kind.__dataclass_fields__]  # two kinds may share a field
-        helps = [meanings[kind][name] + default_words(getattr(kind, name, None)) for kind in owners]
+        helps = [
+            meanings[kind][name] + default_words(getattr(kind, name, None) if defaults else None) for kind in owners
+        ]
         if len(set(helps)) > 1:
             helps = [f"{kind.kind}: {words}" for kind, words in zip(owners, helps, strict=True)]
         value, text = owners[0].__dataclass_fields__[name].type, " ".join(dict.fromkeys(helps))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
+from diffit_lib.checkpoints.safetensors_io import Card
 from diffit_lib.config.training import TrainingConfig
 from diffit_lib.data.datasets import Images
 from diffit_lib.data.stream import Batch, TrainingStream
@@ -27,7 +28,7 @@ from diffit_lib.utils.files import link_or_copy, replacing
 from diffit_lib.utils.logging import progress
 from diffit_lib.utils.tensors import derive_seed, device_name
 
-KEPT = ("fingerprint", "seconds", "skipped", "skipped_in_a_row")  # in a checkpoint, besides Lightning's own
+KEPT = ("fingerprint", "seconds", "skipped", "skipped_in_a_row", "licence")  # in a checkpoint, besides Lightning's own
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # which stop a run between two steps, saved
 MAX_SKIPPED = 100  # steps in a row without a finite gradient, after which a run has failed
 
@@ -55,6 +56,7 @@ class RunModule(pl.LightningModule):
         self.model, self.options, self.data, self.state_shape = model, training, data, state_shape
         self.ema = AveragedModel(model).requires_grad_(False)
         self.fingerprint = data.fingerprint()
+        self.licence = Card.licence  # that of the weights it starts from, which binds what is made of them
         self.seconds = 0.0  # of training, over all starts
         self.skipped = self.skipped_in_a_row = 0  # steps whose gradient was not finite
         self.sums: dict[str, Tensor] = {}  # terms of the loss, summed since the last report
@@ -163,6 +165,7 @@ class RunModule(pl.LightningModule):
             "images_seen": self.images_seen,
             "minutes": round(self.seconds / 60, 2),
             "device": device_name(self.device),
+            "licence": self.licence,
         }
 
     def row(self, terms: dict[str, float], numbers: dict[str, Any]) -> dict[str, Any]:
@@ -175,9 +178,9 @@ class RunModule(pl.LightningModule):
         checkpoint["diffit"] = {name: getattr(self, name) for name in KEPT}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Read what `on_save_checkpoint` added."""
+        """Read what `on_save_checkpoint` added; older versions kept no licence."""
         for name in KEPT:
-            setattr(self, name, checkpoint["diffit"][name])
+            setattr(self, name, checkpoint["diffit"].get(name, getattr(self, name)))
 
 
 def ignore_signals(worker: int) -> None:

@@ -61,10 +61,10 @@ def train(
         experiment, folder = start(
             experiment, run, name, images, lambda asked, _: resolve(asked, data.train, vae), open_log
         )
-        denoiser = build_denoiser(experiment)
+        denoiser, licence = build_denoiser(experiment), ""
         if experiment.init_weights and not (folder / CHECKPOINT).is_file():
             with rank_zero_first():
-                warm_start(denoiser, experiment.init_weights)
+                licence = warm_start(denoiser, experiment.init_weights).licence
         if experiment.lora_rank:
             add_lora(denoiser.network, experiment.lora_rank)
         denoiser.to(memory_format=torch.channels_last)
@@ -72,6 +72,7 @@ def train(
             write_reals(folder, data.train, space)
         states = to_states(experiment, space, data)
         module = DiffusionModule(denoiser, experiment.training, states.train, space)
+        module.licence = licence or module.licence
         metric = OnlineMetric(data.train, best_device())
         snapshot = partial(write_snapshot, run=folder, experiment=experiment, vae=vae, test=states.test, metric=metric)
         return fit(module, experiment, folder, snapshot, progress, after_save, after_report)
