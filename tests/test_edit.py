@@ -199,6 +199,8 @@ def test_interpolation_takes_two_seeds(digits):
     for seeds, count in (((0, 1, 2), 9), ((0, 1), 1)):
         with pytest.raises(DiffitError, match=f"{len(seeds)} seeds, count={count}; give 2 seeds"):
             digits.interpolate(seeds, 3, count)
+    with pytest.raises(DiffitError, match=r"noise is \(1, 1, 8, 8\); give \(2, 1, 8, 8\), as `invert` returns it"):
+        digits.interpolate((0, 1), 3, noise=torch.zeros(1, 1, 8, 8))
 
 
 @pytest.fixture

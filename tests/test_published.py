@@ -14,6 +14,7 @@ from diffit_lib.checkpoints.hub import HUB_MODELS, find_weights
 from diffit_lib.checkpoints.published import dit_or_sit
 from diffit_lib.checkpoints.weights import load_weights
 from diffit_lib.config.models import TransformerConfig
+from diffit_lib.config.presets import STABLE_DIFFUSION
 from diffit_lib.diffusion.schedules import sigma_table
 from diffit_lib.models import build_network
 from diffit_lib.utils.errors import DiffitError
@@ -245,6 +246,11 @@ class TestFlow:
 
 
 class TestFolders:
+    @pytest.mark.parametrize("name", STABLE_DIFFUSION)
+    def test_a_published_autoencoder_by_its_name_is_no_model(self, name):
+        with pytest.raises(DiffitError, match=rf"{name} is an autoencoder; give it as vae=, or .*load_vae\('{name}'\)"):
+            load_weights(name)
+
     def test_one_file_of_tensors_in_a_folder_is_taken_and_two_are_not(self, folder, tmp_path):
         home = tmp_path / "home"
         home.mkdir()

@@ -132,6 +132,7 @@ def load_weights(
     name, prefix = str(path_or_name), "ema." if ema else "raw."
     name = ALIASES.get(name, name)
     known = name in HUB_MODELS
+    check(name not in STABLE_DIFFUSION, f"{name} is an autoencoder; give it as vae=, or open it by load_vae({name!r})")
     check(
         file is None or known, f"file is {str(file)!r}, which goes with {', '.join(HUB_MODELS)}; give it in first place"
     )

@@ -108,8 +108,7 @@ class Pipeline:
         check(image is not None or mask is None is strength, "mask and strength need an image; give image too")
         edit = None if image is None else Edit.of(image, mask, strength, self.space, self.card.image_shape, len(seeds))
         if noise is not None:
-            settings, wanted = self._without_fresh_noise(settings), (len(seeds), *self.card.experiment.network.shape)
-            check(noise.shape == wanted, f"noise is {tuple(noise.shape)}; give {wanted}, as `invert` returns it")
+            settings = self._for_given(noise, len(seeds), settings)
         for first in range(0, len(seeds), size):
             part = slice(first, first + size)
             each: Any = labels
@@ -191,11 +190,17 @@ class Pipeline:
         ends, shares = self.class_label(seeds, labels), torch.linspace(0, 1, count)
         draw: Noise = SeededNoise(list(seeds), self.card.experiment.network.shape)
         if noise is not None:
-            settings, draw = self._without_fresh_noise(settings), lambda: noise
+            settings, draw = self._for_given(noise, 2, settings), lambda: noise
         with nullcontext() if ends is None else mixed_classes(self.denoiser.network, ends, shares):
             label = None if ends is None else 0  # any, as the mixtures take its place
             *_, last = self.stream([0] * count, label, noise=lambda: slerp(draw(), shares), **settings)
         return self.decode(last.x)
+
+    def _for_given(self, noise: Tensor, count: int, settings: dict[str, Any]) -> dict[str, Any]:
+        """The settings for this noise in place of that of `count` seeds; refuse another shape."""
+        wanted = (count, *self.card.experiment.network.shape)
+        check(noise.shape == wanted, f"noise is {tuple(noise.shape)}; give {wanted}, as `invert` returns it")
+        return self._without_fresh_noise(settings)
 
     def _without_fresh_noise(self, settings: dict[str, Any]) -> dict[str, Any]:
         """These settings with the sampler's churn or eta at 0."""
