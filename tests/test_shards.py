@@ -85,6 +85,11 @@ def test_images_beside_a_tar_are_the_data(faces):
         (lambda path: pack(path, sample(0, "[" * 9999, "json")), r"00000\.png: its \.json cannot be read"),
         (lambda path: pack(path, samples([0])).write_bytes(header(2**40, b"x")), r"a header of 1099511627776 bytes"),
         (lambda path: path.write_bytes(header(-512, b"0") + bytes(4096)), r"is no whole tar"),
+        (lambda path: path.write_bytes(pack(path, samples(range(3))).read_bytes()[:2048]), r"not end as a tar does"),
+        (lambda path: path.write_bytes(spoil(pack(path, samples(range(3))).read_bytes())), r"not end as a tar does"),
+        (lambda path: path.write_bytes(pack(path, samples([0])).read_bytes() * 2), r"not end as a tar does"),
+        (lambda path: path.write_bytes(header(900_000, b"x") + b"1" * 901_000), r"a number of \d+ digits"),
+        (lambda path: pack(path, sample(0, 0) | sample(0, 1, "json")), r"its \.cls says 0, its \.json 1; keep one$"),
     ],
 )
 def test_what_cannot_be_read_is_one_line(tmp_path, make, problem):
@@ -97,6 +102,23 @@ def header(size, kind):
     info = tarfile.TarInfo("a.png")
     info.size, info.type = size, kind
     return info.tobuf(tarfile.GNU_FORMAT)
+
+
+def spoil(content):
+    """Break the checksum of the third header."""
+    return content[:2048] + b"x" + content[2049:]
+
+
+def test_what_is_left_out_of_a_shard_is_said(tmp_path, capsys):
+    pack(tmp_path / "a.tar", {**samples(range(60)), "/00003.png": png(noise(99)), "00004.jpg": b"x", "alone.txt": b"x"})
+    with tarfile.open(tmp_path / "a.tar", "a") as archive:
+        link = tarfile.TarInfo("passwords.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    data = list_images(tmp_path / "a.tar")
+    assert sum(map(len, data)) == 60
+    assert sum(len(part.labels) for part in data) == 60
+    assert "left out 4 files (no image of that key, there twice, or no regular file), as " in capsys.readouterr().err
 
 
 def test_a_member_that_is_vast_is_an_image_that_cannot_be_read(tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from diffit_lib.utils.errors import DiffitError, check, printable
 from diffit_lib.utils.logging import say
 
 MOST_HEADER = 1_000_000  # bytes of a member's header, and of a label
+MOST_DIGITS = 100  # in a row in a long header: Python before 3.11.10 and 3.12.6 takes the square of that to read it
 LABELS = (".cls", ".json")
 
 
@@ -37,7 +38,10 @@ class Headers(io.FileIO):
         """As the standard library's, at most `MOST_HEADER` bytes."""
         if size is None or not 0 <= size <= MOST_HEADER:
             raise tarfile.ReadError(f"a header of {size} bytes")
-        return super().read(size)
+        content = super().read(size)
+        if size > tarfile.BLOCKSIZE and (most := max(map(len, re.findall(rb"\d+", content)), default=0)) > MOST_DIGITS:
+            raise tarfile.ReadError(f"a header with a number of {most} digits")
+        return content
 
 
 def find_shards(source: Path) -> list[Path]:
@@ -55,27 +59,32 @@ def from_shards(source: Path, shards: list[Path]) -> Split[ImageList]:
     """List the images in shards; `train`, `test`, `val` or `valid` in a shard's path is its part, else one is drawn."""
     name = printable(source.resolve().name.removesuffix(".tar"))
     images: dict[str, Member] = {}
-    labels, parts, left = list[object](), list[str](), 0
+    labels, parts, left = list[object](), list[str](), list[str]()
     for shard in shards:
         where = "" if shard == source else f"{shard.relative_to(source).as_posix()}/"
         part = re.search(r"(?:^|[/_.-])(train|test|val|valid)(?=[/_.-])", where)
         samples: dict[str, dict[str, Member]] = {}
         for path, member in members(shard):
-            folder, _, file = path.rpartition("/")
+            folder, _, file = path.strip("/").rpartition("/")
             key, dot, suffix = file.partition(".")
-            samples.setdefault(f"{folder}/{key}", {})[dot + suffix.lower()] = member
+            files = samples.setdefault(f"{folder}/{key}".lstrip("/"), {})
+            if member is None or dot + suffix.lower() in files:
+                left.append(path)
+            else:
+                files[dot + suffix.lower()] = member
         for key, files in sorted(samples.items()):
-            suffix = next((suffix for suffix in SUFFIXES if suffix in files), "")
-            if not suffix:
-                left += 1
+            suffixes = [suffix for suffix in SUFFIXES if suffix in files]
+            left += [f"{key}{suffix}" for suffix in suffixes[1:] or ([] if suffixes else [*files][:1])]
+            if not suffixes:
                 continue
-            path = f"{where}{key.lstrip('/')}{suffix}"
-            images[path] = files[suffix]
+            path = f"{where}{key}{suffixes[0]}"
+            images[path] = files[suffixes[0]]
             labels.append(label_of(path, {kind: files[kind] for kind in LABELS if kind in files}))
             parts.append(part[1] if part else "")
     check(bool(images), f"{source} holds no images (KEY.jpg, KEY.png, ...); give shards of WebDataset that do")
     if left:
-        say(f"{source}: left out {left} samples without an image")
+        what = f"as {shorten(left[0], 200)}"
+        say(f"{source}: left out {len(left)} files (no image of that key, there twice, or no regular file), {what}")
     paths = list(images)
     if None in labels:
         which = paths[labels.index(None)]
@@ -88,8 +97,8 @@ def from_shards(source: Path, shards: list[Path]) -> Split[ImageList]:
     return by_part(ImageList(name, paths, partial(read, images), *classes, None, threads, state), parts)
 
 
-def members(shard: Path) -> Iterator[tuple[str, Member]]:
-    """Names and places of the regular files in a tar; a DiffitError for one that is cut off or damaged."""
+def members(shard: Path) -> Iterator[tuple[str, Member | None]]:
+    """Names of all in a tar but folders, with the places of regular files; a DiffitError for one that is not whole."""
     size, end = shard.stat().st_size, 0
     try:
         with Headers(shard) as file, tarfile.open(fileobj=file, mode="r:") as archive:
@@ -98,14 +107,19 @@ def members(shard: Path) -> Iterator[tuple[str, Member]]:
                 if archive.offset <= end or info.size < 0 or info.offset_data + info.size > size:
                     raise tarfile.ReadError(f"{info.name} is not whole")
                 end = archive.offset
-                if info.isreg() and not info.issparse():
-                    yield info.name, Member(shard, info.offset_data, info.size)
-    except (tarfile.TarError, OSError, ValueError, RecursionError, OverflowError, EOFError) as error:
+                if not info.isdir():
+                    plain = info.isreg() and not info.issparse()
+                    yield info.name, Member(shard, info.offset_data, info.size) if plain else None
+            rest = os.pread(file.fileno(), MOST_HEADER, archive.offset)  # tarfile takes a broken header as the end
+            if not rest or rest.strip(b"\0"):
+                raise tarfile.ReadError("it does not end as a tar does")
+    except (tarfile.TarError, OSError, ValueError, RecursionError, OverflowError, EOFError, LookupError) as error:
         raise DiffitError(f"{shard} is no whole tar ({shorten(str(error), 200)}); copy or download it again") from error
 
 
 def label_of(path: str, files: dict[str, Member]) -> object:
-    """The class number in a sample's .cls, or under "label" or "cls" in its .json; None if there is neither."""
+    """The class number in a sample's .cls, and under "label" or "cls" in its .json; None if there is neither."""
+    labels = list[object]()
     for kind, member in files.items():
         try:
             text = read({path: member}, path, MOST_HEADER).decode()
@@ -117,8 +131,10 @@ def label_of(path: str, files: dict[str, Member]) -> object:
                 f"{path}: its {kind} cannot be read ({shorten(str(error), 100)}); write {what}"
             ) from error
         if label is not None:
-            return label
-    return None
+            labels.append(label)
+    if len(labels) == 2 and isinstance(labels[1], int):  # text may name the class
+        check(labels[0] == labels[1], f"{path}: its .cls says {labels[0]}, its .json {labels[1]}; keep one")
+    return labels[0] if labels else None
 
 
 def state_of(images: dict[str, Member], key: str) -> tuple[int, int]:

@@ -40,10 +40,10 @@ GREY = 102  # of the even pictures
 
 
 def load(folder, expected=None, sound=2):
-    """Load the folder, or the zip in it: `sound` pictures beside the hostile one are there in any case."""
+    """Load the folder, or the zip or tar in it: `sound` pictures beside the hostile one are there in any case."""
     from diffit_lib.data.datasets import load_data
 
-    source = folder / "data.zip" if (folder / "data.zip").exists() else folder / "data"
+    source = next(path for name in ("data.zip", "data.tar", "data") if (path := folder / name).exists())
     train = load_data(source, (8, 8), 3, skip_bad=True).train
     assert len(train) >= sound, f"only {len(train)} images"
     if len(train) == sound:
