@@ -27,6 +27,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from glob import glob
 from importlib import import_module
@@ -95,14 +96,14 @@ def judge(case, root):
         path.unlink(missing_ok=True)
     case.make(folder)
     before = listing(root)
-    start = time.monotonic()
+    start, threads = time.monotonic(), {}
     child = os.fork()
     if not child:
         os.chdir(here)
         attempt(case, folder, report)
     while not (ended := os.wait4(child, os.WNOHANG))[0]:
         time.sleep(0.002)
-        ran, queued = spent(child)
+        ran, queued = spent(child, threads)
         if ran > 2 * MOST_SECONDS or time.monotonic() - start - ran - queued > MOST_WAIT:
             os.kill(child, signal.SIGKILL)
             os.wait4(child, 0)
@@ -128,14 +129,12 @@ def judge(case, root):
     return outcome, text
 
 
-def spent(child):
-    """Seconds that the threads of a process ran, and that they waited for a busy processor."""
-    files = glob(f"/proc/{child}/task/*/schedstat")
-    try:
-        found = [Path(file).read_text().split() for file in files]
-    except OSError:  # one has ended meanwhile
-        return 0.0, 0.0
-    return tuple(sum(int(line[part]) for line in found) / 1e9 for part in (0, 1))
+def spent(child, threads):
+    """Seconds that the threads of a process ran, and that they waited for a busy processor; `threads` keeps each's."""
+    for file in glob(f"/proc/{child}/task/*/schedstat"):
+        with suppress(OSError):  # it has ended meanwhile
+            threads[file] = Path(file).read_text().split()
+    return tuple(sum(int(line[part]) for line in threads.values()) / 1e9 for part in (0, 1))
 
 
 def listing(root):

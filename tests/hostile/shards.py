@@ -178,7 +178,7 @@ def cases():
     picture = png(13300, 13300, data=zeros(13301 * 13300))
     yield one("16 pictures of 13,300 x 13,300", *(member(f"b{k}.png", picture) for k in range(16)))
     yield one("a picture of 260 MB", member("a.png", bytes(260_000_000)))
-    yield one("60,000 empty members", b"".join(header(f"{k}.png") for k in range(60_000)), check=partial(load, sound=2))
+    yield one("20,000 empty members", b"".join(header(f"{k}.png") for k in range(20_000)), check=partial(load, sound=2))
     bomb = gzip.compress(bytes(10**6)) * 4000
     for name in ("data.tar", "data.tar.gz", "data.tgz"):
         yield Case(f"4 GB of gzip as {name}", partial(write, content=bomb, name=name), partial(opened, name=name))
