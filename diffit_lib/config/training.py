@@ -44,7 +44,6 @@ class TrainingConfig:
         for name in ("augment", "lr_decay", "label_dropout"):
             value = getattr(self, name)
             check(0 <= value <= 1, f"{name} is {value}; give a share from 0 to 1")
-        check(abs(self.seed) < 2**63, f"seed is {self.seed}; give a number of at most 18 digits")
         check(
             self.batch_size % self.accumulate == 0,
             f"batch_size {self.batch_size} does not split into accumulate {self.accumulate} parts; give a divisor",

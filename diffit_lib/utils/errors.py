@@ -47,13 +47,16 @@ def did_you_mean(wrong: str, names: Iterable[str], what: str = "names") -> str:
 
 
 def check_types(part: Any) -> None:
-    """Refuse a dataclass with a field that has not its declared type; lists, as from JSON, become tuples."""
+    """Refuse a field that has not its declared type, or an int beyond 64 bits; lists, as from JSON, become tuples."""
     for f in fields(part):
         value = getattr(part, f.name)
         if isinstance(value, list):
             object.__setattr__(part, f.name, value := tuple(value))
         wanted = " or ".join(map(repr, get_args(f.type))) if get_origin(f.type) is Literal else _name(f.type)
         check(_fits(value, f.type), f"{f.name} is {value!r}; give {wanted}")
+        for number in value if isinstance(value, tuple) else (value,):
+            huge = isinstance(number, int) and abs(number) >= 2**63
+            check(not huge, f"{f.name} is {number}; give a number of at most 18 digits")
 
 
 def check_positive(part: Any, *names: str) -> None:
