@@ -107,10 +107,11 @@ class TestDerived:
         assert ImageNetworkConfig(image_size=image_size, window_size=4).windows == windows
 
     @pytest.mark.parametrize(
-        ("sigma_data", "p_mean"), [(0.5, -1.2), (0.75, -1.2 + math.log(1.5)), (1.0, -1.2 + math.log(2))]
+        ("sigma_data", "mean"), [(0.5, -1.2), (0.75, -1.2 + math.log(1.5)), (1.0, -1.2 + math.log(2))]
     )
-    def test_mean_log_noise_follows_the_datas_deviation(self, sigma_data, p_mean):
-        assert EDMConfig(sigma_data=sigma_data).p_mean == pytest.approx(p_mean)
+    def test_mean_log_noise_follows_the_datas_deviation(self, sigma_data, mean):
+        assert EDMConfig(sigma_data=sigma_data).mean_log_sigma == pytest.approx(mean)
+        assert EDMConfig(sigma_data=sigma_data, p_mean=0.5).mean_log_sigma == pytest.approx(mean + 1.7)
 
     def test_a_plan_in_images_ends_with_a_whole_step(self):
         training = TrainingConfig(images=1000, batch_size=128)
@@ -167,6 +168,7 @@ REFUSED = [
     (TransformerConfig, {"augment_dim": 3}),
     (TransformerConfig, {"learned_variance": 1}),
     (EDMConfig, {"sigma_data": 0.0}),
+    (EDMConfig, {"p_mean": 80.0}),
     (EDMConfig, {"p_std": -1.0}),
     (EDMConfig, {"sigma_min": 0.0}),
     (EDMConfig, {"sigma_max": 0.001}),

@@ -73,11 +73,11 @@ class TestEDM:
         weight = EDMDenoiser(Constant(), self.config).weight(SIGMAS)
         torch.testing.assert_close(weight * c_out**2, torch.ones(3))
 
-    @pytest.mark.parametrize(("sigma_data", "p_mean"), [(0.5, -1.2), (1.0, -1.2 + math.log(2))])
-    def test_drawn_noise_levels_have_the_quantiles_of_their_distribution(self, sigma_data, p_mean):
+    @pytest.mark.parametrize(("sigma_data", "mean"), [(0.5, -1.2), (1.0, -1.2 + math.log(2))])
+    def test_drawn_noise_levels_have_the_quantiles_of_their_distribution(self, sigma_data, mean):
         deviations = torch.tensor([-3.0, -1.0, 0.0, 2.0], dtype=torch.float64)
         drawn = EDMDenoiser(Constant(), EDMConfig(sigma_data=sigma_data)).draw_sigma(torch.special.ndtr(deviations))
-        torch.testing.assert_close(drawn, (p_mean + 1.2 * deviations).exp().float())
+        torch.testing.assert_close(drawn, (mean + 1.2 * deviations).exp().float())
 
     def test_the_ends_of_the_uniform_interval_give_finite_noise_levels(self):
         drawn = EDMDenoiser(Constant(), self.config).draw_sigma(torch.tensor([0.0, 1.0], dtype=torch.float64))

@@ -41,7 +41,6 @@ TRICKS = {
     "class_std": 0.0,  # of the class embedding at the start; 0: as in the library
     "immiscible": False,  # noise assigned to images within the batch so that the distances are least (Li et al. 2024)
     "soft_min_snr": 0.0,  # weight of the clean image's error 1 / (sigma^2 + 1 / gamma) (Crowson et al. 2024)
-    "p_mean": 0.0,  # shift of EDM's mean ln sigma
     "qk_norm": False,  # RMS norm of queries and keys
     "time": "tmsa",  # where the time token enters: tmsa, mlp, bias, none
     "ema": [0.1],  # half-lives, as shares of the images seen; each is judged
@@ -165,7 +164,7 @@ def train(experiment: Any, trick: dict[str, Any], images: Images, seconds: float
         clean, noise = to_float(batch.images), batch.noise
         if trick["immiscible"]:
             noise = assigned(clean, noise)
-        sigma = denoiser.draw_sigma(batch.uniform) * torch.exp(torch.tensor(trick["p_mean"]))
+        sigma = denoiser.draw_sigma(batch.uniform)
         with autocast(CPU, training.precision):
             loss = denoising_loss(denoiser, clean, sigma, noise, batch.labels)
         if gamma := trick["soft_min_snr"]:

@@ -14,6 +14,7 @@ class EDMConfig:
     """The EDM denoiser (Karras et al. 2022, table 1)."""
 
     sigma_data: float | None = None  # Standard deviation of the data in [-1, 1]; null: measured on the training set.
+    p_mean: float = -1.2  # Training noise: mean of ln sigma for a sigma_data of 0.5; larger images need more noise.
     p_std: float = 1.2  # Training noise: ln sigma is normal with this standard deviation.
     sigma_min: float = 0.002  # Lowest noise level of sampling, the last one before 0.
     sigma_max: float = 80.0  # Highest noise level of sampling, where it starts.
@@ -23,16 +24,17 @@ class EDMConfig:
     def __post_init__(self) -> None:
         check_types(self)
         check_positive(self, "sigma_data", "p_std", "sigma_min", "sigma_max")
+        check(abs(self.p_mean) <= 10, f"p_mean is {self.p_mean}; give a number from -10 to 10, as -1.2")
         check(
             self.sigma_min < self.sigma_max,
             f"sigma_min {self.sigma_min} is not below sigma_max {self.sigma_max}; give rising bounds",
         )
 
     @property
-    def p_mean(self) -> float:
-        """-1.2 for EDM's sigma_data of 0.5; other data shift it so that the signal-to-noise ratio is kept."""
+    def mean_log_sigma(self) -> float:
+        """`p_mean`, shifted from a sigma_data of 0.5 to the data's, so that the signal-to-noise ratio is kept."""
         assert self.sigma_data is not None, "sigma_data is measured before a denoiser is built"
-        return -1.2 + math.log(self.sigma_data / 0.5)
+        return self.p_mean + math.log(self.sigma_data / 0.5)
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,7 @@ class EDMDenoiser(Preconditioned):
     def draw_sigma(self, uniform: Tensor) -> Tensor:
         """(B,) uniform in [0, 1) -> log-normal noise levels, float32 (inverse transform sampling)."""
         normal = torch.special.ndtri(uniform.clamp(2**-25, 1 - 2**-24))  # 0 and 1 would be infinite
-        return (self.config.p_mean + self.config.p_std * normal).exp().float()
+        return (self.config.mean_log_sigma + self.config.p_std * normal).exp().float()
 
 
 class VPDenoiser(Preconditioned):
