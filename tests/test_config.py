@@ -60,7 +60,7 @@ class TestPresets:
         assert (training.loss_reduction, training.grad_clip, training.flip) == ("sum", 0, False)
 
     @pytest.mark.parametrize(
-        ("name", "shape"), [("digits", (1, 8, 8)), ("mnist", (1, 32, 32)), ("cifar10-t4", (3, 32, 32))]
+        ("name", "shape"), [("digits", (1, 8, 8)), ("mnist", (1, 28, 28)), ("cifar10-t4", (3, 32, 32))]
     )
     def test_small_presets_draw_ten_classes(self, name, shape):
         assert (preset(name).network.shape, preset(name).network.num_classes) == (shape, 10)

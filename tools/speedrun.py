@@ -30,6 +30,7 @@ from diffit_lib.models.cost import parameters
 from diffit_lib.sampling.classes import in_turn
 from diffit_lib.sampling.pipeline import Pipeline
 from diffit_lib.training.optimizer import Muon
+from diffit_lib.utils.memory import reuse_freed_memory
 from diffit_lib.utils.tensors import autocast, to_float
 
 TRICKS = {
@@ -64,6 +65,7 @@ def main() -> None:
     parser.add_argument("--table", type=Path, help="print this table as Markdown")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    reuse_freed_memory()
     for seed in map(int, args.seeds.split(",")):
         for path in args.entries:
             key = {"entry": path.stem, "seconds": args.seconds, "seed": seed}
