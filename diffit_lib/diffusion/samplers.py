@@ -1,7 +1,8 @@
 """Samplers: generators that yield their state after every step, in the symbols of EDM (Karras et al. 2022).
 
 x (B, C, H, W) is the state at sigmas[0], and its dtype is that of the arithmetic. sigmas is 1-D, falls and ends in 0.
-`noise()` returns fresh standard normal noise of x's shape.
+`noise()` returns fresh standard normal noise of x's shape. A first-order step is linear in sigma between x and the
+clean image at 0, so that it is one `lerp`.
 """
 
 import math
@@ -40,7 +41,7 @@ def euler(
     for step, (sigma, sigma_next) in enumerate(pairwise(sigmas.tolist()), start=1):
         x_hat, sigma_hat = _churned(x, sigma, churn / (len(sigmas) - 1), noise)
         denoised = denoiser(x_hat, _batch(sigma_hat, x), class_label)
-        x = (x_hat - denoised).mul_((sigma_next - sigma_hat) / sigma_hat).add_(x_hat)
+        x = denoised.lerp(x_hat, sigma_next / sigma_hat)
         yield State(step, sigma_next, x, denoised)
 
 
@@ -57,12 +58,10 @@ def heun(
     for step, (sigma, sigma_next) in enumerate(pairwise(sigmas.tolist()), start=1):
         x_hat, sigma_hat = _churned(x, sigma, churn / (len(sigmas) - 1), noise)
         denoised = denoiser(x_hat, _batch(sigma_hat, x), class_label)
-        slope = (x_hat - denoised).div_(sigma_hat)
-        x = x_hat + (sigma_next - sigma_hat) * slope
-        if sigma_next > 0:
-            denoised = denoiser(x, _batch(sigma_next, x), class_label)
-            slope = slope.add_((x - denoised).div_(sigma_next)).div_(2)
-            x = slope.mul_(sigma_next - sigma_hat).add_(x_hat)
+        x = denoised.lerp(x_hat, sigma_next / sigma_hat)
+        if sigma_next > 0:  # the mean of both slopes in place of the first: (x - denoised) / sigma_next is the same one
+            first, denoised = denoised, denoiser(x, _batch(sigma_next, x), class_label)
+            x = (first - denoised).mul_((sigma_next - sigma_hat) / (2 * sigma_next)).add_(x)
         yield State(step, sigma_next, x, denoised)
 
 
@@ -80,8 +79,7 @@ def dpm_solver_pp_2m(
         denoised = denoiser(x, _batch(sigma, x), class_label)
         h = math.log(sigma / sigma_next) if sigma_next > 0 else math.inf
         ahead = h / h_previous / 2 if sigma_next > 0 else 0.0
-        target = (denoised - previous).mul_(ahead).add_(denoised)
-        x = (sigma_next / sigma * x).sub_(target.mul_(math.expm1(-h)))
+        x = denoised.lerp(previous, -ahead).lerp(x, sigma_next / sigma)
         previous, h_previous = denoised, h
         yield State(step, sigma_next, x, denoised)
 
@@ -104,7 +102,7 @@ def ancestral(
     for step, (sigma, sigma_next) in enumerate(pairwise(sigmas.tolist()), start=1):
         denoised, v = denoiser.with_variance(x, _batch(sigma, x), class_label)
         small, large = reverse_variances(sigma, sigma_next)
-        x = (x - denoised).mul_(math.sqrt(sigma_next**2 - eta**2 * small) / sigma).add_(denoised)
+        x = denoised.lerp(x, math.sqrt(sigma_next**2 - eta**2 * small) / sigma)
         if sigma_next > 0 and eta > 0:
             assert noise is not None, "ancestral sampling needs a source of noise"
             share: float | Tensor = float(variance == "large")  # 0 is small, 1 large; log-linear in between
