@@ -52,6 +52,13 @@ def test_a_written_file_is_as_readable_as_any_other(tmp_path):
     assert (tmp_path / "ours.txt").stat().st_mode == (tmp_path / "plain.txt").stat().st_mode
 
 
+def test_what_a_library_wrote_for_its_owner_alone_is_as_readable_as_any_other(tmp_path):
+    (tmp_path / "plain").touch()
+    with replacing(tmp_path / "weights.safetensors") as beside:
+        beside.touch(0o600)  # as safetensors does
+    assert (tmp_path / "weights.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_write_text_makes_folders_and_writes_utf8(tmp_path):
     write_text(tmp_path / "a" / "b.txt", "σ")
     assert (tmp_path / "a" / "b.txt").read_bytes() == "σ".encode()

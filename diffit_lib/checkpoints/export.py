@@ -26,6 +26,7 @@ from diffit_lib.models import adaln, blocks, transformer
 from diffit_lib.models.blocks import sinusoid
 from diffit_lib.models.latent_space import LatentSpace
 from diffit_lib.utils.errors import check
+from diffit_lib.utils.files import replacing
 from diffit_lib.utils.tensors import unpatchify
 
 ROWS = 1001  # of the label table that DiTPipeline asks for: its "no class" is 1000
@@ -77,8 +78,9 @@ def export(weights: str | Path, folder: str | Path, vae: str | Path | None = Non
         index |= {"scheduler": ["diffusers", "DDIMScheduler"]}
         index |= {"id2label": {str(number): name for number, name in enumerate(card.class_names)}}
         write_json(beside / "model_index.json", index)
-        save_file({name: t.contiguous() for name, t in theirs.items()}, beside / TRANSFORMER, {"format": "pt"})
-        save_file(decoder, beside / "vae" / Path(TRANSFORMER).name, {"format": "pt"})
+        for file, content in ((TRANSFORMER, theirs), (f"vae/{Path(TRANSFORMER).name}", decoder)):
+            with replacing(beside / file) as part:
+                save_file({name: tensor.contiguous() for name, tensor in content.items()}, part, {"format": "pt"})
         own = {f"vae.{name}": t for name, t in space.network.state_dict().items() if not torch.equal(t, decoder[name])}
         side = {f"ema.network.{name}": tensor for name, tensor in kept.items()} | own
         write_checkpoint(beside / "transformer" / SIDE, card, side)

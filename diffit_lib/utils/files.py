@@ -18,6 +18,8 @@ from diffit_lib.utils.errors import DiffitError, check
 MOST_IMAGES = 10_000_000  # in one folder: more is a typing error, and the list of them would fill the memory
 WEIGHTS = "weights.safetensors"  # in a run folder
 PRETRAINED = Path(__file__).resolve().parents[1] / "pretrained"  # our own weights and their cards
+os.umask(UMASK := os.umask(0))  # it cannot be read without being set
+PLAIN = 0o666 & ~UMASK  # the mode of a new file
 
 
 @contextmanager
@@ -25,13 +27,15 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it replaces `path` atomically, on an error it is deleted.
 
     Its content is on the disk before it gets the name, so a loss of power leaves the old file or the new one, whole. A
-    full disk is an OSError with `path`'s folder, whatever library wrote.
+    full disk is an OSError with `path`'s folder, whatever library wrote. Who may read it follows the umask, as for a
+    plain file; safetensors alone would let its owner only.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.stem}.diffit-{uuid4().hex[:8]}.part{path.suffix}")
     try:
         yield beside
+        beside.chmod(PLAIN)
         with open(beside, "rb") as written:
             os.fsync(written.fileno())
         os.replace(beside, path)
