@@ -99,6 +99,10 @@ class TestMistakes:
             ),
             ("sample digits --guidance_schedule=late", "guidance_schedule.*late"),
             ("train digits --crop=round", "crop.*round"),
+            (
+                f"train digits --mlp-ratio={'9' * 400}",
+                "--mlp_ratio=9+ has too long a number .*; give one of at most 18 digits",
+            ),
             ("sample", "required: sample.weights"),
             ("sample nothing", "no weights file 'nothing'"),
             ("sample nothing --seeds=", "seeds are ''; give numbers and rising ranges, e.g. 0-63,100"),

@@ -140,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit status: 0, 2 for a mistake of the user's, or 130 after Ctrl-C."""
     words = config_first([with_underscores(word) for word in (sys.argv[1:] if arguments is None else arguments)])
     try:
-        config = parser().parse_args(words)
+        config = parse(words)
         options = config[config.verb].as_dict()
         del options["config"]
         given, num_nodes = options.pop("devices", 1), options.pop("num_nodes", 1)
@@ -160,6 +160,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"diffit: {error.filename or 'the disk'}: {error.strerror}; {remedy}give another path", file=sys.stderr)
         return 2
     return 0
+
+
+def parse(words: list[str]) -> Any:
+    """The verb and its options; jsonargparse makes floats of integers, and of those above 10^308 cannot."""
+    try:
+        return parser().parse_args(words)
+    except OverflowError as error:
+        where = max(words, key=len)[:100]
+        raise DiffitError(f"{where} has too long a number ({error}); give one of at most 18 digits") from error
 
 
 def config_first(words: list[str]) -> list[str]:
