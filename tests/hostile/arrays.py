@@ -56,8 +56,8 @@ def cases():
         return Case(f"{name}, method {method}", partial(write, members=files), partial(measured, labels=labels))
 
     for method in (0, 8):
-        sound = npy()
-        yield one("sound", sound, labels=[0] * 4, method=method)
+        pixels = npy()
+        yield one("sound", pixels, labels=[0] * 4, method=method)
         for version in ((2, 0), (3, 0)):
             yield one(f"version {version}", npy(version=version), labels=[0] * 4, method=method)
         for version in ((4, 0), (0, 0), (255, 255)):
@@ -122,13 +122,13 @@ def cases():
             data = np.array(values, kind).tobytes()
             yield one(
                 f"labels {kind} {values}",
-                sound,
+                pixels,
                 npy(f"({len(values)},)", f"'{kind}'", data),
                 labels=right,
                 method=method,
             )
-        yield one("labels that claim 10**8", sound, npy("(100000000,)", "'<i8'", bytes(32)), method=method)
-        yield one("labels that claim 10**12", sound, npy("(1000000000000,)", "'<i8'", bytes(32)), method=method)
+        yield one("labels that claim 10**8", pixels, npy("(100000000,)", "'<i8'", bytes(32)), method=method)
+        yield one("labels that claim 10**12", pixels, npy("(1000000000000,)", "'<i8'", bytes(32)), method=method)
     for size in (2**28, 2**32 - 2**21):
         head = npy(f"({size // 3}, 1, 1, 3)", data=b"")
         stream = struct.pack("<BHH", 0, len(head), 65535 - len(head)) + head + raw(size // 3 * 3)
@@ -138,9 +138,7 @@ def cases():
         yield Case(
             f"bomb of {size:,} as labels", partial(write, members=[member("arr_0.npy", npy()), labels]), measured
         )
-    file = io.BytesIO()
-    np.savez_compressed(file, arr_0=PIXELS, arr_1=np.arange(4))
-    whole, rng = file.getvalue(), Random(0)
+    whole, rng = sound(), Random(0)
     for k in range(20):
         yield Case(f"cut {k}", partial(plain, content=whole[: len(whole) * k // 20]), measured)
     for k in range(60):
@@ -155,6 +153,13 @@ def cases():
         yield Case(
             f"link to {target}", partial(lambda folder, t: (folder / "data.npz").symlink_to(t), t=target), measured
         )
+
+
+def sound():
+    """Pixels and labels as numpy writes them."""
+    file = io.BytesIO()
+    np.savez_compressed(file, arr_0=PIXELS, arr_1=np.arange(4))
+    return file.getvalue()
 
 
 def zip_of_text():

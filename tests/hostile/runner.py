@@ -27,7 +27,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from glob import glob
 from importlib import import_module
@@ -142,12 +142,11 @@ def listing(root):
     return {os.path.join(folder, name) for folder, dirs, files in os.walk(root) for name in dirs + files}
 
 
-def run(readers, every=1, first=0):
-    """Run every `every`-th case of these readers; the outcomes and the lines on failures."""
+@contextmanager
+def prepared():
+    """A folder for `judge`, with planted programs on PATH and modules imported."""
     for module in ("diffit_lib.cli.info", "diffit_lib.evaluation.image_files", "matplotlib.font_manager"):
         import_module(module)  # warms the process; the last writes a cache where HOME is
-    modules = [import_module(reader) for reader in readers]
-    outcomes, failures = Counter(), []
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         (root / "bin").mkdir()
@@ -155,7 +154,14 @@ def run(readers, every=1, first=0):
             (root / "bin" / program).write_text(f'#!/bin/sh\necho {program} "$@" > "${MARK}"\n')
             (root / "bin" / program).chmod(0o755)
         os.environ |= {"PATH": f"{root}/bin:{os.environ['PATH']}", MARK: str(root / "mark"), "HOME": str(root)}
-        for module in modules:
+        yield root
+
+
+def run(readers, every=1, first=0):
+    """Run every `every`-th case of these readers; the outcomes and the lines on failures."""
+    outcomes, failures = Counter(), []
+    with prepared() as root:
+        for module in map(import_module, readers):
             for number, case in enumerate(module.cases()):
                 if (number - first) % every:
                     continue
