@@ -37,8 +37,8 @@ def diagnose(
 ) -> Diagnosis:
     """Diagnose a run from the rows of its `metrics.csv` and the `numbers` of `QuickEvaluation`. The first rule wins.
 
-    copying: the copy ratio is below 0.5. poor autoencoder: its `psnr` is below 20 dB. cannot say yet: there are fewer
-    than three reports or none in the first half, or not every training image was seen. overfitting: the test loss ends
+    poor autoencoder: its `psnr` is below 20 dB. copying: the copy ratio is below 0.5 after every training image was
+    seen; before, it is fog that lies near them. cannot say yet: there are fewer than three reports or none in the first half, or not every training image was seen. overfitting: the test loss ends
     2 % above its lowest value, or 25 % above the training loss. still falling: over the second half of the images the
     test loss fell by 3 %. cannot say yet, once more: the run stopped before 90 % of `planned_images`. poor samples: the
     class accuracy is nearer to chance than to that of real images, or the Frechet distance is 30 times theirs. done:
@@ -80,8 +80,8 @@ def diagnose(
     poor = (accuracy is not None and accuracy < wanted) or (distance is not None and distance >= FAR)
     short = curves is None or seen < training_images
     rules = (
-        (copies is not None and copies < COPIES, "copying", COPYING),
         (psnr is not None and psnr < POOR_PSNR, "poor autoencoder", POOR_AUTOENCODER),
+        (copies is not None and copies < COPIES and seen >= training_images, "copying", COPYING),
         (short, "cannot say yet", "It has only begun. Train for longer."),
         (held_out and (rise >= RISE or gap >= GAP), "overfitting", OVERFITTING),
         (fall >= FALL, "still falling", "It is still learning: longer training makes better pictures."),
