@@ -38,11 +38,11 @@ def diagnose(
     """Diagnose a run from the rows of its `metrics.csv` and the `numbers` of `QuickEvaluation`. The first rule wins.
 
     poor autoencoder: its `psnr` is below 20 dB. copying: the copy ratio is below 0.5 after every training image was
-    seen; before, it is fog that lies near them. cannot say yet: there are fewer than three reports or none in the first half, or not every training image was seen. overfitting: the test loss ends
-    2 % above its lowest value, or 25 % above the training loss. still falling: over the second half of the images the
-    test loss fell by 3 %. cannot say yet, once more: the run stopped before 90 % of `planned_images`. poor samples: the
-    class accuracy is nearer to chance than to that of real images, or the Frechet distance is 30 times theirs. done:
-    none of these.
+    seen; before, it is fog that lies near them. cannot say yet: there are fewer than three reports or none in the first
+    half, or not every training image was seen. overfitting: the test loss ends 2 % above its lowest value, or 25 %
+    above the training loss. still falling: over the second half of the images the test loss fell by 3 %. cannot say
+    yet, once more: the run stopped before 90 % of `planned_images`. poor samples: the class accuracy is nearer to
+    chance than to that of real images, or the Frechet distance is 30 times theirs. done: none of these.
 
     Without a test part (`held_out` is false) copying and overfitting cannot be seen, and their rules are left out.
     """
