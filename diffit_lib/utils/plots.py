@@ -195,6 +195,8 @@ def plot_levels(axes: Any, losses: dict[float, float], **options: Any) -> None:
     """Plot losses over noise levels."""
     axes.plot(list(losses), list(losses.values()), **options)
     axes.set(xscale="log", xlabel="noise level sigma")
+    axes.set_xticks([], minor=True)
+    axes.set_xticks(list(losses), [f"{sigma:.2g}" for sigma in losses])
 
 
 def test_levels(row: dict[str, Any]) -> dict[float, float]:
