@@ -129,6 +129,8 @@ def data(rounds: int, small: bool) -> dict[str, Any]:
     results["DiffiT-S/2 trains, bf16"] = len(x) / median(interleaved({"": step}, rounds)[""])
     with streams(size) as found:
         functions = {name: partial(next, iter(stream)) for name, stream in found.items()}
+        half, numbers = [number % 2 == 0 for number in range(size)], list(range(size))
+        functions["memory, pixels without noise"] = partial(found["memory"].data.fetch, numbers, half)
         times = interleaved(functions, rounds)
     rates = {name: size / median(each) for name, each in times.items()}
     return {"data, images/s": rates | results}

@@ -19,7 +19,7 @@ class Gaussian:
 
     def __call__(self, x, sigma, class_label=None, augment_label=None):
         """E[x0 | x]."""
-        sigma = sigma.view(-1, 1, 1, 1)
+        sigma = torch.as_tensor(sigma, dtype=x.dtype).view(-1, 1, 1, 1)
         return (self.std**2 * x + sigma**2 * self.mean) / (self.std**2 + sigma**2)
 
     def with_variance(self, x, sigma, class_label=None):

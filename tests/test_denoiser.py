@@ -306,6 +306,26 @@ def test_each_kind_of_config_builds_its_denoiser(config, denoiser):
     assert type(DENOISERS[config.kind](Constant(), config)) is denoiser
 
 
+@pytest.mark.parametrize("config", [EDMConfig(sigma_data=0.5), VPConfig(), FlowConfig()])
+def test_one_level_for_all_is_that_level_for_each(config, images):
+    class Sees(Constant):
+        def forward(self, x, noise_label, *_):
+            return x + noise_label.view(-1, 1, 1, 1)
+
+    denoiser, x = DENOISERS[config.kind](Sees(), config), images.double()
+    for sigma in (0.1, 3.0, 0.1):
+        each = denoiser(x, torch.full((len(x),), sigma, dtype=torch.float64))
+        torch.testing.assert_close(denoiser(x, sigma), each, rtol=1e-6, atol=1e-6)
+
+
+def test_the_levels_that_a_denoiser_keeps_are_bounded(images, monkeypatch):
+    monkeypatch.setattr("diffit_lib.diffusion.denoiser.MOST_LEVELS", 3)
+    denoiser = EDMDenoiser(Constant(), EDMConfig(sigma_data=0.5))
+    for sigma in range(1, 9):
+        denoiser(images, float(sigma))
+    assert len(denoiser.seen) <= 3
+
+
 class Perfect(EDMDenoiser):
     """Knows the answer, and can be told to miss it by some amount."""
 

@@ -9,7 +9,7 @@ from diffit_lib.diffusion.denoiser import VPDenoiser
 from diffit_lib.diffusion.guidance import Clipped, Guided, guidance_scale
 from diffit_lib.diffusion.schedules import respaced, sigma_table
 
-SIGMAS = torch.tensor([0.002, 0.5, 80.0])
+SIGMA = 0.5
 
 
 def strength(guidance, **options):
@@ -36,21 +36,21 @@ class TestGuidance:
 
     def halves(self, images):
         denoiser = Labelled()
-        return denoiser(images, SIGMAS, self.classes), denoiser(images, SIGMAS, torch.full((3,), self.no_class))
+        return denoiser(images, SIGMA, self.classes), denoiser(images, SIGMA, torch.full((3,), self.no_class))
 
     @pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
     def test_extrapolates_from_no_class_to_class_on_all_channels(self, images, scale):
         conditional, unconditional = self.halves(images)
-        guided = Guided(Labelled(), strength(scale, tolerance=0.0), self.no_class)(images, SIGMAS, self.classes)
+        guided = Guided(Labelled(), strength(scale, tolerance=0.0), self.no_class)(images, SIGMA, self.classes)
         torch.testing.assert_close(guided, (1 - scale) * unconditional + scale * conditional)
 
     def test_scale_one_is_the_conditional_denoiser_bit_for_bit(self, images):
-        guided = Guided(Labelled(), strength(1.0), self.no_class)(images, SIGMAS, self.classes)
+        guided = Guided(Labelled(), strength(1.0), self.no_class)(images, SIGMA, self.classes)
         assert torch.equal(guided, self.halves(images)[0])
 
     def test_only_the_first_channels_are_guided_where_asked(self, images):
         conditional, unconditional = self.halves(images)
-        guided = Guided(Labelled(), strength(3.0, channels=1), self.no_class)(images, SIGMAS, self.classes)
+        guided = Guided(Labelled(), strength(3.0, channels=1), self.no_class)(images, SIGMA, self.classes)
         torch.testing.assert_close(guided[:, :1], (3 * conditional - 2 * unconditional)[:, :1])
         assert torch.equal(guided[:, 1:], conditional[:, 1:])
 
@@ -59,21 +59,14 @@ class TestGuidance:
             def with_variance(self, x, sigma, class_label=None):
                 return self(x, sigma, class_label), class_label.view(-1, 1, 1, 1).expand_as(x)
 
-        _, v = Guided(Learned(), strength(3.0), self.no_class).with_variance(images, SIGMAS, self.classes)
+        _, v = Guided(Learned(), strength(3.0), self.no_class).with_variance(images, SIGMA, self.classes)
         assert torch.equal(v, self.classes.view(-1, 1, 1, 1).expand_as(images))
 
-    def test_schedule_sets_each_images_scale(self, images):
-        conditional, unconditional = self.halves(images)
-        sampling = strength(3.0, schedule="interval", low=0.1, high=1.0)
-        guided = Guided(Labelled(), sampling, self.no_class)(images, SIGMAS, self.classes)
-        scale = torch.tensor([1.0, 3.0, 1.0]).view(-1, 1, 1, 1)
-        torch.testing.assert_close(guided, (1 - scale) * unconditional + scale * conditional)
-
-    def test_one_image_beyond_tolerance_is_enough_to_run_both_halves(self, images):
-        denoiser = Labelled()
-        sampling = strength(3.0, schedule="interval", high=0.01)
-        Guided(denoiser, sampling, self.no_class)(images, SIGMAS, self.classes)
-        assert denoiser.batch == 6
+    @pytest.mark.parametrize(("high", "batch"), [(0.6, 6), (0.4, 3)])
+    def test_schedule_decides_at_each_level_whether_both_halves_run(self, images, high, batch):
+        denoiser, sampling = Labelled(), strength(3.0, schedule="interval", high=high)
+        Guided(denoiser, sampling, self.no_class)(images, SIGMA, self.classes)
+        assert denoiser.batch == batch
 
     @pytest.mark.parametrize(
         ("t", "scale"),
@@ -90,10 +83,12 @@ class TestGuidance:
         ],
     )
     def test_power_cosine_is_the_published_schedule(self, t, scale):
+        class At(Gaussian):
+            def t(self, sigma):
+                return torch.tensor([float(t)])
+
         sampling = strength(4.4, schedule="power-cosine")
-        assert guidance_scale(sampling, torch.ones(1), torch.tensor([float(t)])).item() == pytest.approx(
-            scale, abs=0.006
-        )
+        assert guidance_scale(sampling, 1.0, At()) == pytest.approx(scale, abs=0.006)
 
     def test_power_cosine_runs_one_half_only_in_108_of_250_steps(self):
         sizes = []
@@ -104,14 +99,13 @@ class TestGuidance:
                 return x
 
         guided = Guided(Counting(), strength(4.4, schedule="power-cosine", tolerance=0.01), self.no_class)
-        for sigma in respaced(sigma_table("linear", 1000), 250)[:-1]:
-            guided(torch.zeros(1, 1, 2, 2), sigma[None], torch.zeros(1, dtype=torch.int64))
+        for sigma in respaced(sigma_table("linear", 1000), 250)[:-1].tolist():
+            guided(torch.zeros(1, 1, 2, 2), sigma, torch.zeros(1, dtype=torch.int64))
         assert sizes == [1] * 108 + [2] * 142
 
     def test_interval_guides_inside_alone(self):
-        sigma = torch.tensor([0.1, 0.2, 1.0, 1.6, 1.7], dtype=torch.float64)
         sampling = strength(4.0, schedule="interval", low=0.1, high=1.6)
-        assert guidance_scale(sampling, sigma, torch.zeros(5)).tolist() == [1, 4, 4, 4, 1]
+        assert [guidance_scale(sampling, sigma, Gaussian()) for sigma in (0.1, 0.2, 1.0, 1.6, 1.7)] == [1, 4, 4, 4, 1]
 
     def test_guided_denoiser_has_the_noise_levels_of_the_one_inside(self):
         inside = VPDenoiser(torch.nn.Identity(), VPConfig())
@@ -122,7 +116,7 @@ class TestGuidance:
     @pytest.mark.parametrize(("scale", "batch"), [(0.995, 3), (1.0, 3), (1.005, 3), (1.02, 6), (0.98, 6)])
     def test_runs_one_half_only_within_tolerance_of_one(self, images, scale, batch):
         denoiser = Labelled()
-        Guided(denoiser, strength(scale, tolerance=0.01), self.no_class)(images, SIGMAS, self.classes)
+        Guided(denoiser, strength(scale, tolerance=0.01), self.no_class)(images, SIGMA, self.classes)
         assert denoiser.batch == batch
 
 
@@ -130,9 +124,9 @@ class TestClipping:
     def test_keeps_the_guided_image_in_range_and_leaves_the_rest_alone(self, images):
         guided = Guided(Labelled(), strength(3.0), 5)
         classes = torch.tensor([0, 1, 2])
-        clipped = Clipped(guided)(images, SIGMAS, classes)
-        assert guided(images, SIGMAS, classes).abs().max() > 1
-        assert torch.equal(clipped, guided(images, SIGMAS, classes).clamp(-1, 1))
+        clipped = Clipped(guided)(images, SIGMA, classes)
+        assert guided(images, SIGMA, classes).abs().max() > 1
+        assert torch.equal(clipped, guided(images, SIGMA, classes).clamp(-1, 1))
 
 
 class TestSettings:

@@ -5,7 +5,7 @@ The contract is the same whatever the network was trained to predict.
 
 import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,21 +18,20 @@ from diffit_lib.utils.tensors import expand_like
 
 LINEAR = sigma_table("linear", 1000)  # gives EDM's noise levels a time
 MIN_SNR_GAMMA = 5.0
+MOST_LEVELS = 4096  # whose numbers a denoiser keeps
 
 
 class Denoiser(Protocol):
-    """What samplers and guidance call. They keep sigma on the CPU, so that reading it does not wait for the GPU."""
+    """What samplers and guidance call, with one noise level for the whole batch."""
 
     sigma_min: float
     sigma_max: float
 
-    def __call__(self, x: Tensor, sigma: Tensor, class_label: Tensor | None = None) -> Tensor:
-        """x (B, C, H, W), sigma (B,), class (B,) int64 -> the clean image, (B, C, H, W) in x's dtype."""
+    def __call__(self, x: Tensor, sigma: float, class_label: Tensor | None = None) -> Tensor:
+        """x (B, C, H, W), class (B,) int64 -> the clean image, (B, C, H, W) in x's dtype."""
         ...
 
-    def with_variance(
-        self, x: Tensor, sigma: Tensor, class_label: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
+    def with_variance(self, x: Tensor, sigma: float, class_label: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """The clean image, and v of the same shape if the network learned its variance (`learned_variance.py`)."""
         ...
 
@@ -69,23 +68,38 @@ class Preconditioned(nn.Module):
     def __init__(self, network: nn.Module):
         super().__init__()
         self.network = network
+        self.seen: dict[tuple[Any, ...], tuple[Tensor, ...]] = {}  # what `scalars` found, as drawings repeat levels
 
     def forward(
-        self, x: Tensor, sigma: Tensor, class_label: Tensor | None = None, augment_label: Tensor | None = None
+        self, x: Tensor, sigma: Tensor | float, class_label: Tensor | None = None, augment_label: Tensor | None = None
     ) -> Tensor:
-        """x (B, C, H, W), sigma (B,) -> the clean image, (B, C, H, W) in x's dtype."""
+        """x (B, C, H, W), sigma (B,) or one level for all -> the clean image, (B, C, H, W) in x's dtype."""
         return self.with_variance(x, sigma, class_label, augment_label)[0]
 
     def with_variance(
-        self, x: Tensor, sigma: Tensor, class_label: Tensor | None = None, augment_label: Tensor | None = None
+        self, x: Tensor, sigma: Tensor | float, class_label: Tensor | None = None, augment_label: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """The clean image, and v of the same shape if the network outputs 2C channels, else None."""
-        noise_label = self.noise_label(sigma).to(x.device, torch.float32, non_blocking=True)
-        sigma = expand_like(sigma.to(x.device, x.dtype, non_blocking=True), x)
-        c_skip, c_out, c_in = self.coefficients(sigma)
+        if isinstance(sigma, Tensor):
+            noise_label = self.noise_label(sigma).to(x.device, torch.float32, non_blocking=True)
+            c_skip, c_out, c_in = self.coefficients(expand_like(sigma.to(x.device, x.dtype, non_blocking=True), x))
+        else:
+            c_skip, c_out, c_in, label = self.scalars(sigma, x)
+            noise_label = label.expand(len(x))
         raw = self.network((c_in * x).float(), noise_label, class_label, augment_label).to(x.dtype)
         raw, v = raw.chunk(2, dim=1) if raw.shape[1] == 2 * x.shape[1] else (raw, None)
         return (c_skip * x).addcmul_(c_out, raw), v
+
+    def scalars(self, sigma: float, x: Tensor) -> tuple[Tensor, ...]:
+        """c_skip, c_out and c_in of one level in x's dtype, and its noise label in float32: each () on x's device."""
+        key = sigma, x.dtype, x.device
+        if key not in self.seen:
+            if len(self.seen) >= MOST_LEVELS:
+                self.seen.clear()
+            level = torch.tensor([sigma], dtype=torch.float64)
+            found = *(each.to(x.dtype) for each in self.coefficients(level)), self.noise_label(level).float()
+            self.seen[key] = tuple(each[0].to(x.device, non_blocking=True) for each in found)
+        return self.seen[key]
 
     def weight(self, sigma: Tensor) -> Tensor:
         """Loss weight lambda(sigma), (B,) -> (B,): 1 / c_out^2, which weights the error of F equally at every sigma."""

@@ -40,7 +40,7 @@ def euler(
     """Euler's method on the probability-flow ODE, which is DDIM: first order, one evaluation a step."""
     for step, (sigma, sigma_next) in enumerate(pairwise(sigmas.tolist()), start=1):
         x_hat, sigma_hat = _churned(x, sigma, churn / (len(sigmas) - 1), noise)
-        denoised = denoiser(x_hat, _batch(sigma_hat, x), class_label)
+        denoised = denoiser(x_hat, sigma_hat, class_label)
         x = denoised.lerp(x_hat, sigma_next / sigma_hat)
         yield State(step, sigma_next, x, denoised)
 
@@ -57,10 +57,10 @@ def heun(
     """Heun's method: second order, two evaluations a step; the last step is Euler's."""
     for step, (sigma, sigma_next) in enumerate(pairwise(sigmas.tolist()), start=1):
         x_hat, sigma_hat = _churned(x, sigma, churn / (len(sigmas) - 1), noise)
-        denoised = denoiser(x_hat, _batch(sigma_hat, x), class_label)
+        denoised = denoiser(x_hat, sigma_hat, class_label)
         x = denoised.lerp(x_hat, sigma_next / sigma_hat)
         if sigma_next > 0:  # the mean of both slopes in place of the first: (x - denoised) / sigma_next is the same one
-            first, denoised = denoised, denoiser(x, _batch(sigma_next, x), class_label)
+            first, denoised = denoised, denoiser(x, sigma_next, class_label)
             x = (first - denoised).mul_((sigma_next - sigma_hat) / (2 * sigma_next)).add_(x)
         yield State(step, sigma_next, x, denoised)
 
@@ -76,7 +76,7 @@ def dpm_solver_pp_2m(
     """
     previous, h_previous = x, math.inf
     for step, (sigma, sigma_next) in enumerate(pairwise(sigmas.tolist()), start=1):
-        denoised = denoiser(x, _batch(sigma, x), class_label)
+        denoised = denoiser(x, sigma, class_label)
         h = math.log(sigma / sigma_next) if sigma_next > 0 else math.inf
         ahead = h / h_previous / 2 if sigma_next > 0 else 0.0
         x = denoised.lerp(previous, -ahead).lerp(x, sigma_next / sigma)
@@ -100,7 +100,7 @@ def ancestral(
     `learned_variance.py`). The last step adds none.
     """
     for step, (sigma, sigma_next) in enumerate(pairwise(sigmas.tolist()), start=1):
-        denoised, v = denoiser.with_variance(x, _batch(sigma, x), class_label)
+        denoised, v = denoiser.with_variance(x, sigma, class_label)
         small, large = reverse_variances(sigma, sigma_next)
         x = denoised.lerp(x, math.sqrt(sigma_next**2 - eta**2 * small) / sigma)
         if sigma_next > 0 and eta > 0:
@@ -130,8 +130,3 @@ def _churned(x: Tensor, sigma: float, churn_per_step: float, noise: Noise | None
     assert noise is not None, "churn needs a source of noise"
     sigma_hat = sigma * (1 + gamma)
     return x + math.sqrt(sigma_hat**2 - sigma**2) * noise().to(x), sigma_hat
-
-
-def _batch(sigma: float, x: Tensor) -> Tensor:
-    """One noise level for the whole batch: (B,) float64 on the CPU."""
-    return torch.full((len(x),), sigma, dtype=torch.float64)

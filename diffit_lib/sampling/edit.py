@@ -85,9 +85,7 @@ class Inpainter(Wrapper):
         super().__init__(denoiser)
         self.clean, self.hole = clean, hole
 
-    def with_variance(
-        self, x: Tensor, sigma: Tensor, class_label: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
+    def with_variance(self, x: Tensor, sigma: float, class_label: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """The denoiser's image in the hole, the known one around it; the variance unchanged."""
         denoised, v = self.denoiser.with_variance(x, sigma, class_label)
         return torch.where(self.hole, denoised, self.clean), v
