@@ -137,8 +137,5 @@ def mixed_classes(network: Any, ends: Tensor, shares: Tensor) -> Iterator[None]:
         """Guidance may have doubled the batch: its second half asks for no class and stays as it is."""
         return torch.cat([mixed.to(rows), rows[len(mixed) :]])
 
-    hook = table.register_forward_hook(mix)
-    try:
+    with table.register_forward_hook(mix):
         yield
-    finally:
-        hook.remove()

@@ -99,11 +99,8 @@ def attention_at(
     layer, sigma = layers[block], torch.as_tensor(sigmas, dtype=torch.float64)
     classes = pipe.class_label([0] * len(x), None if label is None else [label] * len(x))
     seen: list[tuple[Tensor, Tensor]] = []
-    hook = layer.register_forward_pre_hook(lambda _, inputs: seen.append((inputs[0], inputs[1])))
-    try:
+    with layer.register_forward_pre_hook(lambda _, inputs: seen.append((inputs[0], inputs[1]))):
         pipe.denoiser(x.to(pipe.device).float(), sigma, None if classes is None else classes.to(pipe.device))
-    finally:
-        hook.remove()
     tokens, time = (part.float() for part in seen[0])
     weights = layer.attention_map(tokens, time)
     (height, width), (wh, ww) = tokens.shape[1:3], layer.window
@@ -111,7 +108,7 @@ def attention_at(
         sigmas=sigma,
         weights=weights.unflatten(0, (len(x), height // wh, width // ww)).cpu(),
         window=layer.window,
-        bias=layer.relative_position_bias_table[layer.relative_position_index].permute(2, 0, 1).cpu(),
+        bias=layer.bias().cpu(),
         space=layer.qkv(tokens).unflatten(-1, (3, -1)).cpu(),
         time=layer.qkv_temb(time).unflatten(-1, (3, -1)).cpu(),
     )
@@ -135,8 +132,5 @@ def frozen_time(denoiser: Preconditioned, sigma: float) -> Iterator[None]:
     def freeze(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return label.to(inputs[0]).expand_as(inputs[0]), *inputs[1:]
 
-    hook = denoiser.network.time_token.register_forward_pre_hook(freeze)  # type: ignore[union-attr]
-    try:
+    with denoiser.network.time_token.register_forward_pre_hook(freeze):  # type: ignore[union-attr]
         yield
-    finally:
-        hook.remove()

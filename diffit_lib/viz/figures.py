@@ -12,19 +12,16 @@ from torch import Tensor
 
 from diffit_lib.diffusion.denoiser import Preconditioned
 from diffit_lib.diffusion.schedules import karras, respaced, sigma_table
-from diffit_lib.sampling.pipeline import Pipeline
+from diffit_lib.sampling.pipeline import Pipeline, to_pictures
 from diffit_lib.utils.plots import to_image
-from diffit_lib.utils.tensors import to_uint8
 from diffit_lib.viz.attention import Attention, frozen_time
 from diffit_lib.viz.pictures import spread
 
 
-def picture_rows(
-    rows: Mapping[str, np.ndarray], columns: Sequence[str] = (), title: str = "", size: float = 1.0
-) -> Figure:
+def picture_rows(rows: Mapping[str, np.ndarray], columns: Sequence[str] = ()) -> Figure:
     """Rows of pictures, uint8 (N, H, W, C) by the row's name, with a caption over each column."""
     count = max(map(len, rows.values()))
-    figure = Figure(figsize=(size * count + 1.2, size * len(rows) + 0.5), layout="constrained")
+    figure = Figure(figsize=(count + 1.2, len(rows) + 0.5), layout="constrained")
     grid = figure.subplots(len(rows), count, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
@@ -34,7 +31,6 @@ def picture_rows(
             _show(axes, picture)
     for axes, caption in zip(grid[0], columns, strict=False):
         axes.set_title(caption, fontsize=9)
-    figure.suptitle(title, fontsize=10)
     return figure
 
 
@@ -62,7 +58,7 @@ def schedules_figure(clean: Tensor, noise: Tensor, columns: int = 9) -> Figure:
         line[0].text(-0.1, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontsize=9)
         for axes, sigma in zip(line, sigmas[:-1].flip(0).tolist(), strict=True):
             axes.set_axis_off()
-            _show(axes, _picture((clean + sigma * noise) / (1 + sigma**2) ** 0.5))
+            _show(axes, to_pictures((clean + sigma * noise) / (1 + sigma**2) ** 0.5)[0])
             axes.set_title(f"σ = {sigma:.2g}", fontsize=8)
     return figure
 
@@ -80,13 +76,13 @@ def preconditioning_figure(denoiser: Preconditioned) -> Figure:
 
 
 def attention_figure(
-    attention: Attention, pictures: np.ndarray, query: tuple[int, int], head: int | None = None, columns: int = 9
+    attention: Attention, pictures: np.ndarray, query: tuple[int, int], head: int | None = None
 ) -> Figure:
     """Where one token looks at every noise level; above, the state it looks at, with its place marked.
 
     `pictures` (S, H, W, C) are the states. The brightest place is the one with the most attention.
     """
-    chosen = spread(len(attention.sigmas), columns)
+    chosen = spread(len(attention.sigmas), 9)
     looks = attention.of_query(*query, head)[chosen]
     figure = Figure(figsize=(len(chosen) + 1.4, 2.5), layout="constrained")
     grid = figure.subplots(2, len(chosen), squeeze=False)
@@ -174,11 +170,6 @@ def frozen_time_figure(
         with frozen_time(pipe.denoiser, sigma):
             rows[f"frozen at σ = {sigma:g}"] = pipe(seeds, label, **settings)
     return picture_rows(rows, [f"seed {seed}" for seed in seeds])
-
-
-def _picture(image: Tensor) -> np.ndarray:
-    """(1, C, H, W) about [-1, 1] -> uint8 (H, W, C)."""
-    return to_uint8(image)[0].permute(1, 2, 0).numpy()
 
 
 def _show(axes: Axes, picture: np.ndarray) -> None:

@@ -28,17 +28,17 @@ def png(picture: np.ndarray | Figure) -> bytes:
     return data.getvalue()
 
 
-def gif(frames: Sequence[np.ndarray], seconds: float = 0.12) -> bytes:
-    """uint8 pictures (H, W, C) as a GIF that pauses on the last one."""
+def gif(frames: Sequence[np.ndarray]) -> bytes:
+    """uint8 pictures (H, W, C) as a GIF of 120 ms a frame that pauses on the last one."""
     images, data = [to_image(frame) for frame in frames], io.BytesIO()
-    milliseconds = [round(1000 * seconds)] * (len(images) - 1) + [1500]
+    milliseconds = [120] * (len(images) - 1) + [1500]
     images[0].save(data, "GIF", save_all=True, append_images=images[1:], duration=milliseconds, loop=0)
     return data.getvalue()
 
 
-def heat(values: np.ndarray, side: int, top: float | None = None) -> np.ndarray:
-    """Values (H, W) from 0 to `top` (their largest) -> a uint8 picture in the colours of matplotlib's magma."""
-    colours = colormaps["magma"](values / max(top or float(values.max()), 1e-9))[..., :3]
+def heat(values: np.ndarray, side: int, top: float) -> np.ndarray:
+    """Values (H, W) from 0 to `top` -> a uint8 picture in the colours of matplotlib's magma."""
+    colours = colormaps["magma"](values / max(top, 1e-9))[..., :3]
     return enlarge(np.round(255 * colours).astype(np.uint8), side)
 
 
