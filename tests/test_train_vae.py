@@ -24,6 +24,7 @@ from diffit_lib.training import train_vae as task
 from diffit_lib.training.autoencoder import AutoencoderModule, divergence, latent_statistics
 from diffit_lib.training.train_vae import train_vae
 from diffit_lib.utils.errors import DiffitError
+from diffit_lib.utils.files import sha256
 
 TINY = VAE_PRESETS["vae-digits"].override(
     name="tiny", channels=(8, 8), down=(True,), attn=(False, False), patch=1, max_steps=4, minutes=None,
@@ -288,7 +289,7 @@ class TestPerceptual:
         torch.save(vgg, tmp_path / "vgg.pth")
         with pytest.raises(DiffitError, match=r"vgg\.pth is not the published VGG-16 \(SHA-256 .*; delete it and down"):
             load_perceptual(tmp_path / "vgg.pth")
-        monkeypatch.setattr(vae_losses, "VGG_SHA256", vae_losses.sha256(tmp_path / "vgg.pth"))
+        monkeypatch.setattr(vae_losses, "VGG_SHA256", sha256(tmp_path / "vgg.pth"))
         a, b = torch.rand(2, 1, 3, 16, 16)
         assert torch.equal(load_perceptual(tmp_path / "vgg.pth")(a, b), lpips(a, b))
 

@@ -12,8 +12,8 @@ from diffit_lib.cli.info import describe
 from diffit_lib.config.models import TransformerConfig
 from diffit_lib.config.presets import preset
 from diffit_lib.models import build_network
-from diffit_lib.models.adaln import AdaLNBlock
 from diffit_lib.models.cost import denoiser_cost
+from diffit_lib.models.transformer import AdaLNBlock
 from diffit_lib.sampling.pipeline import load
 from diffit_lib.training.train import train
 from diffit_lib.utils.errors import DiffitError

@@ -22,11 +22,11 @@ from diffit_lib.checkpoints.safetensors_io import write_checkpoint
 from diffit_lib.checkpoints.weights import SIDE, load_own_space, load_weights
 from diffit_lib.config.diffusion import VPConfig
 from diffit_lib.config.models import TransformerConfig
-from diffit_lib.models import adaln, blocks, transformer
+from diffit_lib.models import blocks, transformer
 from diffit_lib.models.blocks import sinusoid
 from diffit_lib.models.latent_space import LatentSpace
 from diffit_lib.utils.errors import check
-from diffit_lib.utils.files import replacing
+from diffit_lib.utils.files import replacing, write_text
 from diffit_lib.utils.tensors import unpatchify
 
 ROWS = 1001  # of the label table that DiTPipeline asks for: its "no class" is 1000
@@ -70,14 +70,22 @@ def export(weights: str | Path, folder: str | Path, vae: str | Path | None = Non
         module, kind = "diffit", "DiffiTModel"
     beside = folder.with_name(f".{folder.name}.{uuid4().hex[:8]}")
     try:
-        write_json(beside / "transformer" / "config.json", transformer_config(network, kind))
-        write_json(beside / "vae" / "config.json", vae_config)
-        write_json(beside / "scheduler" / "scheduler_config.json", scheduler_config(config))
-        index: dict[str, Any] = {"_class_name": "DiTPipeline", "_diffusers_version": "0.35.0"}
-        index |= {"transformer": [module, kind], "vae": ["diffusers", "AutoencoderKL"]}
-        index |= {"scheduler": ["diffusers", "DDIMScheduler"]}
-        index |= {"id2label": {str(number): name for number, name in enumerate(card.class_names)}}
-        write_json(beside / "model_index.json", index)
+        index = {
+            "_class_name": "DiTPipeline",
+            "_diffusers_version": "0.35.0",
+            "transformer": [module, kind],
+            "vae": ["diffusers", "AutoencoderKL"],
+            "scheduler": ["diffusers", "DDIMScheduler"],
+            "id2label": dict(enumerate(card.class_names)),
+        }
+        configs = {
+            "transformer/config.json": transformer_config(network, kind),
+            "vae/config.json": vae_config,
+            "scheduler/scheduler_config.json": scheduler_config(config),
+            "model_index.json": index,
+        }
+        for name, values in configs.items():
+            write_text(beside / name, json.dumps(values, indent=2) + "\n")
         for file, content in ((TRANSFORMER, theirs), (f"vae/{Path(TRANSFORMER).name}", decoder)):
             with replacing(beside / file) as part:
                 save_file({name: tensor.contiguous() for name, tensor in content.items()}, part, {"format": "pt"})
@@ -85,7 +93,7 @@ def export(weights: str | Path, folder: str | Path, vae: str | Path | None = Non
         side = {f"ema.network.{name}": tensor for name, tensor in kept.items()} | own
         write_checkpoint(beside / "transformer" / SIDE, card, side)
         if module == "diffit":
-            (beside / "transformer" / "diffit.py").write_text(pipeline_file(), encoding="utf-8")
+            write_text(beside / "transformer" / "diffit.py", pipeline_file())
         if folder.exists():
             folder.rmdir()
         beside.rename(folder)
@@ -203,12 +211,6 @@ def scheduler_config(config: VPConfig) -> dict[str, Any]:
 
 def pipeline_file() -> str:
     """One file with the network's blocks, for `DiffusionPipeline.from_pretrained(custom_pipeline=...)`."""
-    sources = [getsource(unpatchify), getsource(blocks), getsource(adaln), getsource(transformer)]
+    sources = [getsource(unpatchify), getsource(blocks), getsource(transformer)]
     code = re.sub(r"^from diffit_lib.*\n", "", "\n\n".join(sources), flags=re.M)
     return PIPELINE.read_text(encoding="utf-8").replace("# the network\n", code)
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write one of diffusers' configurations."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

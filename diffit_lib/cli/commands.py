@@ -1,12 +1,14 @@
-"""The verbs of the command line; each imports what it needs when it runs, so that `--help` is quick."""
+"""The verbs of the command line; each imports what it needs when it runs, so that `--help` is quick.
+
+Those that use trained weights are in `using.py`.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 from diffit_lib.cli import options
-from diffit_lib.cli.edit import run_edit
-from diffit_lib.cli.export import run_export, run_push
+from diffit_lib.cli.using import run_edit, run_evaluate, run_export, run_push, run_reconstruct, run_sample
 from diffit_lib.config.presets import PRESETS, VAE_PRESETS
 
 
@@ -116,102 +118,6 @@ def run_train_vae(
         print(f"weights: {train_vae(experiment, run, name=name)}")
 
 
-def run_sample(
-    weights: str,
-    out: str = "samples",
-    seeds: str | int | None = None,
-    classes: str | int | list[str | int] | None = None,
-    per_class: int | None = None,
-    guidance: float | list[float] | str | None = None,
-    grid: str | None = None,
-    format: Literal["png", "zip", "npz", "grid"] = "png",
-    trajectory: bool = False,
-    batch_size: int = 64,
-    protocol: Literal["round", "adm"] = "round",
-    **settings: Any,
-) -> None:
-    """Draw images from weights. Run it again on the same folder to continue.
-
-    Args:
-        weights: Weights file, run folder, or the name of pretrained weights.
-        out: Folder for the images, their grid, index.csv and settings.json.
-        seeds: One image for each seed, e.g. 0-63,100; by default 0-63.
-        classes: Classes by name or number, e.g. 3 or cat,dog, in turn for the seeds; by default random.
-        per_class: Images of each class. With --seeds, every class uses these seeds; otherwise each class has its own.
-        guidance: Strength of classifier-free guidance, or several, e.g. 1,2,4, each in its own folder.
-        grid: Columns and rows of grid.png, e.g. 8x8; with --per-class each row is a class.
-        format: PNG files, one zip, the npz that public evaluators read, or the grid only.
-        trajectory: Save the first images at every step, as PNG files, a strip and a GIF.
-        batch_size: Images drawn at once; small batches divide better among several processes.
-        protocol: How values become 8-bit; adm truncates as the published evaluators do.
-    """
-    from diffit_lib.sampling.sample import sample
-    from diffit_lib.sampling.writer import PLACES
-
-    for folder in sample(
-        weights,
-        out,
-        None if seeds is None else options.parse_seeds(str(seeds)),
-        classes,
-        per_class=per_class,
-        guidance=options.parse_guidance(guidance) if isinstance(guidance, str) else guidance,
-        grid=options.parse_grid(grid),
-        format=format,
-        trajectory=trajectory,
-        batch_size=batch_size,
-        protocol=protocol,
-        **dict(settings),
-    ):
-        print(f"images: {folder / PLACES[format]}; seed, class and file of each: {folder}/index.csv")
-
-
-def run_evaluate(
-    what: str,
-    data: str | None = None,
-    images: int | None = None,
-    extractor: Literal["classifier", "inception", "dinov2", "dinov2-b", "clip"] | None = None,
-    extractor_file: str | None = None,
-    protocol: Literal["round", "adm", "dit", "diffit", "edm"] = "round",
-    batch_size: int = 100,
-    out: str | None = None,
-    save_statistics: str | None = None,
-    **settings: Any,
-) -> None:
-    """Measure samples of weights, or given images, against a data set, other images, or published statistics.
-
-    Args:
-        what: Weights file, run folder, or name of pretrained weights; or images: a folder, a zip, an npz of arr_0.
-        data: Data set by name, folder, zip, or npz of images or statistics (mu, sigma); by default the training data.
-        images: How many images to draw, equally many of each class (500), or to take of the given ones (all).
-        extractor: Network that computes the features; by default the classifier if the data have classes.
-        extractor_file: File of this network's published weights; by default downloaded.
-        protocol: adm truncates to 8 bits as ADM does; dit, diffit and edm set all that those papers' numbers need.
-        batch_size: Images drawn at once.
-        out: JSON file to append the numbers to; several settings also give a table and a plot beside it.
-        save_statistics: npz file for the network's statistics of the data, as other evaluators read them.
-    """
-    from diffit_lib.evaluation.evaluate import combinations, evaluate_each
-    from diffit_lib.evaluation.provenance import read_results, record, table
-
-    if out is not None:
-        read_results(out)  # refuse a file that cannot be appended to before drawing
-    numbers = evaluate_each(
-        what,
-        data,
-        images=images,
-        extractor=extractor,
-        extractor_file=extractor_file,
-        protocol=protocol,
-        batch_size=batch_size,
-        save_statistics=save_statistics,
-        **dict(settings),
-    )
-    if numbers:
-        print(table(combinations(settings), numbers))
-    if numbers and out is not None:
-        record(out, what, combinations(settings), numbers)
-
-
 def run_encode(
     vae: str,
     data: str | None = None,
@@ -265,21 +171,6 @@ def run_pack(
 
     packed = pack(source, out or f"{name}.zip", size, crop=crop, max_images=max_images, skip_bad=skip_bad)
     print(f"packed: {packed}, {packed.stat().st_size / 1e6:,.1f} MB")
-
-
-def run_reconstruct(vae: str, data: str | None = None, out: str = "reconstructions", images: int = 32) -> None:
-    """Show how an autoencoder reconstructs images: grids of input, latents and reconstruction.
-
-    Args:
-        vae: Weights file or run folder of an autoencoder or a latent model, or the name of pretrained ones.
-        data: Data set by name, folder, zip, or folder of latents; by default the autoencoder's training data.
-        out: Folder for the grids.
-        images: How many images to show.
-    """
-    from diffit_lib.evaluation.reconstruction import reconstruct
-
-    numbers = reconstruct(vae, data, out, images=images)
-    print(f"grids: {out}/", *(f"{name}={value:.4g}" for name, value in numbers.items()))
 
 
 # Named other than the functions that they call: jsonargparse looks up by name what takes `**settings`; dict() hides it.

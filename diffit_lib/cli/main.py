@@ -13,19 +13,10 @@ import docstring_parser
 from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, set_loader
 
 from diffit_lib import __version__
-from diffit_lib.cli.commands import (
-    VERBS,
-    run_edit,
-    run_encode,
-    run_evaluate,
-    run_explore,
-    run_info,
-    run_sample,
-    run_train,
-    run_train_vae,
-)
+from diffit_lib.cli.commands import VERBS, run_encode, run_explore, run_info, run_train, run_train_vae
 from diffit_lib.cli.launch import count, is_distributed, join_group, launch, number, number_or_auto
 from diffit_lib.cli.options import add_experiment_fields, add_fields, default_words, summary
+from diffit_lib.cli.using import run_edit, run_evaluate, run_sample
 from diffit_lib.config.diffusion import SamplingConfig
 from diffit_lib.config.presets import PRESETS, VAE_PRESETS, Presets, load_options
 from diffit_lib.utils.errors import DiffitError, closest

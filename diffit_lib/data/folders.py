@@ -9,7 +9,6 @@ import posixpath
 import zipfile
 from collections import deque
 from functools import cache, lru_cache
-from importlib import resources
 from pathlib import Path, PurePosixPath
 from textwrap import shorten
 from typing import NamedTuple
@@ -72,7 +71,7 @@ def imagenet_names() -> dict[str, str]:
 
     The names are torchvision's.
     """
-    text = resources.files("diffit_lib.data").joinpath("imagenet_classes.txt").read_text(encoding="utf-8")
+    text = Path(__file__).with_name("imagenet_classes.txt").read_text(encoding="utf-8")
     return dict(line.split(" ", 1) for line in text.splitlines())
 
 
@@ -88,8 +87,7 @@ def file_state(source: Path, path: str) -> tuple[int, int]:
 def read(source: Path, path: str, most: float = MOST_BYTES) -> bytes:
     """The bytes of one file below a folder or in a zip; a ValueError where there are more than `most`."""
     size, _ = file_state(source, path)
-    if size > most:
-        raise ValueError(f"{size / 1e6:,.0f} MB are more than {most / 1e6:,.0f}")
+    check_bytes(size, most)
     if source.is_dir():
         with open(source / path, "rb") as file:
             return file.read(size)
@@ -98,6 +96,12 @@ def read(source: Path, path: str, most: float = MOST_BYTES) -> bytes:
         raise ValueError("its compression in the zip is none of the usual")
     with archive.open(members[path]) as file:
         return file.read(size)  # `archive.read` decompresses what exceeds the size too
+
+
+def check_bytes(size: int, most: float = MOST_BYTES) -> None:
+    """Raise a ValueError for more bytes than `most`."""
+    if size > most:
+        raise ValueError(f"{size / 1e6:,.0f} MB are more than {most / 1e6:,.0f}")
 
 
 @lru_cache(maxsize=2)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from diffit_lib.data.folders import MOST_BYTES, PARTS, SUFFIXES
+from diffit_lib.data.folders import MOST_BYTES, PARTS, SUFFIXES, check_bytes
 from diffit_lib.data.listing import ImageList, Split, by_part, name_classes
 from diffit_lib.utils.errors import DiffitError, check, printable
 from diffit_lib.utils.logging import say
@@ -145,8 +145,7 @@ def state_of(images: dict[str, Member], key: str) -> tuple[int, int]:
 def read(images: dict[str, Member], key: str, most: int = MOST_BYTES) -> bytes:
     """The bytes of an image; a ValueError where there are more than `most`."""
     shard, offset, size = images[key]
-    if size > most:
-        raise ValueError(f"{size / 1e6:,.0f} MB are more than {most / 1e6:,.0f}")
+    check_bytes(size, most)
     with open(shard, "rb") as file:
         file.seek(offset)
         return file.read(size)

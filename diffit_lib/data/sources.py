@@ -1,4 +1,4 @@
-"""Where images come from: data sets by name, folders and zips of image files, any torch Dataset.
+"""Where images come from: data sets by name, folders and zips, the Hugging Face hub, any torch Dataset.
 
 A source is listed first: references and labels. Images are decoded later, by `preprocess`.
 """
@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
-from diffit_lib.data import hub_datasets, shards
-from diffit_lib.data.folders import file_state, find_images, imagenet_names, read
+from diffit_lib.data import shards
+from diffit_lib.data.folders import check_bytes, file_state, find_images, imagenet_names, read
 from diffit_lib.data.listing import ImageList, Split, by_part, name_classes, split
 from diffit_lib.utils.errors import DiffitError, check, closest, printable
 from diffit_lib.utils.files import cache_folder, siblings
@@ -28,6 +28,8 @@ from diffit_lib.utils.logging import say
 
 IMAGENETTE_IMAGES = 13_394
 TIMEOUT = 20  # seconds to wait for a server's answer
+IMAGE, LABEL = ("image", "img"), ("label", "labels", "fine_label")  # usual names of columns, the first that is there
+TEST = ("test", "validation", "val", "valid")  # of the hub's splits
 
 
 def list_images(
@@ -44,7 +46,7 @@ def list_images(
         return from_name(str(source), image_size)
     check(bool(str(source)), "no data are named; give a data set by name, or the path of a folder or zip")
     if str(source).startswith("hf:"):
-        return hub_datasets.from_hub_dataset(str(source))
+        return from_hub_dataset(str(source))
     path = Path(source).expanduser()
     if found := shards.find_shards(path):
         return shards.from_shards(path, found)
@@ -88,6 +90,61 @@ def from_files(
     """List these image files below a folder or in a zip."""
     state, threads = partial(file_state, source), os.cpu_count() or 1
     return ImageList(name, paths, partial(read, source), labels, class_names, None, threads, state)
+
+
+def from_hub_dataset(source: str) -> Split[ImageList]:
+    """List `hf:NAME`, its splits `train` and `test` (or `validation`), or `hf:NAME:split`, of which a part is drawn."""
+    name, _, part = source.removeprefix("hf:").partition(":")
+    try:
+        import datasets
+
+        check(int(datasets.__version__.partition(".")[0]) >= 4, f"{source} needs datasets 4, which runs no scripts")
+        splits = datasets.load_dataset(name, split=part or None)
+    except ImportError:
+        raise DiffitError(f"{source} needs the datasets library; pip install datasets, or give a folder") from None
+    except DiffitError:
+        raise
+    except Exception as error:  # of many kinds: offline, no such name, no such split
+        reason = shorten(str(error) or type(error).__name__, 200)
+        raise DiffitError(f"{source} cannot be loaded ({reason}); check name, split and network") from error
+    if part:
+        return split(from_hub_split(source, splits))
+    train = "train" if "train" in splits else next(iter(splits))
+    test = next((name for name in TEST if name in splits and name != train), None)
+    if others := [name for name in splits if name not in (train, test)]:
+        say(f"{source}: left out {', '.join(others)}; {source}:{others[0]} takes it")
+    if test is None:
+        return split(from_hub_split(source, splits[train]))
+    return Split(from_hub_split(source, splits[train]), from_hub_split(source, splits[test]))
+
+
+def from_hub_split(source: str, data: Any) -> ImageList:
+    """List one split: its column of images, and of classes if there is one; images stay encoded until they are used."""
+    from datasets import ClassLabel, Image
+
+    images = [column for column, feature in data.features.items() if isinstance(feature, Image)]
+    classes = [column for column, feature in data.features.items() if isinstance(feature, ClassLabel)]
+    classes += [column for column in LABEL if str(getattr(data.features.get(column), "dtype", ""))[:3] == "int"]
+    columns = ", ".join(data.features)
+    check(images != [] and len(data) > 0, f"{source} has no column of images, but {columns}; give another data set")
+    image = next((column for column in IMAGE if column in images), images[0])
+    name, labels = printable(source.removeprefix("hf:")), torch.zeros(len(data), dtype=torch.int64)
+    names: tuple[str, ...] = ()
+    if classes:
+        label = next((column for column in LABEL if column in classes), classes[0])
+        labels, names = name_classes(name, list(data[label]), getattr(data.features[label], "names", ()))
+    reader = partial(read_hub_image, data.cast_column(image, Image(decode=False)), image)
+    return ImageList(name, list(map(str, range(len(data)))), reader, labels, names, None, os.cpu_count() or 1)
+
+
+def read_hub_image(data: Any, column: str, key: str) -> bytes:
+    """The bytes of an image file, in the data set or beside it; a ValueError for more than `MOST_BYTES`."""
+    found = data[int(key)][column]
+    if found["bytes"] is None:
+        path = Path(found["path"])
+        return read(path.parent, path.name)
+    check_bytes(len(found["bytes"]))
+    return found["bytes"]
 
 
 def from_pixels(name: str, pixels: Tensor, labels: Any, class_names: Sequence[str]) -> ImageList:

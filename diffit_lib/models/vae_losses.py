@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torchmetrics.functional.image.lpips import _LPIPS
 
 from diffit_lib.models.blocks import group_norm
-from diffit_lib.utils.errors import DiffitError, check
-from diffit_lib.utils.files import cache_folder, download, sha256
+from diffit_lib.utils.files import cache_folder, download, published_file
 
 VGG_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
 VGG_SHA256 = "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0"
@@ -50,13 +49,7 @@ def load_perceptual(path: str | Path | None = None) -> Perceptual:
     """
     if path is None:
         path = download(VGG_URL, VGG_SHA256, "the weights of VGG-16, which LPIPS needs,", "or set perceptual_weight=0")
-    path = Path(path)
-    check(path.is_file(), f"there are no VGG-16 weights at {path}; download them from {VGG_URL}")
-    if (found := sha256(path)) != VGG_SHA256:
-        raise DiffitError(
-            f"{path} is not the published VGG-16 (SHA-256 {found[:8]}..., not {VGG_SHA256[:8]}...); "
-            f"delete it and download {VGG_URL} anew"
-        )
+    path = published_file(Path(path), VGG_URL, VGG_SHA256, "VGG-16", "")
     return Perceptual(torch.load(path, map_location="cpu", weights_only=True))
 
 

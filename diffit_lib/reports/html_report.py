@@ -7,7 +7,6 @@ import shlex
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -91,7 +90,7 @@ def render(
         "facts": f"{card.experiment.name}, {millions:.1f} million parameters, trained on {len(data.train):,} images of "
         f"{card.experiment.data}: {card.images_seen:,} seen in {card.minutes:.1f} minutes on {card.device}.",
     }
-    return Template(files(__package__).joinpath("report.html").read_text(encoding="utf-8")).substitute(
+    return Template(Path(__file__).with_name("report.html").read_text(encoding="utf-8")).substitute(
         {key: escape(text) for key, text in texts.items()},
         reasons=bullets(diagnosis.reasons),
         samples=figure(grid(quick.samples), drawn, "Samples"),

@@ -1,7 +1,6 @@
 """Weights as a repository on the Hugging Face hub: their file, a model card, samples, curves and a Gradio app."""
 
 import re
-from importlib.resources import files
 from pathlib import Path
 from string import Template
 from tempfile import TemporaryDirectory
@@ -79,7 +78,7 @@ def write_folder(pipe: Pipeline, repository: str, folder: Path) -> None:
 
 def template(file: str, **values: Any) -> str:
     """One of the text files beside this one, filled in."""
-    return Template(files(__package__).joinpath(f"{file}.txt").read_text(encoding="utf-8")).substitute(values)
+    return Template(Path(__file__).with_name(f"{file}.txt").read_text(encoding="utf-8")).substitute(values)
 
 
 def model_card(pipe: Pipeline, repository: str, *, curves: bool) -> str:
