@@ -9,13 +9,22 @@ import torch
 from safetensors.torch import load_file
 from together import together
 
+from diffit_lib.checkpoints.autoencoders import VAECard
+from diffit_lib.checkpoints.safetensors_io import read_card
+from diffit_lib.checkpoints.weights import ModelCard
 from diffit_lib.cli.launch import TOLD, join_group
 from diffit_lib.cli.main import main
 from diffit_lib.config.presets import vae_preset
+from diffit_lib.evaluation import features
+from diffit_lib.models.latent_space import LatentSpace
+from diffit_lib.sampling.pipeline import Pipeline
+from diffit_lib.training import online_metrics
 from diffit_lib.training import train as task
 from diffit_lib.training import train_vae as vae_task
 from diffit_lib.training.diffusion import DiffusionModule
 from diffit_lib.training.module import CheckpointFile
+from diffit_lib.training.online_metrics import ONLINE_SAMPLES
+from diffit_lib.training.train import GRID
 from diffit_lib.utils.distributed import (
     any_rank,
     export_rank,
@@ -26,8 +35,13 @@ from diffit_lib.utils.distributed import (
     rank_zero_first,
 )
 from diffit_lib.utils.errors import DiffitError
+from diffit_lib.utils.files import read_rows
 
 EVERY_STEP = 1e-9  # minutes between two reports
+VAE = vae_preset("vae-digits").override(
+    channels=(8,), down=(), attn=(False,), patch=2, disc_width=8, perceptual_weight=0.0, batch_size=8, threads=1,
+    precision="32-true",
+)  # fmt: skip
 
 
 def losses(experiment, run):
@@ -52,6 +66,33 @@ def terminated(experiment, run, step):
 
     DiffusionModule.training_step = hit
     task.train(experiment, run, progress=False)
+
+
+def reporting(experiment, run):
+    """Train; the seeds that this process draws, the images that it encodes after training, and the last report."""
+    os.environ["DIFFIT_CACHE"] = str(run.with_name("cache"))
+    features.TRAINING_IMAGES, task.write_figure = 640, lambda path, figure: None  # slow, and not at stake
+    task.SHARE = online_metrics.SHARE = 1e9  # time enough to draw and measure everything
+    seeds, encoded = [], []
+    stream, encode = Pipeline.stream, LatentSpace.encode
+    Pipeline.stream = lambda pipe, part, *args, **kwargs: seeds.extend(part) or stream(pipe, part, *args, **kwargs)
+    LatentSpace.encode = lambda space, images, *args: encoded.append(len(images)) or encode(space, images, *args)
+    train = vae_task.train_vae if hasattr(experiment, "loss") else task.train
+    card = read_card(train(experiment, run, progress=False), VAECard if hasattr(experiment, "loss") else ModelCard)
+    latents = (*card.mean, *card.std) if hasattr(experiment, "loss") else ()
+    row = {name: float(value) for name, value in read_rows(run / "metrics.csv")[-1].items()}
+    return seeds, sum(encoded), {name: row[name] for name in row if "seconds" not in name} | dict(enumerate(latents))
+
+
+def failing(experiment, run, rank):
+    """Train; the first process cannot plot, or the second one not draw."""
+
+    def fail(*_, **__):
+        raise OSError("no display")
+
+    if rank_info().rank == rank:
+        task.write_figure, Pipeline.stream = (fail, Pipeline.stream) if rank == 0 else (task.write_figure, fail)
+    task.train(experiment.override(report_minutes=EVERY_STEP), run, progress=False)
 
 
 def doings(folder):
@@ -91,19 +132,32 @@ class TestTogether:
     def test_losses_of_50_steps_are_those_of_one_process(self, tiny, alone, tmp_path):
         experiment = tiny.override(max_steps=50, accumulate=2)
         (told, silent), status = together(tmp_path, losses, experiment, tmp_path / "two")
-        assert (status, silent) == ([0, 0], [])
+        assert (status, silent) == ([0, 0], told)
         assert len(told) == 50
         assert close(told, alone(experiment))
 
     def test_an_autoencoder_and_its_judge_learn_as_in_one_process(self, alone, tmp_path):
-        small = {"channels": (8,), "down": (), "attn": (False,), "patch": 2, "disc_width": 8, "perceptual_weight": 0.0}
-        experiment = vae_preset("vae-digits").override(
-            **small, max_steps=8, batch_size=8, disc_weight=0.5, disc_start=24, threads=1, precision="32-true"
-        )
+        experiment = VAE.override(max_steps=8, disc_weight=0.5, disc_start=24)
         (told, _), status = together(tmp_path, losses, experiment, tmp_path / "two")
         assert status == [0, 0]
         assert [terms["discriminator"] > 0 for terms in told] == [False] * 3 + [True] * 5
         assert close(told, alone(experiment))
+
+    @pytest.mark.parametrize("kind", ["image", "vae"])
+    def test_a_report_is_that_of_one_process_and_each_draws_its_part(self, tiny, kind, tmp_path):
+        experiment = VAE.override(max_steps=2, minutes=None) if kind == "vae" else tiny.override(steps=2)
+        ((seeds, images, row),), _ = together(tmp_path, reporting, experiment, tmp_path / "one", world=1)
+        both, status = together(tmp_path, reporting, experiment, tmp_path / "two")
+        assert status == [0, 0]
+        assert len(seeds) == (0 if kind == "vae" else GRID + ONLINE_SAMPLES)
+        assert [len(part) for part, _, _ in both] == [len(seeds) / 2] * 2
+        assert sorted(both[0][0] + both[1][0]) == sorted(seeds)
+        assert [part for _, part, _ in both] == [images / 2] * 2
+        assert both[0][2] == both[1][2] == pytest.approx(row, rel=1e-3)
+
+    @pytest.mark.parametrize("rank", [0, 1])
+    def test_an_error_in_the_report_of_one_ends_both(self, tiny, rank, tmp_path):
+        assert together(tmp_path, failing, tiny, tmp_path / "run", rank)[1] == [1, 1]
 
     def test_a_sigterm_to_one_stops_both_at_the_end_of_its_step_and_the_run_goes_on(self, tiny, tmp_path):
         experiment = tiny.override(max_steps=6, accumulate=2, dropout=0.1, workers=1)

@@ -23,7 +23,7 @@ from diffit_lib.evaluation.features import inception_path, load_inception
 from diffit_lib.evaluation.metrics import frechet_distance
 from diffit_lib.models.latent_space import LatentSpace, Space
 from diffit_lib.models.vae_losses import SMALLEST, load_perceptual, vgg_path
-from diffit_lib.utils.distributed import local_device
+from diffit_lib.utils.distributed import local_device, share_out
 from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.logging import say
 from diffit_lib.utils.plots import enlargement, tile, write_png
@@ -32,8 +32,15 @@ from diffit_lib.utils.tensors import best_device, to_float, to_uint8
 
 @torch.no_grad()
 def reconstructions(space: Space, images: Tensor) -> Tensor:
-    """uint8 (N, C, H, W) -> the same encoded to the mean of their latents and decoded again; on the CPU."""
-    return torch.cat([to_uint8(space.decode(space.encode(part))).cpu() for part in images.split(64)])
+    """uint8 (N, C, H, W) -> the same encoded to the mean of their latents and decoded again; on the CPU.
+
+    Processes share the images: all must call.
+    """
+
+    def again(images: Tensor) -> Tensor:
+        return torch.cat([to_uint8(space.decode(space.encode(part))).cpu() for part in images.split(64)])
+
+    return torch.cat(share_out(again, images))
 
 
 @torch.no_grad()

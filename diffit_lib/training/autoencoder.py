@@ -11,7 +11,7 @@ from diffit_lib.data.stream import Batch
 from diffit_lib.models.vae import KLAutoencoder
 from diffit_lib.models.vae_losses import PatchDiscriminator, Perceptual, hinge
 from diffit_lib.training.module import RunModule
-from diffit_lib.utils.distributed import mean_over_ranks
+from diffit_lib.utils.distributed import mean_over_ranks, share_out
 from diffit_lib.utils.tensors import autocast, to_float
 
 LARGEST_WEIGHT = 1e4  # of the adversarial term, relative to the rest
@@ -24,6 +24,8 @@ class AutoencoderModule(RunModule):
     One backward pass serves both: the autoencoder's loss detaches the discriminator's parameters, the discriminator's
     loss detaches the reconstruction.
     """
+
+    some_idle = True  # the discriminator before `disc_start`, or always
 
     def __init__(
         self,
@@ -40,11 +42,6 @@ class AutoencoderModule(RunModule):
     def parameter_groups(self) -> list[list[nn.Parameter]]:
         """The autoencoder, the discriminator."""
         return [list(self.model.parameters()), list(self.discriminator.parameters())]
-
-    @property
-    def some_idle(self) -> bool:  # type: ignore[override]
-        """Whether there is a discriminator: it has no gradient before `disc_start`."""
-        return self.loss.disc_weight > 0
 
     @property
     def joined(self) -> bool:
@@ -93,15 +90,22 @@ def divergence(moments: Tensor) -> Tensor:
 def latent_statistics(
     network: KLAutoencoder, images: Images, most: int, device: torch.device, precision: str
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each latent channel, over at most `most` images, evenly spread."""
-    sums = torch.zeros(2, network.config.z_channels, dtype=torch.float64)
-    places = 0
-    for indices in images.spread(most).split(64):
-        with autocast(device, precision):
-            moments = network.encode(to_float(images.images[indices].to(device))).float()
-        mean, log_variance = moments.chunk(2, dim=1)
-        values = torch.stack([mean, mean.square() + log_variance.exp()])  # (2, B, z, h, w)
-        sums += values.sum(dim=(1, 3, 4)).double().cpu()
-        places += len(mean) * mean[0, 0].numel()
-    mean, square = sums / places
+    """Mean and standard deviation of each latent channel, over at most `most` images, evenly spread.
+
+    Processes share the images.
+    """
+
+    def sums(indices: Tensor) -> Tensor:
+        """Of values and of squares, and how many values there are: (3, z), float64."""
+        found = torch.zeros(3, network.config.z_channels, dtype=torch.float64)
+        for batch in indices.split(64):
+            with autocast(device, precision):
+                moments = network.encode(to_float(images.images[batch].to(device))).float()
+            mean, log_variance = moments.chunk(2, dim=1)
+            values = torch.stack([mean, mean.square() + log_variance.exp(), torch.ones_like(mean)])  # (3, B, z, h, w)
+            found += values.sum(dim=(1, 3, 4)).double().cpu()
+        return found
+
+    total, squares, places = torch.stack(share_out(sums, images.spread(most))).sum(0)
+    mean, square = total / places, squares / places
     return tuple(mean.tolist()), tuple((square - mean.square()).sqrt().tolist())

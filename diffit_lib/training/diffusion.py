@@ -1,5 +1,6 @@
 """Training a denoiser: the loss of one step, and the test loss by noise level."""
 
+from itertools import chain
 from typing import Any, cast
 
 import torch
@@ -14,6 +15,7 @@ from diffit_lib.diffusion.denoiser import Preconditioned
 from diffit_lib.diffusion.loss import denoising_loss
 from diffit_lib.models.latent_space import PIXEL_SPACE, Space
 from diffit_lib.training.module import RunModule
+from diffit_lib.utils.distributed import share_out
 from diffit_lib.utils.tensors import SeededNoise, autocast
 
 LEVELS, IMAGES = 8, 256  # of the test loss
@@ -53,16 +55,22 @@ def loss_by_level(
 ) -> dict[float, float]:
     """Denoising loss on up to 256 test images by noise level sigma, at 8 fixed quantiles of the training distribution.
 
-    Images and noise are the same at every call, so only the denoiser makes a difference.
+    Images and noise are the same at every call, so only the denoiser makes a difference. Processes share the levels.
     """
     device = next(denoiser.parameters()).device
     part = test.take(torch.arange(min(IMAGES, len(test))), test.name)
     clean = space.encode(part.images.to(device))
     noise = SeededNoise(range(len(part)), clean.shape[1:])().to(device)
     label = part.labels.to(device)
-    losses = {}
-    for quantile in (torch.arange(LEVELS) + 0.5) / LEVELS:
-        sigma = denoiser.draw_sigma(quantile.expand(len(part))).to(device)
-        with autocast(device, precision):
-            losses[float(sigma[0])] = float(denoising_loss(denoiser, clean, sigma, noise, label).mean())
-    return losses
+
+    def losses(quantiles: Tensor) -> list[tuple[float, float]]:
+        """Noise level and loss at each quantile."""
+        found = []
+        for quantile in quantiles:
+            sigma = denoiser.draw_sigma(quantile.expand(len(part))).to(device)
+            with autocast(device, precision):
+                loss = denoising_loss(denoiser, clean, sigma, noise, label).mean()
+            found.append((float(sigma[0]), float(loss)))
+        return found
+
+    return dict(chain(*share_out(losses, (torch.arange(LEVELS) + 0.5) / LEVELS)))

@@ -95,7 +95,8 @@ def fit(
 ) -> Path:
     """Train to the planned end, from the run's checkpoint if there is one, and return the path of the weights.
 
-    Each report calls `after_save`, `snapshot(module, terms=..., log=...)` and `after_report`, in the first process.
+    Each report calls `after_save`, `snapshot(module, terms=..., log=...)` and `after_report`; `snapshot` in all
+    processes, of which the first alone gets a log and writes.
     """
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     checkpoint, options = folder / CHECKPOINT, module.options
@@ -105,10 +106,12 @@ def fit(
     with closing(MetricsLog(folder, experiment)) if first else nullcontext() as log:
 
         def report(module: RunModule, terms: dict[str, float]) -> None:
-            after_save()
+            if first:
+                after_save()
             snapshot(module, terms=terms, log=log)
-            keep_newest(folder, module.images_seen, options.keep)
-            after_report()
+            if first:
+                keep_newest(folder, module.images_seen, options.keep)
+                after_report()
 
         reports = Report(checkpoint, report)
         trainer = pl.Trainer(

@@ -247,7 +247,7 @@ class Clock(pl.Callback):
 
 
 class Report(pl.Callback):
-    """Every few minutes, between two steps: a checkpoint, then `snapshot(module, terms=...)` in the first process."""
+    """Every few minutes, between two steps: a checkpoint, then `snapshot(module, terms=...)` in all processes."""
 
     def __init__(self, checkpoint: Path, snapshot: Callable[..., None]):
         self.checkpoint, self.snapshot = checkpoint, snapshot
@@ -295,6 +295,4 @@ class Report(pl.Callback):
     def report(self, trainer: pl.Trainer, module: RunModule) -> None:
         """Save first, so that an error in the snapshot loses nothing."""
         trainer.save_checkpoint(self.checkpoint)
-        terms = module.mean_terms()
-        if trainer.is_global_zero:
-            self.snapshot(module, terms=terms)
+        self.snapshot(module, terms=module.mean_terms())

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from diffit_lib.data.datasets import Images
 from diffit_lib.data.latent_cache import CachedLatents
@@ -14,6 +15,7 @@ from diffit_lib.evaluation.features import Extractor, inception_path, load_incep
 from diffit_lib.evaluation.metrics import Reference, frechet_from_moments, moments
 from diffit_lib.sampling.classes import in_turn
 from diffit_lib.sampling.pipeline import Pipeline
+from diffit_lib.utils.distributed import any_rank, rank_zero_first, share_out
 from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.logging import say
 from diffit_lib.utils.tensors import to_uint8
@@ -66,17 +68,23 @@ class OnlineMetric:
         """Columns for `metrics.csv`: the distance and the seconds it took, empty if they would exceed `SHARE`.
 
         `rows` are those of `metrics.csv` so far, `seconds` the training time, `each` the seconds to draw an image.
+        Processes share the images; none draws if one lacks the time or Inception.
         """
         if not self.column:
             return {}
         row: dict[str, Any] = {self.column: "", "metric_seconds": ""}
         spent = sum(float(earlier.get("metric_seconds") or 0) for earlier in rows)
-        if not self.kind or spent + ONLINE_SAMPLES * each > SHARE * seconds:
+        if any_rank(not self.kind or spent + ONLINE_SAMPLES * each > SHARE * seconds):
             return row
-        reference = self.reference
-        start = time.monotonic()
-        images = torch.cat(list(pipe.batches(range(ONLINE_SAMPLES), in_turn(pipe.card, ONLINE_SAMPLES))))
-        found = moments(self.extractor.features(to_uint8(images)))
+        with rank_zero_first():
+            reference = self.reference
+        labels, start = in_turn(pipe.card, ONLINE_SAMPLES), time.monotonic()
+
+        def features(seeds: range) -> Tensor:
+            images = torch.cat(list(pipe.batches(seeds, labels and labels[seeds.start : seeds.stop])))
+            return self.extractor.features(to_uint8(images))
+
+        found = moments(torch.cat(share_out(features, range(ONLINE_SAMPLES))))
         row[self.column] = frechet_from_moments(*found, reference.mean, reference.covariance)
         return row | {"metric_seconds": round(time.monotonic() - start, 2)}
 

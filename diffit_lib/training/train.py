@@ -26,7 +26,7 @@ from diffit_lib.training.fit import check_device, check_shape, fit, start
 from diffit_lib.training.logs import MetricsLog, read_rows, run_log
 from diffit_lib.training.online_metrics import OnlineMetric
 from diffit_lib.training.run_dir import CHECKPOINT, METRICS, WEIGHTS
-from diffit_lib.utils.distributed import rank_info, rank_zero_first
+from diffit_lib.utils.distributed import from_rank_zero, rank_info, rank_zero_first, share_out
 from diffit_lib.utils.errors import check
 from diffit_lib.utils.files import PRETRAINED
 from diffit_lib.utils.plots import enlargement, loss_curve, tile, write_figure, write_png
@@ -112,27 +112,38 @@ def write_snapshot(
     vae: VAECard | None,
     test: Images,
     metric: OnlineMetric,
-    log: MetricsLog,
+    log: MetricsLog | None,
 ) -> None:
-    """Write the weights, a grid of samples, a row of numbers and its curves; the best weights if these are the best."""
+    """Write the weights, a grid of samples, a row of numbers and its curves; the best weights if these are the best.
+
+    All processes draw and measure; the one with a log writes.
+    """
     card = ModelCard(experiment=experiment, class_names=module.data.class_names, vae=vae, **module.facts())
-    save_weights(run / WEIGHTS, card, module.average, module.model, module.space)
+    if log is not None:
+        save_weights(run / WEIGHTS, card, module.average, module.model, module.space)
 
     precision = experiment.training.precision
     pipe = Pipeline(module.average, card, module.space, device=module.device, precision=precision)
     labels, start = in_turn(card, GRID), time.monotonic()
-    samples = pipe(seeds=range(GRID)[:ROW], labels=labels and labels[:ROW])
-    each = (time.monotonic() - start) / len(samples)
-    if 0 < each * (GRID - ROW) < 60 * experiment.training.report_minutes * SHARE:
-        samples = np.concatenate([samples, pipe(seeds=range(ROW, GRID), labels=labels and labels[ROW:])])
-    name = f"samples/{module.images_seen:09d}.png"
-    write_png(run / name, tile(samples, columns=ROW, scale=enlargement(samples)))
 
+    def draw(seeds: range) -> np.ndarray:
+        return pipe(seeds, labels and labels[seeds.start : seeds.stop])
+
+    drawn = share_out(draw, range(ROW))
+    each = from_rank_zero(lambda: (time.monotonic() - start) / ROW)
+    if 0 < each * (GRID - ROW) < 60 * experiment.training.report_minutes * SHARE:
+        drawn += share_out(draw, range(ROW, GRID))
     rows = read_rows(run / METRICS)
     levels = loss_by_level(module.average, test, precision, module.space)
+    distance = metric(pipe, rows, module.seconds, each)
+    if log is None:
+        return
+
+    samples, name = np.concatenate(drawn), f"samples/{module.images_seen:09d}.png"
+    write_png(run / name, tile(samples, columns=ROW, scale=enlargement(samples)))
     row = {
         **module.row(terms, {"test_loss": sum(levels.values()) / len(levels)}),
-        **metric(pipe, rows, module.seconds, each),
+        **distance,
         **{f"test_loss_{sigma:.3g}": loss for sigma, loss in levels.items()},
     }
     if metric.is_best(row, rows):

@@ -90,11 +90,12 @@ def write_vae_snapshot(
     run: Path,
     experiment: VAEExperimentConfig,
     data: Split,
-    log: MetricsLog,
+    log: MetricsLog | None,
 ) -> None:
     """Write the averaged weights, held-out images over their reconstructions, a row of numbers and its curves.
 
-    The last report measures the latents of more training images, and rFID.
+    The last report measures the latents of more training images, and rFID. All processes measure; the one with a log
+    writes.
     """
     last, device = module.trainer.should_stop, module.device
     mean, std = latent_statistics(
@@ -103,9 +104,12 @@ def write_vae_snapshot(
     space = LatentSpace(module.average, torch.tensor(mean, device=device), torch.tensor(std, device=device))
     held = data.test.images[data.test.spread(MEASURED)]
     numbers = measure_vae(space, held, vgg=experiment.loss.vgg, rfid=last)
+    shown = data.test.images[data.test.spread(GRID)]  # evenly, so of all classes
+    again = reconstructions(space, shown)
+    if log is None:
+        return
     card = VAECard(experiment=experiment, mean=mean, std=std, numbers=numbers, **module.facts())
     write_checkpoint(run / WEIGHTS, card, module.average.state_dict())
-    shown = data.test.images[data.test.spread(GRID)]  # evenly, so of all classes
-    write_png(run / f"samples/{module.images_seen:09d}.png", comparison(shown, reconstructions(space, shown)))
+    write_png(run / f"samples/{module.images_seen:09d}.png", comparison(shown, again))
     measured = {name: value for name, value in numbers.items() if name != "images"}
     write_figure(run / "loss.png", vae_curves(log.add(module.row(terms, measured))))

@@ -4,11 +4,11 @@ import atexit
 import fcntl
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,7 @@ from diffit_lib.utils.tensors import best_device
 
 HELD: set[int] = set()  # descriptors of the folders that this process has locked
 
+S = TypeVar("S", bound=Sequence[Any] | Tensor)
 T = TypeVar("T")
 
 
@@ -167,6 +168,20 @@ def from_rank_zero(make: Callable[[], T]) -> T:
     if init_distributed():
         dist.broadcast_object_list(made)
     return made[0]  # type: ignore[return-value]
+
+
+def share_out(work: Callable[[S], T], items: S) -> list[T]:
+    """Call `work` on this process's part of the items, and return the results of all parts, in order, in all processes.
+
+    All must call. With fewer items than processes some have no part, and call nothing.
+    """
+    rank, world, _ = rank_info()
+    part: Any = items[len(items) * rank // world : len(items) * (rank + 1) // world]
+    results = [work(part) if len(part) else None]
+    if init_distributed():
+        mine, results = results[0], [None] * world
+        dist.all_gather_object(results, mine)
+    return [result for result in results if result is not None]
 
 
 def any_rank(yes: bool) -> bool:
