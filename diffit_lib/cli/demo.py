@@ -9,7 +9,7 @@ from diffit_lib.config.presets import preset
 from diffit_lib.data.datasets import load_data
 from diffit_lib.evaluation.evaluate import evaluate
 from diffit_lib.evaluation.features import train_classifier
-from diffit_lib.evaluation.provenance import Provenance
+from diffit_lib.evaluation.provenance import in_words
 from diffit_lib.models.cost import parameters
 from diffit_lib.sampling.grids import draw_grid, draw_strip
 from diffit_lib.sampling.pipeline import load
@@ -57,6 +57,6 @@ def table(report: dict[str, Any]) -> str:
         ("copy ratio", report["copy_ratio"], "1: as far from training images as test digits; 0: copies"),
     ]
     lines = [f"  {name:<26} {value:6.3f}   {meaning}" for name, value, meaning in rows]
-    lines.append(f"  stamp: {Provenance(**report['stamp'])}")
+    lines.append(f"  stamp: {in_words(report['stamp'])}")
     lines.append(f"  {report['parameters']:,} parameters, {report['images_seen']:,} images seen in {seconds:.0f} s")
     return "\n".join(lines + [f"  note: {warning}" for warning in report["warnings"]])

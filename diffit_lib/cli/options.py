@@ -146,11 +146,6 @@ def parse_resolution(text: str | None) -> tuple[int, int] | None:
     return size and size[::-1]
 
 
-def parse_grid(text: str | None) -> tuple[int, int] | None:
-    """Columns and rows in "8x4"; one number is both."""
-    return parse_pair("grid", text, "columns and rows, e.g. 8x8")
-
-
 def parse_pair(name: str, text: str | None, remedy: str) -> tuple[int, int] | None:
     """The numbers in "8x4" or "8"."""
     if text is None:

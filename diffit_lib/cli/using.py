@@ -47,7 +47,7 @@ def run_sample(
         classes,
         per_class=per_class,
         guidance=options.parse_guidance(guidance) if isinstance(guidance, str) else guidance,
-        grid=options.parse_grid(grid),
+        grid=options.parse_pair("grid", grid, "columns and rows, e.g. 8x8"),
         format=format,
         trajectory=trajectory,
         batch_size=batch_size,

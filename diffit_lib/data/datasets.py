@@ -224,10 +224,9 @@ def load_part(lazy: LazyImages, part: str, *, skip_bad: bool, memory: float) -> 
         report_skipped(source, kept)
         source = source.take(kept)
         images = replace(lazy, source=source) if held is None else held[: len(kept)]
-    where, size = "in memory", math.prod(images.shape)
-    if not isinstance(images, Tensor):
-        where = f"exceed memory_gb={memory / 1e9:.3g}, decoded when used"
-    if size >= WORTH_SAYING or not isinstance(images, Tensor):
+    size, in_memory = math.prod(images.shape), isinstance(images, Tensor)
+    if size >= WORTH_SAYING or not in_memory:
+        where = "in memory" if in_memory else f"exceed memory_gb={memory / 1e9:.3g}, decoded when used"
         say(f"{source.name}/{part}: {len(source):,} images, {size / 1e6:,.1f} MB {where}")
     return Images(f"{source.name}/{part}", images, source.labels, source.class_names)
 

@@ -233,7 +233,7 @@ def measure_images(
     """
     total = len(given)
     check(count is None or count <= total, f"images is {count}, but {given.name} holds {total}; give {total} or fewer")
-    chosen = torch.arange(count or total) * total // (count or total)
+    chosen = given.spread(count or total)
     theirs, ours = given.class_names, tuple(evaluator.class_names)
     known = bool(ours) and theirs in (ours, tuple(map(str, range(len(ours)))))
     if theirs and ours and not known:

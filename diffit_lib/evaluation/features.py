@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,8 +59,7 @@ def cached(name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor
 def code_digest() -> str:
     """What cached tensors are computed by: this package, the conversion of images, torch and torch-fidelity."""
     paths = [*sorted(map(str, Path(__file__).parent.glob("*.py"))), inspect.getfile(to_float)]
-    packages = [name for name in ("torch", "torchvision", "torch_fidelity") if find_spec(name)]
-    parts = [*map(sha256, paths), *map(version, packages)]
+    parts = [*map(sha256, paths), *map(version, ("torch", "torchvision", "torch_fidelity"))]
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
 
 
@@ -220,15 +218,11 @@ def chunks(images: Tensor, size: int) -> Iterable[Tensor]:
 def load_inception(path: str | Path | None = None) -> Inception:
     """Inception from its published file: at `path`, else in the cache, else downloaded into the cache (96 MB).
 
-    The file holds a pickle, so any other file is refused by its SHA-256. Raises a DiffitError if there is no file, no
-    network, or no torch-fidelity.
+    The file holds a pickle, so any other file is refused by its SHA-256. Raises a DiffitError if there is no file, or
+    no network.
     """
-    try:
-        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-    except ImportError:
-        raise DiffitError(
-            "Inception needs torch-fidelity; pip install torch-fidelity, or use the classifier extractor"
-        ) from None
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
     otherwise = "or, for data with classes, use the classifier extractor"
     path = published_file(path, INCEPTION_URL, INCEPTION_SHA256, "Inception", otherwise)
     network = FeatureExtractorInceptionV3(

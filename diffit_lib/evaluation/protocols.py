@@ -16,11 +16,10 @@ class Protocol:
     images: int = 500
     random_labels: bool = False  # each image's class is drawn from its seed; otherwise as many of each class
     vae: str = ""  # the decoder, for weights of Stable Diffusion's latents
-    paper: bool = True  # a paper's, whose features are Inception's
 
 
 PROTOCOLS = {
-    "round": Protocol(paper=False),
+    "round": Protocol(),
     "adm": Protocol("adm"),
     "dit": Protocol("round", 50_000, True, SD_VAE),
     "diffit": Protocol("adm", 50_000, True, SD_VAE),

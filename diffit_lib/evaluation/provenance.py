@@ -4,7 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +51,9 @@ class Provenance:
             said.append("the best checkpoint was chosen by this very metric: the number flatters")
         return said
 
-    def __str__(self) -> str:
-        """One line, `n=360 reference=digits/train ...`, without what does not apply."""
-        return in_words(asdict(self))
-
 
 def in_words(stamp: Mapping[str, Any]) -> str:
-    """The fields of a stamp in one line, without those that do not apply."""
+    """The fields of a stamp in one line, `n=360 reference=digits/train ...`, without those that do not apply."""
     return " ".join(f"{key}={value}" for key, value in stamp.items() if value is not None and value is not False)
 
 

@@ -22,7 +22,7 @@ from diffit_lib.evaluation.evaluate import evaluate
 from diffit_lib.evaluation.evaluator import HELD
 from diffit_lib.evaluation.features import train_classifier
 from diffit_lib.evaluation.metrics import class_accuracy
-from diffit_lib.evaluation.provenance import Provenance
+from diffit_lib.evaluation.provenance import in_words
 from diffit_lib.evaluation.reconstruction import reconstructions
 from diffit_lib.models.latent_space import Space
 from diffit_lib.notebook.drive import Backup, offer_download, warn
@@ -192,7 +192,7 @@ def results_table(numbers: dict[str, Any]) -> HTML:
     paper = PAPER_LATENT if numbers["stamp"]["decoder"] else PAPER
     others = [f"FID of the paper on {name}, n = 50,000: {value}" for name, value in paper.items()]
     notes = "".join(f"<li>{escape(note)}</li>" for note in [*numbers["warnings"], *others])
-    return HTML(f"<table>{cells}</table><small>{escape(str(Provenance(**numbers['stamp'])))}</small><ul>{notes}</ul>")
+    return HTML(f"<table>{cells}</table><small>{escape(in_words(numbers['stamp']))}</small><ul>{notes}</ul>")
 
 
 def closing_card(pipe: Pipeline, weights: Path, run: Backup, numbers: dict[str, Any] | None, **settings: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffit_lib.data.datasets import Split
+from diffit_lib.data.datasets import Images, Split
 from diffit_lib.evaluation.copies import shrink
 from diffit_lib.evaluation.evaluate import FIRST_SEED, make_provenance
 from diffit_lib.evaluation.evaluator import HELD, ClassifierEvaluator
@@ -79,11 +79,11 @@ def evaluate_quickly(pipe: Pipeline, data: Split) -> QuickEvaluation:
         quick.missing.append("The images have no classes, so no classifier can be trained to look at them.")
     if len(samples) < ROUGH:
         quick.missing.append(f"Only {len(samples)} images could be drawn in time: the Frechet distance says little.")
-    add_inception(quick, samples, train.images, test.images, pipe.device)
+    add_inception(quick, samples, train, test, pipe.device)
     return quick
 
 
-def add_inception(quick: QuickEvaluation, samples: Tensor, train: Tensor, test: Tensor, device: torch.device) -> None:
+def add_inception(quick: QuickEvaluation, samples: Tensor, train: Images, test: Images, device: torch.device) -> None:
     """Add the Frechet distances in Inception's features, or say that its weights are missing; nothing is downloaded."""
     if not inception_path().is_file():
         quick.missing.append(
@@ -94,11 +94,8 @@ def add_inception(quick: QuickEvaluation, samples: Tensor, train: Tensor, test: 
     say("report: Inception looks at them; minutes on a CPU")
     n = min(len(samples), len(test))
     inception = load_inception().to(device)
-    reference = inception.features(train[evenly(torch.zeros(len(train)), min(len(train), INCEPTION_REALS))])
-    for name, images in (
-        ("inception_frechet", samples[:n]),
-        ("inception_floor", test[evenly(torch.zeros(len(test)), n)]),
-    ):
+    reference = inception.features(train.images[train.spread(INCEPTION_REALS)])
+    for name, images in (("inception_frechet", samples[:n]), ("inception_floor", test.images[test.spread(n)])):
         quick.numbers[name] = frechet_distance(inception.features(images), reference)
 
 

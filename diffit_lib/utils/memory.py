@@ -1,7 +1,6 @@
 """Memory: what this machine grants, and how much of it threads take at once."""
 
 import ctypes
-import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -9,14 +8,12 @@ from pathlib import Path
 from threading import Condition
 
 
-def total_memory(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> float:
+def total_memory(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:
     """Bytes that this process and its siblings may take: the machine's, or a container's or batch job's if fewer.
 
     Limits of a cgroup (v2: memory.max, v1: memory.limit_in_bytes) hold for all groups inside it.
     """
-    limits = [math.inf]  # Windows
-    if hasattr(os, "sysconf"):
-        limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for line in groups.read_text().splitlines() if groups.is_file() else ():
         _, kinds, group = line.split(":", 2)
         if kinds and "memory" not in kinds.split(","):
