@@ -118,23 +118,22 @@ def network_of(tensors: Tensors, layout: str, path: Path, hints: dict[str, Any])
 def from_diffusers(found: Tensors, path: Path) -> Tensors:
     """diffusers' tensors by our names; the tables that every block repeats must be equal."""
     tensors: Tensors = {}
-    blocks = {name.split(".")[1] for name in found if name.startswith("transformer_blocks.")}
+    blocks = sorted({name.split(".")[1] for name in found if name.startswith("transformer_blocks.")})
     for name, tensor in found.items():
-        start, emb, table = name.partition(".norm1.emb.")
-        needed = {name}
+        _, emb, table = name.partition(".norm1.emb.")
+        needed = [name]
         if emb:
-            needed = {f"transformer_blocks.{block}.norm1.emb.{table}" for block in blocks}
+            needed = [f"transformer_blocks.{block}.norm1.emb.{table}" for block in blocks]
         elif ".attn1.to_" in name and ".to_out." not in name:
             start, _, kind = name.rpartition(".to_")
-            needed = {f"{start}.to_{part}{kind[1:]}" for part in "qkv"}
-        for other in sorted(needed):
+            needed = [f"{start}.to_{part}{kind[1:]}" for part in "qkv"]
+        for other in needed:
             shape(found, other, tensor.ndim, path)
             check(not emb or torch.equal(found[other], tensor), f"{path}: {other} differs from {name}; get it again")
         if emb:
             tensors[our_name(f"{emb}{table}", TABLES)] = tensor
         elif ".attn1.to_q." in name:
-            parts = [found[other] for other in sorted(needed, key=lambda other: "qkv".index(other[len(start) + 4]))]
-            tensors[our_name(name, DIFFUSERS)] = torch.cat(parts)
+            tensors[our_name(name, DIFFUSERS)] = torch.cat([found[other] for other in needed])
         elif len(needed) == 1 and name != "pos_embed.pos_embed":
             tensors[our_name(name, DIFFUSERS)] = tensor
     return tensors
