@@ -84,7 +84,7 @@ class TimeView:
 
     def _sample(self) -> Iterator[object]:
         states, frames = [], []
-        for state in self.pipe.stream([self.knobs.seed.value], self.knobs.label.value, **self.knobs.settings()):
+        for state in self.knobs.stream(self.pipe):
             states.append(state)
             frames.append(enlarge(self.pipe.decode(state.x / max(1.0, state.sigma))[0], LARGE))
             yield state
@@ -96,8 +96,7 @@ class TimeView:
     def _look(self) -> Iterator[object]:
         if not self.states:
             return
-        x, sigmas = torch.cat([state.x for state in self.states]), [state.sigma for state in self.states]
-        attention = attention_at(self.pipe, self.block.value, x, sigmas, self.knobs.label.value)
+        attention = self._attention(self.block.value)
         self.seen = attention, self.frames
         for knob, side in zip(self.query, attention.map_size, strict=True):
             if knob.max != side - 1:  # another block, another map: start in its middle
@@ -106,12 +105,11 @@ class TimeView:
         yield attention
 
     def _freeze(self) -> Iterator[object]:
-        label, settings = self.knobs.label.value, self.knobs.settings()
         if self.frames:
             self.true.value = png(self.frames[-1])
         if self.freeze.value:
             with frozen_time(self.pipe.denoiser, self.sigma.value):
-                for state in self.pipe.stream([self.knobs.seed.value], label, **settings):
+                for state in self.knobs.stream(self.pipe):
                     yield state
             self.frozen.value = png(enlarge(self.pipe.decode(state.x)[0], LARGE))
             self.titles[3].value = f"time token frozen at σ = {self.sigma.value:.2g}"
@@ -134,12 +132,12 @@ class TimeView:
 
     def _every_block(self) -> dict[str, Attention]:
         """The attention of all blocks, of a deep network of six."""
+        return {self.blocks[k]: self._attention(self.blocks[k]) for k in spread(len(self.blocks), 6)}
+
+    def _attention(self, block: str) -> Attention:
+        """The attention of a block in all states of the sampler."""
         x, sigmas = torch.cat([state.x for state in self.states]), [state.sigma for state in self.states]
-        label = self.knobs.label.value
-        return {
-            name: attention_at(self.pipe, name, x, sigmas, label)
-            for name in (self.blocks[k] for k in spread(len(self.blocks), 6))
-        }
+        return attention_at(self.pipe, block, x, sigmas, self.knobs.label.value)
 
     def _show(self) -> None:
         if self.seen is None:

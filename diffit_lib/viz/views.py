@@ -55,11 +55,12 @@ class Knobs:
             knob.description, knob.layout = name, widgets.Layout(width="310px")
         self.box = widgets.VBox([*([widgets.HTML(f"<b>{title}</b>")] if title else []), *self.by_name.values()])
 
-    def settings(self) -> dict[str, Any]:
-        """What `Pipeline.stream` takes."""
-        guided = not self.guidance.disabled
-        given = {"guidance": self.guidance.value, "guidance_schedule": self.schedule.value} if guided else {}
-        return {"sampler": self.sampler.value, "steps": self.steps.value, **given}
+    def stream(self, pipe: Pipeline) -> Iterator[State]:
+        """Every state of the sampler with these settings."""
+        settings: dict[str, Any] = {"sampler": self.sampler.value, "steps": self.steps.value}
+        if not self.guidance.disabled:
+            settings |= {"guidance": self.guidance.value, "guidance_schedule": self.schedule.value}
+        return pipe.stream([self.seed.value], self.label.value, **settings)
 
     def observe(self, changed: Callable[[], None]) -> None:
         """Call `changed` whenever a knob turns."""
@@ -78,8 +79,8 @@ class Column:
 
     def draw(self) -> Iterator[State]:
         """Sample, keeping a frame for each step."""
-        self.frames, knobs = [], self.knobs
-        for state in self.pipe.stream([knobs.seed.value], knobs.label.value, **knobs.settings()):
+        self.frames = []
+        for state in self.knobs.stream(self.pipe):
             noisy = self.pipe.decode(state.x / max(1.0, state.sigma))[0]
             self.frames.append((state.sigma, enlarge(noisy, SIDE), enlarge(self.pipe.decode(state.denoised)[0], SIDE)))
             yield state
