@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.vision_transformer import VisionTransformer
 from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2.functional import resize
+from torchvision.transforms.v2.functional import normalize, resize
 
 from diffit_lib.checkpoints.safetensors_io import load_tensors, unpickle
 from diffit_lib.evaluation.features import chunks
@@ -19,8 +19,8 @@ from diffit_lib.utils.files import published_file, sha256
 DINOV2 = {"dinov2": ("vitl14", 1024, 24), "dinov2-b": ("vitb14", 768, 12)}  # published name, width, depth
 CLIP = "clip-vit-l-14-336px"  # as torch-fidelity calls it
 SIDE = 224  # pixels of DINOv2's images
-IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation of the channels
-LAION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+IMAGENET = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # mean and standard deviation of the channels
+LAION = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 NAMES = {  # DINOv2's: torchvision's
     "patch_embed.proj.": "conv_proj.",
     "cls_token": "class_token",
@@ -63,21 +63,15 @@ class VisionExtractor(nn.Module):
 def for_dinov2(images: Tensor) -> Tensor:
     """uint8 (B, 3, H, W) -> as Stein et al. 2023 prepare them: Pillow's bicubic resize in uint8, ImageNet's scale."""
     small = resize(images, [SIDE, SIDE], InterpolationMode.BICUBIC, antialias=True)
-    return _scaled(small, *IMAGENET)
+    return normalize(small / 255, *IMAGENET)
 
 
 def for_clip(images: Tensor) -> Tensor:
     """uint8 (B, 3, H, W) -> as CMMD (Jayasumana et al. 2024) prepares them: bicubic without filter, CLIP's scale."""
-    return _scaled(F.interpolate(images.float(), (336, 336), mode="bicubic"), *LAION)
+    return normalize(F.interpolate(images.float(), (336, 336), mode="bicubic") / 255, *LAION)
 
 
 PREPARE: dict[str, Callable[[Tensor], Tensor]] = {"dinov2": for_dinov2, "dinov2-b": for_dinov2, "clip": for_clip}
-
-
-def _scaled(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Values in 0..255 -> the scale that a network was trained on."""
-    shift, scale = (images.new_tensor(values, dtype=torch.float32).view(3, 1, 1) for values in (mean, std))
-    return (images / 255 - shift) / scale
 
 
 def dinov2_network(tensors: dict[str, Tensor], source: str | Path) -> VisionTransformer:
