@@ -4,8 +4,8 @@ from importlib import import_module
 from typing import Any
 
 _NAMES = {
-    "notebook.cells": "class_examples closing_card count_images explore legibility load_published measure_samples "
-    "open_weights results_table sampling_settings show_figures tile_columns train_live untrained",
+    "notebook.cells": "class_examples closing_card count_images legibility load_published measure_samples open_weights "
+    "results_table sampling_settings show_figures tile_columns train_live untrained",
     "notebook.drive": "copies_folder",
     "notebook.form": "choose_vae choose_weights open_run pretrained pretrained_latent start start_latent",
     "diffusion.schedules": "karras",
@@ -17,6 +17,7 @@ _NAMES = {
     "utils.plots": "latent_maps level_curves tile",
     "utils.tensors": "SeededNoise best_device to_float",
     "viz.attention": "attention_at attention_blocks noisy_states",
+    "viz.explorer": "explore",
     "viz.figures": "attention_figure denoising_figure frozen_time_figure picture_rows preconditioning_figure "
     "schedules_figure",
 }

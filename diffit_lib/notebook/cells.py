@@ -64,15 +64,6 @@ def show_figures(*things: Figure | np.ndarray | Path | str) -> None:
         display(Image(data, width=width))
 
 
-def explore(weights: str | Path, views: Sequence[str]) -> Any:
-    """The explorer's widget for these weights; one line where widgets are not installed."""
-    try:
-        from diffit_lib.viz.explorer import explore as widget
-    except ImportError as error:
-        return print(f"no explorer here ({error}); run: pip install ipywidgets")
-    return widget(weights, views)
-
-
 def tile_columns(columns: Sequence[Tensor]) -> np.ndarray:
     """Columns of images, floats in [-1, 1], (B, C, H, W) each -> one picture with B rows, uint8 (H, W, C)."""
     pictures = torch.stack([to_uint8(column) for column in columns], dim=1).movedim(2, -1).numpy()

@@ -17,9 +17,8 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(self, module: nn.Module, lr: float, muon: float, fused: bool):
         inside = [layer for name, layer in module.named_modules() if any(f".{part}" in f".{name}" for part in INSIDE)]
-        self.matrices = {
-            layer.weight: as_matrix(layer.weight) for layer in inside if isinstance(layer, nn.Linear | nn.Conv2d)
-        }
+        weights = [layer.weight for layer in inside if isinstance(layer, nn.Linear | nn.Conv2d)]
+        self.matrices = {weight: laid_out(weight.detach(), like=weight) for weight in weights}  # views of them
         rest = [parameter for parameter in module.parameters() if parameter not in self.matrices]
         self.parts = (
             torch.optim.Adam(rest, lr=lr, fused=fused),
@@ -47,11 +46,6 @@ class Muon(torch.optim.Optimizer):
         for part, group, state in zip(self.parts, self.param_groups, state_dict["parts"], strict=True):
             part.load_state_dict(state)
             group["lr"] = part.param_groups[0]["lr"]
-
-
-def as_matrix(weight: Tensor) -> Tensor:
-    """(C_out, C_in, ...) -> a view (C_out, -1), whatever the memory layout."""
-    return laid_out(weight.detach(), like=weight)
 
 
 def laid_out(tensor: Tensor, like: Tensor) -> Tensor:
