@@ -58,9 +58,8 @@ def split(images: ImageList) -> Split[ImageList]:
     divided: the train part is the test part too.
     """
     everything, labels = range(len(images)), images.labels.tolist()
-    digests = [sha256(key.encode(errors="surrogateescape")).digest() for key in images.keys]
-    drawn = [i for i in everything if int.from_bytes(digests[i], "big") % 10 == 0]
-    drawn.sort(key=lambda i: labels[i])
+    digests = (sha256(key.encode(errors="surrogateescape")).hexdigest() for key in images.keys)
+    drawn = sorted((i for i, digest in enumerate(digests) if int(digest, 16) % 10 == 0), key=labels.__getitem__)
     size = min(len(drawn), LARGEST_TEST_PART)
     test = {drawn[k * len(drawn) // size] for k in range(size)}
     trained = {labels[i] for i in everything if i not in test}

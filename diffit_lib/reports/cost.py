@@ -21,17 +21,15 @@ def dry_run(experiment: ExperimentConfig | VAEExperimentConfig) -> str:
     if isinstance(experiment, VAEExperimentConfig):
         train = experiment_data(experiment).train
         experiment = resolve_vae(experiment, None, train)
+        frozen = ", LPIPS" if experiment.loss.perceptual_weight else ""
     else:
         space, vae = load_space(experiment.vae)
         train = load_states(experiment, space, vae).train
         experiment = resolve(experiment, train, vae)
+        frozen = ", the autoencoder" if experiment.vae else ""
     training, cost = experiment.training, training_cost(experiment)
     micro = training.batch_size // training.accumulate
     left_out = "one recomputed block at a time" if training.checkpointing else "the device's own working memory"
-    if isinstance(experiment, VAEExperimentConfig):
-        left_out += ", LPIPS" if experiment.loss.perceptual_weight else ""
-    elif experiment.vae:
-        left_out += ", the autoencoder"
     shape, classes = "x".join(map(str, train.images.shape[1:])), len(train.class_names)
     return "\n".join(
         [
@@ -41,7 +39,7 @@ def dry_run(experiment: ExperimentConfig | VAEExperimentConfig) -> str:
             f"{training.precision} on {best_device()}: {3 * cost.macs * training.total_images / 1e15:.3g} PMAC",
             f"  memory: {size(cost.states + cost.activations)} = {size(cost.states)} for weights, gradients, Adam and "
             f"average + {size(cost.activations)} that {micro} images at once keep for the backward pass; "
-            f"not counted: {left_out}",
+            f"not counted: {left_out}{frozen}",
             f"  data: {train.name}, {len(train):,} of {shape}, {f'{classes} classes' if classes else 'no classes'}",
         ]
     )

@@ -8,6 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
+from diffit_lib.sampling.classes import Labels
 from diffit_lib.sampling.grids import FOLLOWED, SHOWN, grid_cells, write_trajectory
 from diffit_lib.sampling.pipeline import Pipeline, load
 from diffit_lib.sampling.writer import PLACES, SampleWriter, Selection
@@ -16,14 +17,12 @@ from diffit_lib.utils.errors import check
 from diffit_lib.utils.files import MOST_IMAGES
 from diffit_lib.utils.tensors import PROTOCOLS, digest
 
-Classes = None | int | str | Sequence[int | str]
-
 
 def sample(
     weights: str | Path,
     out: str | Path,
     seeds: Sequence[int] | None = None,
-    classes: Classes = None,
+    classes: Labels = None,
     *,
     per_class: int | None = None,
     guidance: float | Sequence[float] | None = None,
@@ -103,7 +102,7 @@ def folders(out: Path, guidance: float | Sequence[float] | None) -> list[tuple[P
     return [(out / f"guidance-{name}", scale) for name, scale in zip(names, guidance, strict=True)]
 
 
-def select(pipe: Pipeline, seeds: Sequence[int] | None, classes: Classes, per_class: int | None) -> list[Selection]:
+def select(pipe: Pipeline, seeds: Sequence[int] | None, classes: Labels, per_class: int | None) -> list[Selection]:
     """One image for each seed; or `per_class` images of each of `classes` (all), class by class.
 
     The seeds (0 to 63) get the classes in turn; without classes each gets the class drawn from it. With `per_class` the
@@ -142,7 +141,7 @@ def select(pipe: Pipeline, seeds: Sequence[int] | None, classes: Classes, per_cl
     ]
 
 
-def class_numbers(pipe: Pipeline, classes: Classes) -> list[Any] | None:
+def class_numbers(pipe: Pipeline, classes: Labels) -> list[Any] | None:
     """The numbers of classes given by name or number: one, several, or several joined by commas."""
     if classes is None:
         return None
