@@ -10,10 +10,10 @@ from analytic import Gaussian, final, moments
 from diffit_lib.config.diffusion import SAMPLER_OPTIONS, SamplingConfig, VPConfig
 from diffit_lib.diffusion.denoiser import VPDenoiser
 from diffit_lib.diffusion.guidance import Guided
-from diffit_lib.diffusion.samplers import SAMPLERS, ancestral, dpm_solver_pp_2m, euler, heun
+from diffit_lib.diffusion.samplers import SAMPLERS, ancestral, dpm_solver_pp_2m, euler, heun, uni_pc
 from diffit_lib.diffusion.schedules import karras, linear_betas, respaced, sigma_table, sigma_to_t
 
-EVERY = [euler, heun, dpm_solver_pp_2m, ancestral]
+EVERY = [euler, heun, dpm_solver_pp_2m, uni_pc, ancestral]
 TABLE = sigma_table("linear", 1000)
 
 
@@ -26,7 +26,7 @@ def error(sampler, num_steps):
 
 
 @pytest.mark.parametrize(
-    ("sampler", "order"), [(euler, 1), (partial(ancestral, eta=0.0), 1), (heun, 2), (dpm_solver_pp_2m, 2)]
+    ("sampler", "order"), [(euler, 1), (partial(ancestral, eta=0.0), 1), (heun, 2), (dpm_solver_pp_2m, 2), (uni_pc, 3)]
 )
 def test_error_falls_with_the_order_of_the_method(sampler, order):
     assert error(sampler, 128) / error(sampler, 256) == pytest.approx(2**order, rel=0.05)
@@ -201,6 +201,7 @@ SCHEDULE = {"beta_start": 1e-4, "beta_end": 0.02, "prediction_type": "epsilon"}
 DDIM = {"set_alpha_to_one": True, "clip_sample": False}
 DDPM = {"variance_type": "fixed_small", "clip_sample": False}
 DPM = {"algorithm_type": "dpmsolver++", "solver_order": 2, "final_sigmas_type": "zero"}
+UNIPC = {"solver_type": "bh2", "solver_order": 2, "final_sigmas_type": "zero"}
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning:diffusers")
@@ -212,7 +213,8 @@ DPM = {"algorithm_type": "dpmsolver++", "solver_order": 2, "final_sigmas_type": 
         ("DDIMScheduler", DDIM, SAMPLERS["ddim"], {}),
         ("DDIMScheduler", DDIM, partial(SAMPLERS["ddpm"], eta=0.5), {"eta": 0.5}),
         ("DDPMScheduler", DDPM, SAMPLERS["ddpm"], {}),
-        ("DPMSolverMultistepScheduler", DPM, SAMPLERS["dpm++"], {}),
+        ("DPMSolverMultistepScheduler", DPM, SAMPLERS["dpm++"], None),
+        ("UniPCMultistepScheduler", UNIPC, SAMPLERS["unipc"], None),
     ],
 )
 def test_samplers_agree_with_diffusers(theirs, settings, ours, step_options, spacing, prediction):
@@ -224,8 +226,7 @@ def test_samplers_agree_with_diffusers(theirs, settings, ours, step_options, spa
     scheduler.set_timesteps(20)
     start = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     labels = torch.tensor([1, 2])
-    if theirs != "DPMSolverMultistepScheduler":  # which draws nothing
-        step_options = step_options | {"generator": torch.Generator().manual_seed(1)}
+    step_options = {} if step_options is None else step_options | {"generator": torch.Generator().manual_seed(1)}
 
     x = start
     for t in scheduler.timesteps:

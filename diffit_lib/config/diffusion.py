@@ -94,6 +94,7 @@ SAMPLER_OPTIONS: dict[str, tuple[str, ...]] = {
     "heun": ("churn",),
     "euler": ("churn",),
     "dpm++": (),
+    "unipc": (),
     "ddim": (),
     "ddpm": ("eta", "variance"),
 }
@@ -104,7 +105,7 @@ OPTIONS = {"sampler": SAMPLER_OPTIONS, "guidance_schedule": GUIDANCE_OPTIONS}
 class SamplingConfig:
     """How to draw images from the trained network."""
 
-    sampler: str = "heun"  # heun, euler, dpm++ (second order, multi-step), ddim or ddpm.
+    sampler: str = "heun"  # heun, euler, dpm++ or unipc (both multi-step), ddim or ddpm.
     steps: int = 18  # Number of noise levels; heun evaluates the network twice at each but the last.
     guidance: float = 1.0  # Strength of classifier-free guidance; 1 is off.
     guidance_schedule: Literal["constant", "power-cosine", "interval"] = "constant"  # How guidance depends on noise.
