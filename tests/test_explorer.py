@@ -8,9 +8,13 @@ import time
 
 import ipywidgets as widgets
 import pytest
+import torch
 from PIL import Image
 
+from diffit_lib.checkpoints.weights import ModelCard, build_denoiser
 from diffit_lib.cli.main import main
+from diffit_lib.config.presets import preset
+from diffit_lib.sampling.pipeline import Pipeline
 from diffit_lib.utils.errors import DiffitError
 from diffit_lib.viz.explorer import Explorer
 from diffit_lib.viz.worker import Worker
@@ -205,3 +209,13 @@ def test_latents_are_explored_too():
     for name in explorer.views:
         show(explorer, name)
         assert explorer.message.value == ""
+
+
+def test_without_time_dependent_attention_it_says_so_and_shows_the_rest():
+    experiment = preset("digits-dit").override(depth=1, width=32, num_heads=2, sigma_data=0.5)
+    pipe = Pipeline(build_denoiser(experiment).eval(), ModelCard(experiment), device=torch.device("cpu"))
+    explorer = Explorer(pipe)
+    assert explorer.worker.wait(30)
+    assert list(explorer.views) == ["sample", "walk"]
+    assert "attention" in explorer.message.value
+    assert not Explorer(pipe, views=("time",)).views

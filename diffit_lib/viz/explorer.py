@@ -35,7 +35,7 @@ class Explorer:
         self.tabs = widgets.Tab([view.box for view in self.views.values()])
         for place, name in enumerate(self.views):
             self.tabs.set_title(place, titles[name])
-        self.tabs.observe(lambda change: self.draw(), names="selected_index")
+        self.tabs.observe(lambda change: self._turn(), names="selected_index")
         self.stop = widgets.Button(description="Stop", icon="stop")
         self.stop.on_click(lambda _: self.worker.stop())
         self.box = widgets.VBox([self.tabs, widgets.HBox([self.stop, self.spinner, self.message])])
@@ -43,8 +43,12 @@ class Explorer:
 
     def draw(self) -> None:
         """Draw the view on top."""
+        if self.views:
+            list(self.views.values())[self.tabs.selected_index or 0].draw()
+
+    def _turn(self) -> None:
         self.message.value = ""
-        list(self.views.values())[self.tabs.selected_index or 0].draw()
+        self.draw()
 
     def _busy(self, busy: bool) -> None:
         self.spinner.value = "drawing ..." if busy else ""
