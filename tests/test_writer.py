@@ -6,6 +6,7 @@ import torch
 from diffit_lib.evaluation.evaluate import evaluate, sample_writers
 from diffit_lib.sampling.pipeline import Pipeline, load
 from diffit_lib.sampling.writer import SampleWriter, Selection
+from diffit_lib.utils.errors import DiffitError
 from diffit_lib.utils.tensors import to_uint8
 
 
@@ -111,3 +112,15 @@ def test_what_other_weights_drew_is_deleted_and_nothing_else(weights, tmp_path):
     for steps in (4, 5):
         draw(load(weights), tmp_path, steps=steps)
     assert len(list(tmp_path.iterdir())) == 1 + 2
+
+
+def test_a_file_that_vanished_is_named_and_not_waited_for(weights, tmp_path):
+    writer = SampleWriter(
+        load(weights), tmp_path, [Selection(seed, 3, f"{seed}.png") for seed in range(4)], batch_size=4
+    )
+    writer.draw()
+    (tmp_path / "images" / "2.png").unlink()
+    with pytest.raises(DiffitError, match=r"2\.png was written and is gone"):
+        writer.finish(2, range(4))
+    with pytest.raises(DiffitError, match=r"2\.png was written and is gone"):
+        list(writer.read())

@@ -70,9 +70,14 @@ def local_device() -> torch.device:
 
 
 def wait_for(paths: Iterable[Path], pause: float = 0.2) -> None:
-    """Return once other processes have written all these files; the launcher ends all processes if one fails."""
+    """Return once other processes have written all these files; the launcher ends all processes if one fails.
+
+    Raises:
+        DiffitError: if a file is missing and there is no other process
+    """
     for path in paths:
         while not path.is_file():
+            check(rank_info().world > 1, f"{path} was written and is gone; the same command makes it again")
             time.sleep(pause)
 
 
