@@ -26,7 +26,10 @@ def test_a_process_knows_its_place(monkeypatch, starter):
     assert rank_info() == expected
 
 
-def test_waiting_ends_with_the_last_file(tmp_path):
+def test_waiting_ends_with_the_last_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "0")
     paths = [tmp_path / "a", tmp_path / "b"]
     waiting = threading.Thread(target=wait_for, args=(paths, 0.01), daemon=True)
     waiting.start()

@@ -129,8 +129,9 @@ def write_snapshot(
     def draw(seeds: range) -> np.ndarray:
         return pipe(seeds, labels and labels[seeds.start : seeds.stop])
 
-    drawn = share_out(draw, range(ROW))
-    each = from_rank_zero(lambda: (time.monotonic() - start) / ROW)
+    first = range(GRID)[:ROW]
+    drawn = share_out(draw, first)
+    each = from_rank_zero(lambda: (time.monotonic() - start) / len(first))
     if 0 < each * (GRID - ROW) < 60 * experiment.training.report_minutes * SHARE:
         drawn += share_out(draw, range(ROW, GRID))
     rows = read_rows(run / METRICS)
