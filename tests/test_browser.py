@@ -325,7 +325,7 @@ def test_in_jupyterlab_and_after_a_kernel_restart(tmp_path):
     with serving(*command, log=tmp_path / "log.txt") as _, chromium() as driver:
         driver.get(f"http://127.0.0.1:{port}/lab/tree/explore.ipynb?token=secret")
         page = Page(driver, tmp_path / "log.txt")
-        wait_for(lambda: "| Idle" in driver.find_element("css selector", "body").text, 60)  # the kernel is there
+        wait_for(lambda: page.all('.jp-Notebook-ExecutionIndicator[data-status="idle"]'), 60)  # the kernel is there
         for menu, entry in (("Run", "Run All Cells"), ("Kernel", "Restart Kernel and Run All Cells")):
             page.click_text(".lm-MenuBar-item", menu)
             page.click_text(".lm-Menu-item", entry)
