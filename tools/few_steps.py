@@ -1,4 +1,4 @@
-"""Frechet ratio against network evaluations, for every sampler: the table and the figure of docs/results.md.
+"""Frechet ratio against network evaluations, for every sampler: prints a table and writes images/few_steps.png.
 
 python tools/few_steps.py digits mnist
 """
