@@ -38,7 +38,7 @@ def run_explore(weights: str = "digits", port: int = 8866, no_browser: bool = Fa
 
         print(f"page: {export_page(export, weights)}")
         return
-    from diffit_lib.viz.serve import serve
+    from diffit_lib.viz.export import serve
 
     serve(weights, port, browser=not no_browser)
 

@@ -1,13 +1,19 @@
-"""One HTML file in which a small trained network runs by itself: no server, no Python, no network connection.
+"""`diffit explore`: the explorer in a browser, served on this machine alone; or one HTML file that runs by itself.
 
-The page's parts lie in `page/`: plain JavaScript modules, a style sheet and a template. Here they become one file,
-with the weights in float16 and the library's own noise for the seeds on offer.
+That file needs no server, no Python and no network connection. Its parts lie in `page/`: plain JavaScript modules, a
+style sheet and a template. Here they become one, with the weights in float16 and the library's own noise for the seeds
+on offer.
 """
 
 import base64
 import json
 import re
+import secrets
+import socket
+import tempfile
+import webbrowser
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -15,10 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffit_lib.checkpoints.hub import find_weights
 from diffit_lib.config.models import ImageNetworkConfig
 from diffit_lib.diffusion.denoiser import EDMDenoiser
 from diffit_lib.sampling.pipeline import Pipeline, load
-from diffit_lib.utils.errors import check
+from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.files import write_text
 from diffit_lib.utils.tensors import SeededNoise
 
@@ -119,3 +126,32 @@ def _base64(tensor: Tensor, dtype: torch.dtype) -> str:
 
 def _part(name: str) -> str:
     return (files("diffit_lib.viz") / "page" / name).read_text(encoding="utf-8")
+
+
+def serve(weights: str, port: int = 8866, browser: bool = True) -> None:
+    """Serve the explorer on 127.0.0.1 until Ctrl-C; who opens the page needs the token that the printed URL holds."""
+    if find_spec("voila") is None:
+        raise DiffitError("explore needs voila, which is not installed; run: pip install voila")
+    find_weights(weights)  # a wrong name is told here, not in the browser
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+    except (OSError, OverflowError) as error:
+        raise DiffitError(f"port is {port}, which cannot be used ({error}); give another --port") from None
+    try:
+        webbrowser.get()
+    except webbrowser.Error:  # Voila would say so in a line of its own; the printed address is enough
+        browser = False
+    from voila.app import Voila
+
+    token = secrets.token_urlsafe(16)
+    with tempfile.TemporaryDirectory() as folder:
+        app = Path(folder) / "diffit_explorer.ipynb"
+        code = f"from diffit_lib.viz.explorer import explore\nexplore({weights!r})"
+        cell = {"cell_type": "code", "source": code, "metadata": {}, "outputs": [], "execution_count": None}
+        kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+        write_text(app, json.dumps({"cells": [cell], "metadata": kernel, "nbformat": 4, "nbformat_minor": 4}))
+        print(f"explorer: http://127.0.0.1:{port}/?token={token}   (Ctrl-C ends it)", flush=True)
+        options = ["--Voila.ip=127.0.0.1", f"--port={port}", f"--token={token}", "--Voila.log_level=WARN"]
+        Voila.launch_instance([str(app), *options, *([] if browser else ["--no-browser"])])
