@@ -17,7 +17,7 @@ from diffit_lib.config.presets import preset
 from diffit_lib.sampling.pipeline import Pipeline
 from diffit_lib.utils.errors import DiffitError
 from diffit_lib.viz.explorer import Explorer
-from diffit_lib.viz.worker import Worker
+from diffit_lib.viz.views import Worker
 
 
 @pytest.fixture(scope="module")

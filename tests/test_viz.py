@@ -35,7 +35,7 @@ def hooks(pipe):
 @pytest.fixture(scope="module")
 def states(pipe):
     clean = SeededNoise([0], pipe.card.experiment.network.shape)() / 2
-    return noisy_states(pipe, clean, SIGMAS)
+    return noisy_states(clean, SIGMAS)
 
 
 class TestAttention:
@@ -62,7 +62,7 @@ class TestAttention:
             )
 
     def test_a_query_looks_within_its_window_alone(self, digits):
-        x = noisy_states(digits, SeededNoise([0], (1, 8, 8))() / 2, SIGMAS)
+        x = noisy_states(SeededNoise([0], (1, 8, 8))() / 2, SIGMAS)
         looks = attention_at(digits, "decoder.0.0", x, SIGMAS, 3).of_query(5, 2, head=1)
         assert looks.shape == (3, 8, 8)
         assert torch.allclose(looks[:, 4:, :4].sum((1, 2)), torch.ones(3), atol=1e-5)

@@ -12,8 +12,7 @@ from diffit_lib.utils.files import PRETRAINED, replacing
 from diffit_lib.utils.plots import enlargement, tile, write_figure, write_png
 from diffit_lib.utils.tensors import cpu_threads
 from diffit_lib.viz.attention import attention_at, attention_blocks
-from diffit_lib.viz.figures import attention_figure
-from diffit_lib.viz.pictures import gif
+from diffit_lib.viz.figures import attention_figure, gif
 
 IMAGES = Path(__file__).resolve().parent.parent / "images"
 

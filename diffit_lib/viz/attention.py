@@ -114,9 +114,9 @@ def attention_at(
     )
 
 
-def noisy_states(pipe: Pipeline, clean: Tensor, sigmas: Sequence[float], seed: int = 0) -> Tensor:
-    """(S, C, H, W): one clean state (1, C, H, W) with the same noise at every level."""
-    noise = SeededNoise([seed], clean.shape[1:])().to(clean)
+def noisy_states(clean: Tensor, sigmas: Sequence[float]) -> Tensor:
+    """(S, C, H, W): one clean state (1, C, H, W) with the noise of seed 0 at every level."""
+    noise = SeededNoise([0], clean.shape[1:])().to(clean)
     return torch.cat([clean + sigma * noise for sigma in sigmas])
 
 

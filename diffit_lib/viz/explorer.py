@@ -10,8 +10,7 @@ import ipywidgets as widgets
 from diffit_lib.sampling.pipeline import Pipeline, load
 from diffit_lib.utils.errors import DiffitError
 from diffit_lib.viz.time_view import TimeView
-from diffit_lib.viz.views import SamplerView, WalkView
-from diffit_lib.viz.worker import Worker
+from diffit_lib.viz.views import SamplerView, WalkView, Worker
 
 SMALL_NETWORK = 5_000_000  # parameters up to which one CPU thread is fastest
 

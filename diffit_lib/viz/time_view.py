@@ -10,10 +10,19 @@ import torch
 from diffit_lib.diffusion.samplers import State
 from diffit_lib.sampling.pipeline import Pipeline
 from diffit_lib.viz.attention import Attention, attention_at, attention_blocks, frozen_time
-from diffit_lib.viz.figures import distance_figure, inert_key_figure, position_bias_figure, time_share_figure
-from diffit_lib.viz.pictures import enlarge, heat, outline, png, spread, strip
-from diffit_lib.viz.views import SMALL_SIDE, Knobs, blank_image
-from diffit_lib.viz.worker import Worker
+from diffit_lib.viz.figures import (
+    distance_figure,
+    enlarge,
+    heat,
+    inert_key_figure,
+    outline,
+    png,
+    position_bias_figure,
+    spread,
+    strip,
+    time_share_figure,
+)
+from diffit_lib.viz.views import SMALL_SIDE, Knobs, Worker, blank_image
 
 PARTS = ("sample", "look", "figure", "freeze")  # in the order in which they are drawn
 LARGE = 200  # pixels of a picture; four of them stand side by side

@@ -1,20 +1,78 @@
-"""The explorer's views of sampling: step by step, and a walk between two images."""
+"""The explorer's views of sampling, and the background thread in which every view draws."""
 
 import base64
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import ipywidgets as widgets
 import numpy as np
+import torch
 
 from diffit_lib.config.diffusion import GUIDANCE_OPTIONS, SAMPLER_OPTIONS
 from diffit_lib.diffusion.samplers import State
 from diffit_lib.sampling.pipeline import Pipeline
-from diffit_lib.viz.pictures import enlarge, gif, png, strip
-from diffit_lib.viz.worker import Worker
+from diffit_lib.utils.errors import DiffitError
+from diffit_lib.viz.figures import enlarge, gif, png, strip
 
 SIDE, SMALL_SIDE = 256, 72  # pixels of a large and of a small picture
 WALK = 9  # pictures of a walk
+Job = Callable[[], Iterator[object]]
+
+
+class Worker:
+    """Runs the latest job it was given; a job is a generator function and can be cancelled at each of its yields."""
+
+    def __init__(
+        self,
+        show_error: Callable[[str], None],
+        busy: Callable[[bool], None] = lambda _: None,
+        cpu_threads: int | None = None,
+    ):
+        self.show_error, self.busy, self.cpu_threads = show_error, busy, cpu_threads
+        self._changed = threading.Condition()
+        self._next: Job | None = None
+        self._cancelled = False
+        self._idle = threading.Event()
+        self._idle.set()
+        threading.Thread(target=self._loop, daemon=True).start()
+
+    def run(self, job: Job) -> None:
+        """Cancel what runs and run this."""
+        with self._changed:
+            self._next, self._cancelled = job, True
+            self._idle.clear()
+            self._changed.notify()
+
+    def stop(self) -> None:
+        """Cancel what runs and what waits."""
+        with self._changed:
+            self._next, self._cancelled = None, True
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Return once nothing runs, or False after `timeout` seconds."""
+        return self._idle.wait(timeout)
+
+    def _loop(self) -> None:
+        if self.cpu_threads:
+            torch.set_num_threads(self.cpu_threads)
+        while True:
+            with self._changed:
+                while self._next is None:
+                    self._idle.set()
+                    self._changed.wait()
+                job, self._next, self._cancelled = self._next, None, False
+            self.busy(True)
+            try:
+                for _ in job():
+                    if self._cancelled:
+                        break
+            except DiffitError as error:
+                self.show_error(str(error))
+            except Exception as error:  # a view that fails must not end the thread that draws all others
+                self.show_error(f"{type(error).__name__}: {error}; run the cell again, and report it if it comes back")
+            finally:
+                self.busy(False)
 
 
 def blank_image(side: int | None = None) -> widgets.Image:
