@@ -18,7 +18,7 @@ _HOMES = {
     "DiffitError": "utils.errors",
     "load_data": "data.datasets",
     "train": "training.train",
-    "train_vae": "training.train_vae",
+    "train_vae": "training.train",
     "load_vae": "checkpoints.autoencoders",
     "vae_preset": "config.presets",
     "evaluate": "evaluation.evaluate",

@@ -20,7 +20,6 @@ from diffit_lib.models.latent_space import LatentSpace
 from diffit_lib.sampling.pipeline import Pipeline
 from diffit_lib.training import online_metrics
 from diffit_lib.training import train as task
-from diffit_lib.training import train_vae as vae_task
 from diffit_lib.training.diffusion import DiffusionModule
 from diffit_lib.training.module import CheckpointFile
 from diffit_lib.training.online_metrics import ONLINE_SAMPLES
@@ -47,10 +46,9 @@ VAE = vae_preset("vae-digits").override(
 def losses(experiment, run):
     """The terms of the loss of every step, as the first process tells them."""
     terms = []
-    task.write_snapshot = vae_task.write_vae_snapshot = lambda module, **options: terms.append(options["terms"])
+    task.write_snapshot = task.write_vae_snapshot = lambda module, **options: terms.append(options["terms"])
     CheckpointFile.save_checkpoint = lambda *_, **__: None
-    train = vae_task.train_vae if hasattr(experiment, "loss") else task.train
-    train(experiment.override(report_minutes=EVERY_STEP), run, progress=False)
+    task.train(experiment.override(report_minutes=EVERY_STEP), run, progress=False)
     return terms[1:]  # the first report is before the first step
 
 
@@ -77,8 +75,7 @@ def reporting(experiment, run):
     stream, encode = Pipeline.stream, LatentSpace.encode
     Pipeline.stream = lambda pipe, part, *args, **kwargs: seeds.extend(part) or stream(pipe, part, *args, **kwargs)
     LatentSpace.encode = lambda space, images, *args: encoded.append(len(images)) or encode(space, images, *args)
-    train = vae_task.train_vae if hasattr(experiment, "loss") else task.train
-    card = read_card(train(experiment, run, progress=False), VAECard if hasattr(experiment, "loss") else ModelCard)
+    card = read_card(task.train(experiment, run, progress=False), VAECard if hasattr(experiment, "loss") else ModelCard)
     latents = (*card.mean, *card.std) if hasattr(experiment, "loss") else ()
     row = {name: float(value) for name, value in read_rows(run / "metrics.csv")[-1].items()}
     return seeds, sum(encoded), {name: row[name] for name in row if "seconds" not in name} | dict(enumerate(latents))
@@ -117,7 +114,7 @@ def close(one, other):
 @pytest.fixture
 def alone(monkeypatch, tmp_path):
     """A function: `losses` in this process."""
-    for home, name in ((task, "write_snapshot"), (vae_task, "write_vae_snapshot"), (CheckpointFile, "save_checkpoint")):
+    for home, name in ((task, "write_snapshot"), (task, "write_vae_snapshot"), (CheckpointFile, "save_checkpoint")):
         monkeypatch.setattr(home, name, None)
     return lambda experiment: losses(experiment, tmp_path / "alone")
 

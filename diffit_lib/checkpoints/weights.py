@@ -24,7 +24,7 @@ from diffit_lib.checkpoints.safetensors_io import (
     write_checkpoint,
 )
 from diffit_lib.config.diffusion import EDMConfig
-from diffit_lib.config.experiment import ExperimentConfig
+from diffit_lib.config.experiment import BaseExperimentConfig, ExperimentConfig
 from diffit_lib.config.models import ImageNetworkConfig
 from diffit_lib.config.presets import STABLE_DIFFUSION
 from diffit_lib.data.datasets import Images
@@ -79,7 +79,7 @@ class ModelCard(Card):
         return image_shape(self.experiment, self.vae)
 
 
-def image_shape(experiment: ExperimentConfig, vae: VAECard | None) -> tuple[int, int, int]:
+def image_shape(experiment: BaseExperimentConfig, vae: VAECard | None) -> tuple[int, int, int]:
     """(C, H, W) of the images an experiment's model draws: those of its network, or of the autoencoder's decoder."""
     if vae is None:
         return experiment.network.shape

@@ -113,9 +113,9 @@ def run_train_vae(
     """
     experiment = options.experiment_for(VAE_PRESETS, preset, run, overrides)
     if not options.previewed(experiment, dry_run, print_config):
-        from diffit_lib.training.train_vae import train_vae
+        from diffit_lib.training.train import train
 
-        print(f"weights: {train_vae(experiment, run, name=name)}")
+        print(f"weights: {train(experiment, run, name=name)}")
 
 
 def run_encode(

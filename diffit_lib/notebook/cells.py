@@ -30,7 +30,6 @@ from diffit_lib.reports.auto import IMAGE_SPACE, LATENT_SPACE
 from diffit_lib.sampling.grids import draw_grid
 from diffit_lib.sampling.pipeline import Pipeline, load
 from diffit_lib.training.train import train
-from diffit_lib.training.train_vae import train_vae
 from diffit_lib.utils.errors import DiffitError
 from diffit_lib.utils.plots import enlargement, tile, to_image
 from diffit_lib.utils.tensors import best_device, to_float, to_uint8
@@ -94,8 +93,7 @@ def train_live(experiment: ExperimentConfig | VAEExperimentConfig, data: Split, 
         screen.update(HTML(f"{image_html(run.run / 'loss.png', 'max-width:100%')}<br>{image_html(newest)}"))
         run()
 
-    fit: Any = train_vae if isinstance(experiment, VAEExperimentConfig) else train
-    weights: Path = fit(experiment, run.run, data, after_save=run, after_report=update)
+    weights = train(experiment, run.run, data, after_save=run, after_report=update)
     run.save()
     run.hand_over(weights)
     return weights

@@ -19,7 +19,6 @@ from diffit_lib.reports.cost import training_cost
 from diffit_lib.training.rehearsal import fastest_threads, time_steps
 from diffit_lib.training.run_dir import OPTIONS, new_folder, read_options
 from diffit_lib.training.train import train
-from diffit_lib.training.train_vae import train_vae
 from diffit_lib.utils.distributed import rank_info
 from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.files import check_disk
@@ -205,7 +204,7 @@ def train_photos(
     folder = Path(run) if run else new_folder(name)
     say(f"run: {folder}; stopped, it goes on by `diffit train --data {data} --run {folder}`")
     say(f"1 of 2: {own.name}, {plan_of(own)}")
-    file = train_vae(own, folder / "vae", images)
+    file = train(own, folder / "vae", images)
     say(f"2 of 2: {experiment.name}, {plan_of(experiment)}")
     return train(experiment.override(vae=str(file)), folder, images)
 

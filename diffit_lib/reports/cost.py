@@ -6,27 +6,23 @@ from torch import Tensor, nn
 
 from diffit_lib.checkpoints.autoencoders import load_space
 from diffit_lib.config.experiment import BaseExperimentConfig, ExperimentConfig, VAEExperimentConfig
-from diffit_lib.data.datasets import experiment_data
 from diffit_lib.models.cost import Cost, denoiser_cost, measure
 from diffit_lib.models.vae import KLAutoencoder
 from diffit_lib.models.vae_losses import PatchDiscriminator
 from diffit_lib.training.encode import load_states
 from diffit_lib.training.train import resolve
-from diffit_lib.training.train_vae import resolve_vae
 from diffit_lib.utils.tensors import best_device, best_precision
 
 
 def dry_run(experiment: ExperimentConfig | VAEExperimentConfig) -> str:
     """Lines on the cost of an experiment and on its data, resolved as training would; trains and writes nothing."""
+    space, vae = load_space(getattr(experiment, "vae", ""))
+    train = load_states(experiment, space, vae).train
+    experiment = resolve(experiment, None, train, vae)
     if isinstance(experiment, VAEExperimentConfig):
-        train = experiment_data(experiment).train
-        experiment = resolve_vae(experiment, None, train)
         frozen = ", LPIPS" if experiment.loss.perceptual_weight else ""
     else:
-        space, vae = load_space(experiment.vae)
-        train = load_states(experiment, space, vae).train
-        experiment = resolve(experiment, train, vae)
-        frozen = ", the autoencoder" if experiment.vae else ""
+        frozen = ", the autoencoder" if vae else ""
     training, cost = experiment.training, training_cost(experiment)
     micro = training.batch_size // training.accumulate
     left_out = "one recomputed block at a time" if training.checkpointing else "the device's own working memory"

@@ -7,7 +7,7 @@ from torch.utils.data import Dataset
 
 from diffit_lib.checkpoints.autoencoders import VAECard, load_vae
 from diffit_lib.checkpoints.weights import image_shape
-from diffit_lib.config.experiment import ExperimentConfig
+from diffit_lib.config.experiment import BaseExperimentConfig, ExperimentConfig
 from diffit_lib.data.datasets import Images, experiment_data
 from diffit_lib.data.latent_cache import (
     INDEX,
@@ -46,7 +46,7 @@ def encode(
     return out
 
 
-def load_states(experiment: ExperimentConfig, space: Space, vae: VAECard | None) -> Split:
+def load_states(experiment: BaseExperimentConfig, space: Space, vae: VAECard | None) -> Split:
     """The images that an experiment names, or the latents, if `encode` wrote its data."""
     if isinstance(space, LatentSpace) and is_latents(Path(experiment.data) / "train"):
         return open_split(experiment.data, space)
@@ -66,9 +66,9 @@ def to_states(experiment: ExperimentConfig, space: Space, data: Split) -> Split:
     return Split(*parts)
 
 
-def fingerprint_of_states(experiment: ExperimentConfig, space: Space, images: Images) -> str:
+def fingerprint_of_states(experiment: BaseExperimentConfig, space: Space, images: Images) -> str:
     """The fingerprint of what `to_states` will return for these images, known before they are encoded."""
-    cached = isinstance(space, LatentSpace) and experiment.cache_latents
+    cached = isinstance(space, LatentSpace) and getattr(experiment, "cache_latents", False)
     return source_of(space, images) if cached else images.fingerprint()
 
 

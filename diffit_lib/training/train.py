@@ -1,43 +1,55 @@
-"""`train`: an experiment in, a run folder with weights out; started again, it resumes."""
+"""`train`: an experiment in, of a denoiser or an autoencoder, a run folder with weights out; it resumes."""
 
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from diffit_lib.checkpoints.autoencoders import VAECard, load_space
+from diffit_lib.checkpoints.safetensors_io import write_checkpoint
 from diffit_lib.checkpoints.weights import ModelCard, build_denoiser, image_shape, save_weights, warm_start
 from diffit_lib.config.diffusion import VPConfig
-from diffit_lib.config.experiment import ExperimentConfig
+from diffit_lib.config.experiment import BaseExperimentConfig, ExperimentConfig, VAEExperimentConfig
 from diffit_lib.config.presets import PRESETS
 from diffit_lib.data.datasets import Images, Split
 from diffit_lib.data.latent_cache import CachedLatents
-from diffit_lib.models.latent_space import PIXEL_SPACE, Space
+from diffit_lib.evaluation.reconstruction import comparison, measure_vae, reconstructions
+from diffit_lib.models.latent_space import PIXEL_SPACE, LatentSpace, Space
 from diffit_lib.models.lora import add_lora
+from diffit_lib.models.vae import KLAutoencoder
+from diffit_lib.models.vae_losses import SMALLEST, load_perceptual
 from diffit_lib.sampling.classes import in_turn
 from diffit_lib.sampling.pipeline import Pipeline
+from diffit_lib.training.autoencoder import AutoencoderModule, latent_statistics
 from diffit_lib.training.diffusion import DiffusionModule, loss_by_level
 from diffit_lib.training.encode import fingerprint_of_states, load_states, to_states
 from diffit_lib.training.fit import check_device, check_shape, fit, start
 from diffit_lib.training.logs import MetricsLog, read_rows, run_log
+from diffit_lib.training.module import RunModule
 from diffit_lib.training.online_metrics import OnlineMetric
 from diffit_lib.training.run_dir import CHECKPOINT, METRICS, WEIGHTS
 from diffit_lib.utils.distributed import from_rank_zero, rank_info, rank_zero_first, share_out
-from diffit_lib.utils.errors import check
+from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.files import PRETRAINED
-from diffit_lib.utils.plots import enlargement, loss_curve, tile, write_figure, write_png
+from diffit_lib.utils.logging import say
+from diffit_lib.utils.plots import enlargement, loss_curve, tile, vae_curves, write_figure, write_png
 from diffit_lib.utils.tensors import best_device, to_uint8
+
+R = TypeVar("R", bound=BaseExperimentConfig)
 
 GRID, ROW = 32, 8  # images drawn at every report, of which a row is drawn in any case,
 SHARE = 1 / 8  # and the others if they take less than this share of the time between two reports
+SHOWN, MEASURED = 16, 256  # held-out images that an autoencoder's reports show and measure
+SOME, MOST = 2_048, 20_000  # training images whose latents are measured, at a report and at the end
 
 
 def train(
-    experiment: ExperimentConfig,
+    experiment: ExperimentConfig | VAEExperimentConfig,
     run: str | Path | None = None,
     data: Split | None = None,
     *,
@@ -46,41 +58,74 @@ def train(
     after_save: Callable[[], None] = lambda: None,
     after_report: Callable[[], None] = lambda: None,
 ) -> Path:
-    """Train `experiment` in the folder `run` and return the path of its weights.
+    """Train `experiment`, of a diffusion network or an autoencoder, in the folder `run`; return its weights' path.
 
     Without `run` the folder is new, `runs/00003-NAME`; `name` defaults to the experiment's. If the folder holds a
     checkpoint of this experiment, training resumes from it, bit-exactly on a CPU. `after_save` is called when a new
-    checkpoint is in the folder, `after_report` when all that belongs to it is.
+    checkpoint is in the folder, `after_report` when all that belongs to it is. If an autoencoder's LPIPS is not
+    available at the start, the run says so and trains without it to its end.
     """
     with run_log(run) as open_log:
         with rank_zero_first():
-            space, vae = load_space(experiment.vae)
+            space, vae = load_space(getattr(experiment, "vae", ""))
             space.to(best_device())
             data = data or load_states(experiment, space, vae)
         images = fingerprint_of_states(experiment, space, data.train)
-        experiment, folder = start(
-            experiment, run, name, images, lambda asked, _: resolve(asked, data.train, vae), open_log
-        )
-        denoiser, licence = build_denoiser(experiment), ""
-        if experiment.init_weights and not (folder / CHECKPOINT).is_file():
-            with rank_zero_first():
-                licence = warm_start(denoiser, experiment.init_weights).licence
-        if experiment.lora_rank:
-            add_lora(denoiser.network, experiment.lora_rank)
-        denoiser.to(memory_format=torch.channels_last)
+        settle = partial(resolve, train=data.train, vae=vae)
+        experiment, folder = start(experiment, run, name, images, settle, open_log)
         if rank_info().rank == 0:
             write_reals(folder, data.train, space)
-        states = to_states(experiment, space, data)
-        module = DiffusionModule(denoiser, experiment.training, states.train, space)
-        module.licence = licence or module.licence
-        metric = OnlineMetric(data.train, best_device())
-        snapshot = partial(write_snapshot, run=folder, experiment=experiment, vae=vae, test=states.test, metric=metric)
+        if isinstance(experiment, ExperimentConfig):
+            module, snapshot = of_denoiser(experiment, folder, data, space, vae)
+        else:
+            module, snapshot = of_autoencoder(experiment, data)
+        snapshot = partial(snapshot, run=folder, experiment=experiment)
         return fit(module, experiment, folder, snapshot, progress, after_save, after_report)
 
 
-def resolve(experiment: ExperimentConfig, train: Images, vae: VAECard | None = None) -> ExperimentConfig:
-    """Settle what depends on data and device; refuse a network that does not fit the data."""
-    network, wanted = experiment.network, image_shape(experiment, vae)
+train_vae = train  # by the name it has for autoencoders
+
+
+def of_denoiser(
+    experiment: ExperimentConfig, folder: Path, data: Split, space: Space, vae: VAECard | None
+) -> tuple[RunModule, Callable[..., None]]:
+    """A denoiser in training, fresh or from other weights, and what its reports write."""
+    denoiser, licence = build_denoiser(experiment), ""
+    if experiment.init_weights and not (folder / CHECKPOINT).is_file():
+        with rank_zero_first():
+            licence = warm_start(denoiser, experiment.init_weights).licence
+    if experiment.lora_rank:
+        add_lora(denoiser.network, experiment.lora_rank)
+    denoiser.to(memory_format=torch.channels_last)
+    states = to_states(experiment, space, data)
+    module = DiffusionModule(denoiser, experiment.training, states.train, space)
+    module.licence = licence or module.licence
+    metric = OnlineMetric(data.train, best_device())
+    return module, partial(write_snapshot, vae=vae, test=states.test, metric=metric)
+
+
+def of_autoencoder(experiment: VAEExperimentConfig, data: Split) -> tuple[RunModule, Callable[..., None]]:
+    """An autoencoder in training, and what its reports write."""
+    with rank_zero_first():
+        perceptual = load_perceptual(experiment.loss.vgg) if experiment.loss.perceptual_weight else None
+    network = KLAutoencoder(experiment.network).to(memory_format=torch.channels_last)
+    return AutoencoderModule(network, experiment, data.train, perceptual), partial(write_vae_snapshot, data=data)
+
+
+def resolve(experiment: R, before: Any, train: Images, vae: VAECard | None) -> R:
+    """Settle what depends on data and device; refuse a network that does not fit the data.
+
+    `before` is what the run was started with, None for a new run.
+    """
+    network: Any = experiment.network
+    if isinstance(experiment, VAEExperimentConfig):
+        check_shape(experiment, train, network.shape)
+        if experiment.loss.perceptual_weight:
+            perceives = has_lpips(experiment) if before is None else before.loss.perceptual_weight > 0
+            experiment = experiment if perceives else experiment.override(perceptual_weight=0.0)
+        return experiment.override(precision=check_device(experiment.training))
+    assert isinstance(experiment, ExperimentConfig)
+    wanted = image_shape(experiment, vae)
     if isinstance(train, CachedLatents):
         channels, height, width = network.shape
         check_shape(experiment, train, (2 * channels, height, width), "moments of latents")
@@ -102,6 +147,20 @@ def resolve(experiment: ExperimentConfig, train: Images, vae: VAECard | None = N
     if getattr(denoiser, "sigma_data", 1.0) is None:
         experiment = experiment.override(sigma_data=1.0 if vae else round(train.standard_deviation(), 4))
     return experiment.override(precision=check_device(experiment.training))
+
+
+def has_lpips(experiment: VAEExperimentConfig) -> bool:
+    """Whether LPIPS is available; says why if not."""
+    try:
+        check(
+            min(experiment.network.image_size) >= SMALLEST,
+            f"LPIPS takes images of {SMALLEST} pixels a side or more, these are of {experiment.network.image_size}",
+        )
+        load_perceptual(experiment.loss.vgg)
+    except DiffitError as error:
+        say(f"{experiment.name} trains without the perceptual loss. {error}")
+        return False
+    return True
 
 
 def write_snapshot(
@@ -151,6 +210,37 @@ def write_snapshot(
         best = replace(card, chosen_by=metric.kind)
         save_weights(run / "best.safetensors", best, module.average, module.model, module.space)
     write_figure(run / "loss.png", loss_curve(log.add(row), expected_rows(experiment)))
+
+
+def write_vae_snapshot(
+    module: AutoencoderModule,
+    terms: dict[str, float],
+    run: Path,
+    experiment: VAEExperimentConfig,
+    data: Split,
+    log: MetricsLog | None,
+) -> None:
+    """Write the averaged weights, held-out images over their reconstructions, a row of numbers and its curves.
+
+    The last report measures the latents of more training images, and rFID. All processes measure; the one with a log
+    writes.
+    """
+    last, device = module.trainer.should_stop, module.device
+    mean, std = latent_statistics(
+        module.average, data.train, MOST if last else SOME, device, experiment.training.precision
+    )
+    space = LatentSpace(module.average, torch.tensor(mean, device=device), torch.tensor(std, device=device))
+    held = data.test.images[data.test.spread(MEASURED)]
+    numbers = measure_vae(space, held, vgg=experiment.loss.vgg, rfid=last)
+    shown = data.test.images[data.test.spread(SHOWN)]  # evenly, so of all classes
+    again = reconstructions(space, shown)
+    if log is None:
+        return
+    card = VAECard(experiment=experiment, mean=mean, std=std, numbers=numbers, **module.facts())
+    write_checkpoint(run / WEIGHTS, card, module.average.state_dict())
+    write_png(run / f"samples/{module.images_seen:09d}.png", comparison(shown, again))
+    measured = {name: value for name, value in numbers.items() if name != "images"}
+    write_figure(run / "loss.png", vae_curves(log.add(module.row(terms, measured))))
 
 
 def write_reals(run: Path, train: Images, space: Space = PIXEL_SPACE) -> None:

@@ -149,7 +149,13 @@ def serve(weights: str, port: int = 8866, browser: bool = True) -> None:
     with tempfile.TemporaryDirectory() as folder:
         app = Path(folder) / "diffit_explorer.ipynb"
         code = f"from diffit_lib.viz.explorer import explore\nexplore({weights!r})"
-        cell = {"cell_type": "code", "source": code, "metadata": {}, "outputs": [], "execution_count": None}
+        cell: dict[str, Any] = {
+            "cell_type": "code",
+            "source": code,
+            "metadata": {},
+            "outputs": [],
+            "execution_count": None,
+        }
         kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
         write_text(app, json.dumps({"cells": [cell], "metadata": kernel, "nbformat": 4, "nbformat_minor": 4}))
         print(f"explorer: http://127.0.0.1:{port}/?token={token}   (Ctrl-C ends it)", flush=True)
