@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 from diffit_lib.checkpoints.autoencoders import load_vae
 from diffit_lib.checkpoints.weights import load_weights
 from diffit_lib.config.experiment import ExperimentConfig
+from diffit_lib.config.presets import read_options
 from diffit_lib.data.datasets import Split, load_data
 from diffit_lib.data.latent_cache import open_split
 from diffit_lib.sampling.pipeline import load
-from diffit_lib.training.run_dir import read_options
 from diffit_lib.training.train import train
 from diffit_lib.utils.tensors import to_uint8
 

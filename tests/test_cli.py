@@ -15,7 +15,7 @@ from diffit_lib.cli.main import VERBS, main, parser, with_underscores
 from diffit_lib.cli.options import parse_seeds
 from diffit_lib.config import presets
 from diffit_lib.config.experiment import ExperimentConfig
-from diffit_lib.training.run_dir import write_options
+from diffit_lib.config.presets import write_options
 from diffit_lib.training.train import train
 from diffit_lib.utils.errors import DiffitError
 

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
+from diffit_lib.config.presets import read_options
 from diffit_lib.sampling import writer
 from diffit_lib.sampling.pipeline import load
 from diffit_lib.sampling.sample import sample
 from diffit_lib.training import fit, rehearsal
 from diffit_lib.training.rehearsal import fastest_threads, time_steps
-from diffit_lib.training.run_dir import read_options
 from diffit_lib.utils.tensors import cpu_threads
 
 

@@ -16,12 +16,11 @@ from diffit_lib.cli.main import main
 from diffit_lib.cli.options import experiment_for
 from diffit_lib.config import presets
 from diffit_lib.config.experiment import ExperimentConfig, VAEExperimentConfig
-from diffit_lib.config.presets import PRESETS, VAE_PRESETS, preset
+from diffit_lib.config.presets import PRESETS, VAE_PRESETS, preset, read_options, write_options
 from diffit_lib.data.datasets import Images, Split
 from diffit_lib.training import run_dir as run_folder
 from diffit_lib.training import train as task
-from diffit_lib.training.logs import MetricsLog, run_log
-from diffit_lib.training.run_dir import keep_newest, new_folder, numbers, read_options, write_options
+from diffit_lib.training.run_dir import MetricsLog, keep_newest, new_folder, numbers, run_log
 from diffit_lib.training.train import train, write_reals
 from diffit_lib.utils.errors import DiffitError
 from diffit_lib.utils.files import write_text

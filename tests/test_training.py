@@ -21,8 +21,8 @@ from diffit_lib.sampling.pipeline import Pipeline
 from diffit_lib.training import diffusion as training_diffusion
 from diffit_lib.training import module as training
 from diffit_lib.training.diffusion import DiffusionModule, loss_by_level
-from diffit_lib.training.logs import append_row
 from diffit_lib.training.module import ema_decay
+from diffit_lib.training.run_dir import append_row
 from diffit_lib.training.train import resolve, train
 from diffit_lib.utils.errors import DiffitError
 

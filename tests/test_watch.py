@@ -11,9 +11,10 @@ from diffit_lib.data.datasets import Images
 from diffit_lib.evaluation.metrics import frechet_distance
 from diffit_lib.sampling.pipeline import load
 from diffit_lib.training import online_metrics as watch
-from diffit_lib.training.logs import append_row, read_rows
 from diffit_lib.training.online_metrics import ONLINE_SAMPLES, SHARE, OnlineMetric
+from diffit_lib.training.run_dir import append_row
 from diffit_lib.training.train import train
+from diffit_lib.utils.files import read_rows
 
 CPU = torch.device("cpu")
 UNKNOWN = Images("photos/train", torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64), ())

@@ -12,7 +12,7 @@ from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Rectangl
 from diffit_lib.config.presets import preset
 from diffit_lib.notebook.cells import FIGURES
 from diffit_lib.sampling.pipeline import load
-from diffit_lib.training.logs import read_rows
+from diffit_lib.utils.files import read_rows
 from diffit_lib.utils.plots import new_figure, plot_column, plot_levels, test_levels, write_figure
 from diffit_lib.viz.figures import picture_rows
 

@@ -24,9 +24,8 @@ from diffit_lib.models.vae import KLAutoencoder
 from diffit_lib.reports.auto import LONGEST, Choice, choose_experiment
 from diffit_lib.reports.cost import size, training_cost
 from diffit_lib.training.rehearsal import time_steps
-from diffit_lib.training.run_dir import WEIGHTS
 from diffit_lib.utils.errors import DiffitError, closest
-from diffit_lib.utils.files import siblings
+from diffit_lib.utils.files import WEIGHTS, siblings
 from diffit_lib.utils.tensors import best_device, device_name
 
 

@@ -10,8 +10,7 @@ from typing import Any, Literal, TypeVar, get_origin
 from jsonargparse import SUPPRESS, ArgumentParser
 
 from diffit_lib.config.experiment import BaseExperimentConfig, field_help
-from diffit_lib.config.presets import NETWORKS, Presets, change, load_options
-from diffit_lib.training.run_dir import OPTIONS, read_options
+from diffit_lib.config.presets import NETWORKS, OPTIONS, Presets, change, load_options, read_options
 from diffit_lib.utils.errors import DiffitError
 from diffit_lib.utils.files import MOST_IMAGES
 

@@ -1,14 +1,19 @@
-"""The presets: experiments by name, each a YAML file in `presets/`, the autoencoders' in `presets/vae/`."""
+"""Experiments as YAML files: the presets by name, in `presets/` and `presets/vae/`, and the options of a run."""
 
 from collections import UserDict
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import yaml
+
 from diffit_lib.config.experiment import BaseExperimentConfig, ExperimentConfig, VAEExperimentConfig
 from diffit_lib.utils.errors import DiffitError, check, did_you_mean
+from diffit_lib.utils.files import write_text
 
 FOLDER = Path(__file__).parent / "presets"
+OPTIONS = "options.yaml"  # in the folder of a run
+END = "...\n"  # closes a YAML document: a file without it was cut off
 
 R = TypeVar("R", bound=BaseExperimentConfig)
 
@@ -64,7 +69,6 @@ def load_options(text: str) -> Any:
     Anchors are refused: nine of them, each a list of the one before, are a text of a kilobyte and 10^9 values. So are
     long and nested texts, which take the parser minutes.
     """
-    import yaml
     from jsonargparse import get_loader
 
     try:
@@ -100,3 +104,27 @@ PRESETS = Presets(ExperimentConfig, FOLDER, "preset")
 VAE_PRESETS = Presets(VAEExperimentConfig, FOLDER / "vae", "autoencoder preset")
 preset, vae_preset = PRESETS.find, VAE_PRESETS.find
 STABLE_DIFFUSION = ("stabilityai/sd-vae-ft-ema", "stabilityai/sd-vae-ft-mse")  # on the Hugging Face hub, MIT
+
+
+def write_options(experiment: BaseExperimentConfig, run: Path) -> None:
+    """Write every field of the experiment, in a file that `--config` reads too."""
+    options = experiment.to_options()
+    note = f"# The options of this run; `diffit {verb(experiment)} --run {run}` resumes it.\n"
+    text = yaml.safe_dump(options, sort_keys=False, default_flow_style=None, allow_unicode=True, width=120)
+    write_text(run / OPTIONS, note + text + END)
+
+
+def read_options(kind: type[R], run: Path) -> R:
+    """The experiment that a run was started with."""
+    try:
+        text = (run / OPTIONS).read_text(encoding="utf-8")
+        check(text.endswith(END), "it is not whole")
+        return kind.from_options(load_options(text))
+    except (OSError, KeyError, TypeError, ValueError, DiffitError) as error:
+        problem = " ".join(str(error).split()) or type(error).__name__
+        raise DiffitError(f"{run / OPTIONS} cannot be read ({problem}); train into another folder") from error
+
+
+def verb(experiment: BaseExperimentConfig) -> str:
+    """The command that trains such an experiment."""
+    return "train-vae" if isinstance(experiment, VAEExperimentConfig) else "train"

@@ -25,9 +25,8 @@ from diffit_lib.reports.auto import (
     on_latents,
 )
 from diffit_lib.training.fit import shaping
-from diffit_lib.training.run_dir import WEIGHTS
 from diffit_lib.utils.errors import DiffitError, check
-from diffit_lib.utils.files import PRETRAINED, cache_folder
+from diffit_lib.utils.files import PRETRAINED, WEIGHTS, cache_folder
 from diffit_lib.utils.tensors import best_device, derive_seed
 
 BETWEEN = 4.0  # minutes between two checkpoints, at most

@@ -11,13 +11,13 @@ from diffit_lib.checkpoints.autoencoders import SD_FILE, load_vae
 from diffit_lib.checkpoints.hub import in_hub_cache
 from diffit_lib.config.experiment import BaseExperimentConfig, ExperimentConfig, VAEExperimentConfig
 from diffit_lib.config.models import AutoencoderConfig
-from diffit_lib.config.presets import STABLE_DIFFUSION, preset, vae_preset
+from diffit_lib.config.presets import OPTIONS, STABLE_DIFFUSION, preset, read_options, vae_preset
 from diffit_lib.data.datasets import experiment_data
 from diffit_lib.data.inspect import look
 from diffit_lib.data.sources import list_images
 from diffit_lib.reports.cost import training_cost
 from diffit_lib.training.rehearsal import fastest_threads, time_steps
-from diffit_lib.training.run_dir import OPTIONS, new_folder, read_options
+from diffit_lib.training.run_dir import new_folder
 from diffit_lib.training.train import train
 from diffit_lib.utils.distributed import rank_info
 from diffit_lib.utils.errors import DiffitError, check

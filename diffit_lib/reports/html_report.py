@@ -16,6 +16,7 @@ from torch import Tensor
 
 from diffit_lib.checkpoints.weights import ModelCard
 from diffit_lib.config.experiment import ExperimentConfig
+from diffit_lib.config.presets import read_options
 from diffit_lib.data.datasets import Split
 from diffit_lib.data.latent_cache import CachedLatents
 from diffit_lib.evaluation.provenance import in_words
@@ -24,10 +25,8 @@ from diffit_lib.reports.diagnosis import FINISHED, Diagnosis, diagnose
 from diffit_lib.reports.quick_evaluation import ROW, QuickEvaluation, evaluate_quickly
 from diffit_lib.sampling.pipeline import Pipeline, load
 from diffit_lib.training.encode import load_states
-from diffit_lib.training.logs import read_rows
-from diffit_lib.training.run_dir import WEIGHTS, read_options
 from diffit_lib.training.train import expected_rows
-from diffit_lib.utils.files import write_text
+from diffit_lib.utils.files import WEIGHTS, read_rows, write_text
 from diffit_lib.utils.logging import say
 from diffit_lib.utils.plots import enlargement, loss_curve, tile, to_image
 

@@ -16,25 +16,15 @@ from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from diffit_lib.config.experiment import BaseExperimentConfig
+from diffit_lib.config.presets import read_options, verb, write_options
 from diffit_lib.config.training import TrainingConfig
 from diffit_lib.data.datasets import Images
-from diffit_lib.training.logs import MetricsLog
 from diffit_lib.training.module import CheckpointFile, Clock, Report, RunModule
 from diffit_lib.training.rehearsal import fastest_threads
-from diffit_lib.training.run_dir import (
-    CHECKPOINT,
-    PREVIOUS,
-    WEIGHTS,
-    keep_newest,
-    new_folder,
-    read_options,
-    set_aside,
-    verb,
-    write_options,
-)
+from diffit_lib.training.run_dir import CHECKPOINT, PREVIOUS, MetricsLog, keep_newest, new_folder, set_aside
 from diffit_lib.utils.distributed import from_rank_zero, local_world_size, rank_info
 from diffit_lib.utils.errors import DiffitError, check
-from diffit_lib.utils.files import sweep
+from diffit_lib.utils.files import WEIGHTS, sweep
 from diffit_lib.utils.logging import LOG, say
 from diffit_lib.utils.memory import reuse_freed_memory
 from diffit_lib.utils.tensors import best_device, best_precision, cpu_threads

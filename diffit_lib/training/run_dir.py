@@ -1,23 +1,31 @@
-"""The folder of a run: its number, its options, the weights it keeps."""
+"""The folder of a run: its number, the weights it keeps, and what it writes about itself.
 
+That is `log.txt` for people, `metrics.csv` for programs, TensorBoard or wandb for curves.
+"""
+
+import csv
+import io
+import logging
 import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from itertools import count
+from logging.handlers import MemoryHandler
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
-import yaml
-
-from diffit_lib.config.experiment import BaseExperimentConfig, VAEExperimentConfig
-from diffit_lib.config.presets import load_options
-from diffit_lib.utils.errors import DiffitError, check
-from diffit_lib.utils.files import WEIGHTS, link_or_copy, write_text
+from diffit_lib.config.experiment import BaseExperimentConfig
+from diffit_lib.utils.distributed import locked
+from diffit_lib.utils.errors import check
+from diffit_lib.utils.files import WEIGHTS, link_or_copy, read_rows, write_text
+from diffit_lib.utils.logging import LOG
 
 RUNS = Path("runs")
-OPTIONS, CHECKPOINT, METRICS = "options.yaml", "last.ckpt", "metrics.csv"
+CHECKPOINT, METRICS = "last.ckpt", "metrics.csv"
 PREVIOUS = "previous.ckpt"  # the checkpoint before
-END = "...\n"  # closes a YAML document: a file without it was cut off
-
-R = TypeVar("R", bound=BaseExperimentConfig)
+BY_LEVEL = "test_loss_"  # begins the names of columns that share one chart
 
 
 def new_folder(name: str, runs: Path = RUNS) -> Path:
@@ -44,30 +52,6 @@ def numbers(runs: Path) -> list[int]:
     """The numbers in use, each as often as there are folders of it."""
     matches = (re.match(r"(\d{5,})(-|$)", path.name) for path in runs.iterdir())
     return [int(match[1]) for match in matches if match]
-
-
-def write_options(experiment: BaseExperimentConfig, run: Path) -> None:
-    """Write every field of the experiment, in a file that `--config` reads too."""
-    options = experiment.to_options()
-    note = f"# The options of this run; `diffit {verb(experiment)} --run {run}` resumes it.\n"
-    text = yaml.safe_dump(options, sort_keys=False, default_flow_style=None, allow_unicode=True, width=120)
-    write_text(run / OPTIONS, note + text + END)
-
-
-def read_options(kind: type[R], run: Path) -> R:
-    """The experiment that a run was started with."""
-    try:
-        text = (run / OPTIONS).read_text(encoding="utf-8")
-        check(text.endswith(END), "it is not whole")
-        return kind.from_options(load_options(text))
-    except (OSError, KeyError, TypeError, ValueError, DiffitError) as error:
-        problem = " ".join(str(error).split()) or type(error).__name__
-        raise DiffitError(f"{run / OPTIONS} cannot be read ({problem}); train into another folder") from error
-
-
-def verb(experiment: BaseExperimentConfig) -> str:
-    """The command that trains such an experiment."""
-    return "train-vae" if isinstance(experiment, VAEExperimentConfig) else "train"
 
 
 def keep_newest(run: Path, images_seen: int, keep: int) -> None:
@@ -97,3 +81,122 @@ def set_aside(run: Path) -> Path | None:
     for path in old:
         path.rename(aside / path.name)
     return aside
+
+
+@contextmanager
+def run_log(begun: str | Path | None = None) -> Iterator[Callable[[Path], None]]:
+    """Hold what is logged in the block until it calls the yielded function with the run's folder, then log there.
+
+    The folder is locked from then on, the folder of a run that has `begun` from the start.
+    """
+    held, lock = MemoryHandler(1, flushLevel=logging.INFO), ExitStack()
+
+    def open_log(run: Path) -> None:
+        if begun is None:
+            lock.enter_context(locked(run))
+        file = logging.FileHandler(run / "log.txt", encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        held.setTarget(file)
+        held.flush()
+
+    LOG.addHandler(held)
+    try:
+        if begun is not None:
+            lock.enter_context(locked(begun))
+        yield open_log
+    except BaseException as error:
+        LOG.info("stopped by %s %s", type(error).__name__, error)
+        raise
+    finally:
+        LOG.removeHandler(held)
+        if held.target:
+            held.target.close()
+        held.close()
+        lock.close()
+
+
+class MetricsLog:
+    """A run's rows of numbers in `metrics.csv`, each once however often the run is resumed, and their curves.
+
+    The CSV file is our own: Lightning's CSVLogger deletes the one of an earlier start. So is the use of TensorBoard's
+    writer: Lightning's cannot replay the rows of earlier starts at their own times, which count training alone.
+    Weights & Biases resumes its run by id, and gets new rows only.
+    """
+
+    def __init__(self, run: Path, experiment: BaseExperimentConfig):
+        self.path, self.kind = run / "metrics.csv", experiment.training.logger
+        options = {name: value for name, value in experiment.to_options().items() if value is not None}
+        rows = read_rows(self.path)
+        if self.kind == "tensorboard":
+            from tensorboardX import SummaryWriter
+            from tensorboardX.summary import hparams
+
+            self.begun = time.time() - (_seconds(rows[-1]) if rows else 0.0)
+            shutil.rmtree(run / "tensorboard", ignore_errors=True)
+            self.board = SummaryWriter(str(run / "tensorboard"))
+            plain = {
+                name: value if isinstance(value, bool | int | float) else str(value) for name, value in options.items()
+            }
+            for summary in hparams(plain, {"loss": 0.0}):
+                self.board.file_writer.add_summary(summary)
+        elif self.kind == "wandb":
+            from pytorch_lightning.loggers import WandbLogger
+
+            earlier = [path.name.rpartition("-")[2] for path in sorted(run.glob("wandb/*run-*-*"))]
+            self.wandb = WandbLogger(run.name, run, id=earlier[-1] if earlier else None, project="diffit")
+            self.wandb.log_hyperparams(options)
+            rows = [] if earlier else rows
+        for row in rows:
+            self._draw(row)
+
+    def close(self) -> None:
+        """Finish the curves."""
+        if self.kind == "tensorboard":
+            self.board.close()
+        elif self.kind == "wandb":
+            self.wandb.experiment.finish()
+
+    def add(self, row: dict[str, Any]) -> list[dict[str, Any]]:
+        """Add a row, unless the last one counts as many images, and return all rows of the run."""
+        earlier = read_rows(self.path)
+        rows = append_row(self.path, row)
+        if len(rows) > len(earlier):
+            self._draw(row)
+            shown = {name: value for name, value in row.items() if value != "" and not name.startswith(BY_LEVEL)}
+            words = [f"{name} {value:.4g}" for name, value in shown.items() if name != "images"]
+            LOG.info(", ".join([f"{row['images']:,} images", *words]))
+        return rows
+
+    def _draw(self, row: dict[str, Any]) -> None:
+        """Add a row to the curves, over images."""
+        step = int(row["images"])
+        numbers = {name: float(value) for name, value in row.items() if name != "images" and value != ""}
+        numbers = {name.replace(BY_LEVEL, "test_loss_by_level/"): value for name, value in numbers.items()}
+        if self.kind == "tensorboard":
+            for name, value in numbers.items():
+                self.board.add_scalar(name, value, step, self.begun + _seconds(row))
+            self.board.flush()
+        elif self.kind == "wandb":
+            self.wandb.log_metrics(numbers, step)
+
+
+def append_row(path: Path, row: dict[str, Any]) -> list[dict[str, Any]]:
+    """Add a row to a CSV file, unless its last one counts as many images; rewrite the file and return all rows.
+
+    Rows that count more images go: they are of steps that a run which went back to an earlier checkpoint takes again.
+    """
+    rows = [earlier for earlier in read_rows(path) if int(earlier["images"]) <= row["images"]]
+    if not rows or int(rows[-1]["images"]) != row["images"]:
+        rows.append(row)
+    text = io.StringIO()
+    columns = list(dict.fromkeys(name for row in (rows[-1], *rows) for name in row))  # older rows may lack some
+    writer = csv.DictWriter(text, fieldnames=columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+    return rows
+
+
+def _seconds(row: dict[str, Any]) -> float:
+    """Seconds of training up to a row; rows of an older version have none."""
+    return float(row.get("seconds") or 0.0)

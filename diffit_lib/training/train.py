@@ -29,13 +29,12 @@ from diffit_lib.training.autoencoder import AutoencoderModule, latent_statistics
 from diffit_lib.training.diffusion import DiffusionModule, loss_by_level
 from diffit_lib.training.encode import fingerprint_of_states, load_states, to_states
 from diffit_lib.training.fit import check_device, check_shape, fit, start
-from diffit_lib.training.logs import MetricsLog, read_rows, run_log
 from diffit_lib.training.module import RunModule
 from diffit_lib.training.online_metrics import OnlineMetric
-from diffit_lib.training.run_dir import CHECKPOINT, METRICS, WEIGHTS
+from diffit_lib.training.run_dir import CHECKPOINT, METRICS, MetricsLog, run_log
 from diffit_lib.utils.distributed import from_rank_zero, rank_info, rank_zero_first, share_out
 from diffit_lib.utils.errors import DiffitError, check
-from diffit_lib.utils.files import PRETRAINED
+from diffit_lib.utils.files import PRETRAINED, WEIGHTS, read_rows
 from diffit_lib.utils.logging import say
 from diffit_lib.utils.plots import enlargement, loss_curve, tile, vae_curves, write_figure, write_png
 from diffit_lib.utils.tensors import best_device, to_uint8

@@ -149,7 +149,7 @@ def serve(weights: str, port: int = 8866, browser: bool = True) -> None:
     with tempfile.TemporaryDirectory() as folder:
         app = Path(folder) / "diffit_explorer.ipynb"
         code = f"from diffit_lib.viz.explorer import explore\nexplore({weights!r})"
-        cell: dict[str, Any] = {
+        cell: Any = {
             "cell_type": "code",
             "source": code,
             "metadata": {},

@@ -67,7 +67,7 @@ def read_config(folder):
 def read_run(folder):
     """As `train --run` does before it trains."""
     from diffit_lib.config.experiment import ExperimentConfig
-    from diffit_lib.training.run_dir import read_options
+    from diffit_lib.config.presets import read_options
 
     read_options(ExperimentConfig, folder)
     return "right"
@@ -76,7 +76,7 @@ def read_run(folder):
 def resume(folder):
     """Resume a copy of the run with this checkpoint; nothing else may be written."""
     from diffit_lib.config.experiment import ExperimentConfig
-    from diffit_lib.training.run_dir import read_options
+    from diffit_lib.config.presets import read_options
     from diffit_lib.training.train import train
 
     try:
