@@ -19,8 +19,8 @@ from conftest import TINY
 from diffit_lib.data.datasets import load_data
 from diffit_lib.sampling.pipeline import load
 from diffit_lib.training import online_metrics
-from diffit_lib.training.diffusion import DiffusionModule
 from diffit_lib.training.module import Report
+from diffit_lib.training.steps import DiffusionModule
 from diffit_lib.training.train import train
 
 STEPS, DRAWINGS, SAMPLES, REPORTS = 10_000, 1_000, 100, 10

@@ -20,9 +20,9 @@ from diffit_lib.models.latent_space import LatentSpace
 from diffit_lib.sampling.pipeline import Pipeline
 from diffit_lib.training import online_metrics
 from diffit_lib.training import train as task
-from diffit_lib.training.diffusion import DiffusionModule
 from diffit_lib.training.module import CheckpointFile
 from diffit_lib.training.online_metrics import ONLINE_SAMPLES
+from diffit_lib.training.steps import DiffusionModule
 from diffit_lib.training.train import GRID
 from diffit_lib.utils.distributed import (
     any_rank,

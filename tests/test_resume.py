@@ -22,7 +22,7 @@ from diffit_lib.sampling.pipeline import load
 from diffit_lib.training import module as training
 from diffit_lib.training import online_metrics
 from diffit_lib.training import train as task
-from diffit_lib.training.diffusion import DiffusionModule
+from diffit_lib.training.steps import DiffusionModule
 from diffit_lib.training.train import train
 from diffit_lib.utils.errors import DiffitError
 

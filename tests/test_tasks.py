@@ -16,7 +16,7 @@ from diffit_lib.config import presets
 from diffit_lib.config.presets import PRESETS
 from diffit_lib.evaluation.evaluate import evaluate
 from diffit_lib.sampling.pipeline import load
-from diffit_lib.training.diffusion import DiffusionModule
+from diffit_lib.training.steps import DiffusionModule
 from diffit_lib.training.train import train
 from diffit_lib.utils.errors import DiffitError
 

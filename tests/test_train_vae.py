@@ -21,7 +21,7 @@ from diffit_lib.models.latent_space import LatentSpace
 from diffit_lib.models.vae import KLAutoencoder
 from diffit_lib.models.vae_losses import PatchDiscriminator, Perceptual, hinge, load_perceptual
 from diffit_lib.training import train as task
-from diffit_lib.training.autoencoder import AutoencoderModule, divergence, latent_statistics
+from diffit_lib.training.steps import AutoencoderModule, divergence, latent_statistics
 from diffit_lib.training.train import train_vae
 from diffit_lib.utils.errors import DiffitError
 from diffit_lib.utils.files import sha256

@@ -18,11 +18,11 @@ from diffit_lib.data.stream import TrainingStream
 from diffit_lib.diffusion.denoiser import EDMDenoiser
 from diffit_lib.models import blocks
 from diffit_lib.sampling.pipeline import Pipeline
-from diffit_lib.training import diffusion as training_diffusion
 from diffit_lib.training import module as training
-from diffit_lib.training.diffusion import DiffusionModule, loss_by_level
+from diffit_lib.training import steps as training_steps
 from diffit_lib.training.module import ema_decay
 from diffit_lib.training.run_dir import append_row
+from diffit_lib.training.steps import DiffusionModule, loss_by_level
 from diffit_lib.training.train import resolve, train
 from diffit_lib.utils.errors import DiffitError
 
@@ -63,7 +63,7 @@ def around_steps(monkeypatch):
 @pytest.fixture
 def spoil(monkeypatch):
     """A function: from now on, the losses of these micro-batches, counted from 0, are `value`."""
-    loss = training_diffusion.denoising_loss
+    loss = training_steps.denoising_loss
 
     def spoil(micro_batches, value=math.nan):
         number = count()
@@ -71,7 +71,7 @@ def spoil(monkeypatch):
         def spoiled(*args):
             return loss(*args) * (value if next(number) in micro_batches else 1)
 
-        monkeypatch.setattr(training_diffusion, "denoising_loss", spoiled)
+        monkeypatch.setattr(training_steps, "denoising_loss", spoiled)
 
     return spoil
 
@@ -360,13 +360,13 @@ class TestReport:
 
     def test_loss_in_a_row_is_the_mean_since_the_row_before(self, tiny, data, tmp_path, monkeypatch):
         losses = iter([1.0, 3.0, 5.0, 11.0])
-        denoising_loss = training_diffusion.denoising_loss
+        denoising_loss = training_steps.denoising_loss
 
         def spied(denoiser, *args):
             loss = denoising_loss(denoiser, *args)
             return loss - loss.detach() + next(losses) if denoiser.training else loss
 
-        monkeypatch.setattr(training_diffusion, "denoising_loss", spied)
+        monkeypatch.setattr(training_steps, "denoising_loss", spied)
         train(tiny.override(max_steps=2), tmp_path, data, progress=False)
         train(tiny, tmp_path, data, progress=False)
         rows = [line.split(",")[:3] for line in (tmp_path / "metrics.csv").read_text().splitlines()[1:]]

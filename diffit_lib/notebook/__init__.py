@@ -13,7 +13,7 @@ _NAMES = {
     "models.blocks": "DiffiTBlock TMSA",
     "models.cost": "parameters",
     "sampling.grids": "draw_grid draw_strip draw_sweep",
-    "training.diffusion": "loss_by_level",
+    "training.steps": "loss_by_level",
     "utils.plots": "latent_maps level_curves tile",
     "utils.tensors": "SeededNoise best_device to_float",
     "viz.attention": "attention_at attention_blocks noisy_states",

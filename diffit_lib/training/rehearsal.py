@@ -11,9 +11,8 @@ from diffit_lib.config.experiment import BaseExperimentConfig, ExperimentConfig,
 from diffit_lib.data.datasets import Images
 from diffit_lib.data.stream import Batch, TrainingStream
 from diffit_lib.models.vae import KLAutoencoder
-from diffit_lib.training.autoencoder import AutoencoderModule
-from diffit_lib.training.diffusion import DiffusionModule
 from diffit_lib.training.module import RunModule
+from diffit_lib.training.steps import AutoencoderModule, DiffusionModule
 from diffit_lib.utils.distributed import rank_info
 from diffit_lib.utils.tensors import autocast, best_device, best_precision, cpu_threads, seeded_generator
 

@@ -25,13 +25,12 @@ from diffit_lib.models.vae import KLAutoencoder
 from diffit_lib.models.vae_losses import SMALLEST, load_perceptual
 from diffit_lib.sampling.classes import in_turn
 from diffit_lib.sampling.pipeline import Pipeline
-from diffit_lib.training.autoencoder import AutoencoderModule, latent_statistics
-from diffit_lib.training.diffusion import DiffusionModule, loss_by_level
 from diffit_lib.training.encode import fingerprint_of_states, load_states, to_states
 from diffit_lib.training.fit import check_device, check_shape, fit, start
 from diffit_lib.training.module import RunModule
 from diffit_lib.training.online_metrics import OnlineMetric
 from diffit_lib.training.run_dir import CHECKPOINT, METRICS, MetricsLog, run_log
+from diffit_lib.training.steps import AutoencoderModule, DiffusionModule, latent_statistics, loss_by_level
 from diffit_lib.utils.distributed import from_rank_zero, rank_info, rank_zero_first, share_out
 from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.files import PRETRAINED, WEIGHTS, read_rows
