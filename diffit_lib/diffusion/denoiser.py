@@ -11,8 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from diffit_lib.config.diffusion import EDMConfig, FlowConfig, VPConfig
-from diffit_lib.diffusion.learned_variance import ReverseSteps, variational_bound
-from diffit_lib.diffusion.schedules import karras, respaced, sigma_table, sigma_to_alpha_bar, sigma_to_t, t_to_sigma
+from diffit_lib.diffusion.schedules import (
+    ReverseSteps,
+    karras,
+    respaced,
+    sigma_table,
+    sigma_to_alpha_bar,
+    sigma_to_t,
+    t_to_sigma,
+)
 from diffit_lib.utils.errors import check
 from diffit_lib.utils.tensors import expand_like
 
@@ -32,7 +39,7 @@ class Denoiser(Protocol):
         ...
 
     def with_variance(self, x: Tensor, sigma: float, class_label: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """The clean image, and v of the same shape if the network learned its variance (`learned_variance.py`)."""
+        """The clean image, and v of the same shape if the network learned its variance (`loss.py`)."""
         ...
 
     def initial(self, noise: Tensor) -> Tensor:
@@ -63,7 +70,7 @@ class Preconditioned(nn.Module):
     coefficients: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]  # c_skip, c_out, c_in, each of sigma's shape
     noise_label: Callable[[Tensor], Tensor]  # (B,) sigma -> the (B,) number that the network is conditioned on
     draw_sigma: Callable[[Tensor], Tensor]  # (B,) uniform in [0, 1) -> (B,) noise levels for training
-    bound: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # loss of a learned variance
+    steps: ReverseSteps  # for the loss of a learned variance
 
     def __init__(self, network: nn.Module):
         super().__init__()
@@ -194,10 +201,6 @@ class VPDenoiser(Preconditioned):
     def draw_sigma(self, uniform: Tensor) -> Tensor:
         """(B,) uniform in [0, 1) -> noise levels of the table, each equally likely, float32."""
         return t_to_sigma((uniform * self.config.timesteps).floor(), self.table).float()
-
-    def bound(self, images: Tensor, error: Tensor, v: Tensor, sigma: Tensor) -> Tensor:
-        """The loss of a learned variance v: `variational_bound` at sigma (B,), levels of the table -> (B,)."""
-        return variational_bound(images, error, v, self.noise_label(sigma).round().long(), self.steps)
 
     def weight(self, sigma: Tensor) -> Tensor:
         """The weight of the configured loss, (B,) -> (B,); min-snr is from Hang et al. 2023."""

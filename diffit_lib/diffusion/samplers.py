@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from diffit_lib.diffusion.denoiser import Denoiser
-from diffit_lib.diffusion.learned_variance import reverse_variances
+from diffit_lib.diffusion.schedules import reverse_variances
 
 Noise = Callable[[], Tensor]
 
@@ -130,7 +130,7 @@ def ancestral(
     """Ancestral sampling (Song et al. 2021, equation 16): DDPM at eta = 1 (Ho et al. 2020), DDIM at eta = 0.
 
     `variance` is that of the fresh noise: "small" (beta~), "large" (beta) or "learned" (between the two, see
-    `learned_variance.py`). The last step adds none.
+    `loss.py`). The last step adds none.
     """
     for step, (sigma, sigma_next) in enumerate(pairwise(sigmas.tolist()), start=1):
         denoised, v = denoiser.with_variance(x, sigma, class_label)

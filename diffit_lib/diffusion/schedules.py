@@ -4,11 +4,14 @@ A table holds the sigma of each time t from 0 to T - 1, rising: (T,), with sigma
 """
 
 import math
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from diffit_lib.utils.errors import DiffitError
+
+Level = TypeVar("Level", float, Tensor)
 
 
 def karras(num_steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Tensor:
@@ -69,6 +72,28 @@ def sigma_to_t(sigma: Tensor, table: Tensor) -> Tensor:
     low = (torch.searchsorted(table, sigma.contiguous()) - 1).clamp(0, len(table) - 2)
     left, right = table[low].log(), table[low + 1].log()
     return low + ((sigma.log() - left) / (right - left)).clamp(0, 1)
+
+
+def reverse_variances(sigma: Level, sigma_next: Level) -> tuple[Level, Level]:
+    """The variances "small" (beta~ of Ho et al. 2020) and "large" (beta), divided by alpha_bar at sigma_next."""
+    step = sigma**2 - sigma_next**2
+    return sigma_next**2 / sigma**2 * step, (1 + sigma_next**2) / (1 + sigma**2) * step
+
+
+class ReverseSteps(NamedTuple):
+    """The reverse step from each t of a table to t - 1, and from 0 to the clean image: float64, (T,)."""
+
+    pull: Tensor  # weight of the clean image in the mean: 1 - sigma'^2 / sigma^2
+    log_small: Tensor
+    log_ratio: Tensor  # log large - log small
+
+    @classmethod
+    def of(cls, table: Tensor) -> "ReverseSteps":
+        """The steps of a rising table, (T,). At t = 0 "small" is 0, so the variance of t = 1 replaces it."""
+        below = torch.cat([table.new_zeros(1), table[:-1]])
+        small, large = reverse_variances(table, below)
+        small[0] = small[1] / (1 + table[0] ** 2)  # beta~ itself: reverse_variances divides it by alpha_bar
+        return cls(1 - (below / table) ** 2, small.log(), large.log() - small.log())
 
 
 def _beside(table: Tensor, values: Tensor) -> Tensor:
