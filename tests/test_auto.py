@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from diffit_lib.checkpoints.autoencoders import stable_diffusion_card
 from diffit_lib.cli import info as describe_data
 from diffit_lib.cli.main import main
+from diffit_lib.config.experiment import ExperimentConfig
 from diffit_lib.config.presets import preset, vae_preset
 from diffit_lib.data.inspect import look
 from diffit_lib.data.sources import list_images
@@ -167,8 +168,11 @@ class TestTraining:
         assert (page.read_bytes(), numbers.read_bytes()) == before
 
 
-def interrupted(*_, **__):
-    raise KeyboardInterrupt
+def interrupted(experiment, *args, **options):
+    """Ctrl-C in the second stage."""
+    if isinstance(experiment, ExperimentConfig):
+        raise KeyboardInterrupt
+    return train_recipe(experiment, *args, **options)
 
 
 class TestInfo:
