@@ -20,9 +20,8 @@ from torch.utils.data import TensorDataset
 
 from diffit_lib.checkpoints.weights import ModelCard
 from diffit_lib.config.diffusion import EDMConfig, SamplingConfig, VPConfig
-from diffit_lib.config.experiment import ExperimentConfig
+from diffit_lib.config.experiment import ExperimentConfig, TrainingConfig
 from diffit_lib.config.models import ImageNetworkConfig, TransformerConfig
-from diffit_lib.config.training import TrainingConfig
 from diffit_lib.data.datasets import Images, load_data
 from diffit_lib.data.latent_cache import SHARD, CachedLatents, Shards, shard_path
 from diffit_lib.data.pack import pack

@@ -7,10 +7,9 @@ from dataclasses import FrozenInstanceError, asdict, fields, is_dataclass, repla
 import pytest
 
 from diffit_lib.config.diffusion import EDMConfig, FlowConfig, SamplingConfig, VPConfig
-from diffit_lib.config.experiment import ExperimentConfig
+from diffit_lib.config.experiment import ExperimentConfig, TrainingConfig
 from diffit_lib.config.models import ImageNetworkConfig, TransformerConfig
 from diffit_lib.config.presets import PRESETS, preset
-from diffit_lib.config.training import TrainingConfig
 from diffit_lib.utils.errors import DiffitError
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from diffit_lib.config.training import TrainingConfig
+from diffit_lib.config.experiment import TrainingConfig
 from diffit_lib.data.datasets import Images, load_data
 from diffit_lib.data.stream import TrainingStream, _permutation
 from diffit_lib.utils.errors import DiffitError

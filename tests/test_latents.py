@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader
 
-from diffit_lib.config.training import TrainingConfig
+from diffit_lib.config.experiment import TrainingConfig
 from diffit_lib.data import latent_cache as latents
 from diffit_lib.data.datasets import Images
 from diffit_lib.data.latent_cache import open_latents, write_latents

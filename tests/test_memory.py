@@ -13,7 +13,7 @@ import torch
 from image_files import fill, noise, zipped
 from torch.utils.data import DataLoader, TensorDataset
 
-from diffit_lib.config.training import TrainingConfig
+from diffit_lib.config.experiment import TrainingConfig
 from diffit_lib.data import preprocess
 from diffit_lib.data.datasets import Images, load_data
 from diffit_lib.data.sources import ImageList

@@ -81,7 +81,7 @@ def test_a_breach_is_seen_in_every_form_of_import(source):
     assert len(list(breaches("diffit_lib.diffusion.schedules", source))) == 1
 
 
-@pytest.mark.parametrize("name", ["diffit_lib.config.training", "diffit_lib.config.models"])
+@pytest.mark.parametrize("name", ["diffit_lib.config.diffusion", "diffit_lib.config.models"])
 def test_settings_need_the_standard_library_alone(name):
     top = {imported.split(".")[0] for imported in imports(name, FILES[name].read_text())}
     assert top - sys.stdlib_module_names == {"diffit_lib"}

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffit_lib.checkpoints.weights import build_denoiser
 from diffit_lib.config.diffusion import EDMConfig
-from diffit_lib.config.training import TrainingConfig
+from diffit_lib.config.experiment import TrainingConfig
 from diffit_lib.data.datasets import Images
 from diffit_lib.data.stream import TrainingStream
 from diffit_lib.diffusion.denoiser import EDMDenoiser

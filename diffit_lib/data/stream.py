@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from diffit_lib.config.training import TrainingConfig
+from diffit_lib.config.experiment import TrainingConfig
 from diffit_lib.data.augment import draw_augmentation
 from diffit_lib.data.datasets import Images
 from diffit_lib.utils.errors import DiffitError

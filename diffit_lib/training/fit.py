@@ -15,9 +15,8 @@ from pytorch_lightning.plugins.environments import LightningEnvironment, TorchEl
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from diffit_lib.config.experiment import BaseExperimentConfig
+from diffit_lib.config.experiment import BaseExperimentConfig, TrainingConfig
 from diffit_lib.config.presets import read_options, verb, write_options
-from diffit_lib.config.training import TrainingConfig
 from diffit_lib.data.datasets import Images
 from diffit_lib.training.module import CheckpointFile, Clock, Report, RunModule
 from diffit_lib.training.rehearsal import fastest_threads

@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
 from diffit_lib.checkpoints.safetensors_io import Card
-from diffit_lib.config.training import TrainingConfig
+from diffit_lib.config.experiment import TrainingConfig
 from diffit_lib.data.datasets import Images
 from diffit_lib.data.stream import Batch, TrainingStream
 from diffit_lib.training.optimizer import Muon

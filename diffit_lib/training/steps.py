@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from diffit_lib.config.experiment import VAEExperimentConfig
-from diffit_lib.config.training import TrainingConfig
+from diffit_lib.config.experiment import TrainingConfig, VAEExperimentConfig
 from diffit_lib.data.augment import augment
 from diffit_lib.data.datasets import Images
 from diffit_lib.data.latent_cache import source_of
