@@ -19,7 +19,7 @@ from diffit_lib.data.sources import list_images
 from diffit_lib.reports import auto as photos
 from diffit_lib.reports import quick_evaluation
 from diffit_lib.reports.auto import choose_experiment
-from diffit_lib.training import rehearsal
+from diffit_lib.training import cost
 from diffit_lib.training.train import train as train_recipe
 from diffit_lib.utils.errors import DiffitError
 
@@ -32,7 +32,7 @@ def small(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DIFFIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(photos, "best_device", lambda: torch.device("cpu"))
-    monkeypatch.setattr(rehearsal, "ENOUGH", 0.0)
+    monkeypatch.setattr(cost, "ENOUGH", 0.0)
     monkeypatch.setattr(describe_data, "SECONDS", 0.5)
     monkeypatch.setattr(quick_evaluation, "MOST", 32)
     monkeypatch.setattr("diffit_lib.evaluation.features.TRAINING_IMAGES", 64)

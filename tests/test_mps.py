@@ -16,7 +16,7 @@ from diffit_lib.data.stream import Batch, TrainingStream
 from diffit_lib.diffusion.samplers import SAMPLERS
 from diffit_lib.evaluation import features
 from diffit_lib.sampling.pipeline import load
-from diffit_lib.training.rehearsal import on_noise
+from diffit_lib.training.cost import on_noise
 
 
 @cache

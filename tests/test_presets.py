@@ -15,7 +15,7 @@ from diffit_lib.config.presets import PRESETS, VAE_PRESETS, Presets, preset, vae
 from diffit_lib.models import build_network
 from diffit_lib.models.cost import parameters
 from diffit_lib.models.vae import KLAutoencoder
-from diffit_lib.reports.cost import training_cost
+from diffit_lib.training.cost import training_cost
 from diffit_lib.utils.errors import DiffitError
 
 ALL = [(PRESETS, name) for name in PRESETS] + [(VAE_PRESETS, name) for name in VAE_PRESETS]

@@ -7,8 +7,8 @@ from diffit_lib.config.presets import read_options
 from diffit_lib.sampling import writer
 from diffit_lib.sampling.pipeline import load
 from diffit_lib.sampling.sample import sample
-from diffit_lib.training import fit, rehearsal
-from diffit_lib.training.rehearsal import fastest_threads, time_steps
+from diffit_lib.training import cost, fit
+from diffit_lib.training.cost import fastest_threads, time_steps
 from diffit_lib.utils.tensors import cpu_threads
 
 
@@ -22,20 +22,20 @@ def two_threads():
 class TestThreads:
     @pytest.mark.parametrize(("seconds", "threads"), [({1: 0.1, 2: 0.3}, 1), ({1: 0.3, 2: 0.1}, 2)])
     def test_are_those_of_the_shorter_steps(self, tiny, two_threads, monkeypatch, seconds, threads):
-        monkeypatch.setattr(rehearsal, "SHORT", 0.05)
-        monkeypatch.setattr(rehearsal, "rehearsal", lambda _: lambda size: seconds[torch.get_num_threads()])
+        monkeypatch.setattr(cost, "SHORT", 0.05)
+        monkeypatch.setattr(cost, "rehearsal", lambda _: lambda size: seconds[torch.get_num_threads()])
         assert fastest_threads(tiny) == threads
         assert torch.get_num_threads() == 2
 
     def test_are_measured_by_real_steps_that_leave_no_trace(self, tiny, two_threads, monkeypatch):
-        monkeypatch.setattr(rehearsal, "SHORT", 0.05)
+        monkeypatch.setattr(cost, "SHORT", 0.05)
         before = torch.get_rng_state()
         assert fastest_threads(tiny) in (1, 2)
         assert time_steps(tiny, 0.01) > 0
         assert torch.equal(torch.get_rng_state(), before)
 
     def test_of_one_core_are_not_measured(self, tiny, monkeypatch):
-        monkeypatch.setattr(rehearsal, "rehearsal", lambda _: pytest.fail("measured"))
+        monkeypatch.setattr(cost, "rehearsal", lambda _: pytest.fail("measured"))
         with cpu_threads(1):
             assert fastest_threads(tiny) is None
 

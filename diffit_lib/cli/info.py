@@ -1,4 +1,4 @@
-"""`info`: what a preset, a weights file or a data set is, and what there is."""
+"""`info`: what a preset, a weights file or a data set is, what there is, and what a training would take."""
 
 import math
 import re
@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from diffit_lib.checkpoints.autoencoders import load_vae
+from diffit_lib.checkpoints.autoencoders import load_space, load_vae
 from diffit_lib.checkpoints.hub import ALIASES, HUB_MODELS, TRANSFORMER, find_weights, hub_place, pretrained
 from diffit_lib.checkpoints.weights import few, image_shape, load_weights
 from diffit_lib.cli.options import summary
-from diffit_lib.config.experiment import BaseExperimentConfig, ExperimentConfig
+from diffit_lib.config.experiment import BaseExperimentConfig, ExperimentConfig, VAEExperimentConfig
 from diffit_lib.config.models import AutoencoderConfig, ImageNetworkConfig, TransformerConfig
 from diffit_lib.config.presets import PRESETS, VAE_PRESETS
 from diffit_lib.data.inspect import Inspection, look
@@ -22,8 +22,9 @@ from diffit_lib.diffusion.samplers import SAMPLERS
 from diffit_lib.models.cost import denoiser_cost, parameters
 from diffit_lib.models.vae import KLAutoencoder
 from diffit_lib.reports.auto import LONGEST, Choice, choose_experiment
-from diffit_lib.reports.cost import size, training_cost
-from diffit_lib.training.rehearsal import time_steps
+from diffit_lib.training.cost import time_steps, training_cost
+from diffit_lib.training.encode import load_states
+from diffit_lib.training.train import resolve
 from diffit_lib.utils.errors import DiffitError, closest
 from diffit_lib.utils.files import WEIGHTS, siblings
 from diffit_lib.utils.tensors import best_device, device_name
@@ -216,6 +217,38 @@ def describe_choice(source: str | Path, choice: Choice, parts: Split[ImageList])
         f"  hours    {', '.join(hours)}; an estimate, of some steps on {device_name(best_device())} as busy as now",
         f"  start    diffit train --data {source}   (stops after {limits} minutes; --minutes 600 for a night)",
     ]
+
+
+def dry_run(experiment: ExperimentConfig | VAEExperimentConfig) -> str:
+    """Lines on the cost of an experiment and on its data, resolved as training would; trains and writes nothing."""
+    space, vae = load_space(getattr(experiment, "vae", ""))
+    train = load_states(experiment, space, vae).train
+    experiment = resolve(experiment, None, train, vae)
+    if isinstance(experiment, VAEExperimentConfig):
+        frozen = ", LPIPS" if experiment.loss.perceptual_weight else ""
+    else:
+        frozen = ", the autoencoder" if vae else ""
+    training, cost = experiment.training, training_cost(experiment)
+    micro = training.batch_size // training.accumulate
+    left_out = "one recomputed block at a time" if training.checkpointing else "the device's own working memory"
+    shape, classes = "x".join(map(str, train.images.shape[1:])), len(train.class_names)
+    return "\n".join(
+        [
+            f"{experiment.name}: {cost.trained:,} parameters, {cost.macs / 1e9:.3g} GMAC an image forward, "
+            "about three times that in training",
+            f"  {training.total_images:,} images in {training.total_steps:,} steps of {training.batch_size}, "
+            f"{training.precision} on {best_device()}: {3 * cost.macs * training.total_images / 1e15:.3g} PMAC",
+            f"  memory: {size(cost.states + cost.activations)} = {size(cost.states)} for weights, gradients, Adam and "
+            f"average + {size(cost.activations)} that {micro} images at once keep for the backward pass; "
+            f"not counted: {left_out}{frozen}",
+            f"  data: {train.name}, {len(train):,} of {shape}, {f'{classes} classes' if classes else 'no classes'}",
+        ]
+    )
+
+
+def size(count: int) -> str:
+    """Bytes in GB, or MB below one."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def some(names: list[str], most: int) -> str:

@@ -42,7 +42,7 @@ def previewed(experiment: Any, dry_run: bool, print_config: bool) -> bool:
     if print_config:
         print(experiment.to_yaml(), end="")
     elif dry_run:
-        from diffit_lib.reports.cost import dry_run as describe_cost
+        from diffit_lib.cli.info import dry_run as describe_cost
 
         print(describe_cost(experiment))
     return print_config or dry_run

@@ -15,8 +15,7 @@ from diffit_lib.config.presets import OPTIONS, STABLE_DIFFUSION, preset, read_op
 from diffit_lib.data.datasets import experiment_data
 from diffit_lib.data.inspect import look
 from diffit_lib.data.sources import list_images
-from diffit_lib.reports.cost import training_cost
-from diffit_lib.training.rehearsal import fastest_threads, time_steps
+from diffit_lib.training.cost import fastest_threads, time_steps, training_cost
 from diffit_lib.training.run_dir import new_folder
 from diffit_lib.training.train import train
 from diffit_lib.utils.distributed import rank_info

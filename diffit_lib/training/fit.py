@@ -18,8 +18,8 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from diffit_lib.config.experiment import BaseExperimentConfig, TrainingConfig
 from diffit_lib.config.presets import read_options, verb, write_options
 from diffit_lib.data.datasets import Images
+from diffit_lib.training.cost import fastest_threads
 from diffit_lib.training.module import CheckpointFile, Clock, Report, RunModule
-from diffit_lib.training.rehearsal import fastest_threads
 from diffit_lib.training.run_dir import CHECKPOINT, PREVIOUS, MetricsLog, keep_newest, new_folder, set_aside
 from diffit_lib.utils.distributed import from_rank_zero, local_world_size, rank_info
 from diffit_lib.utils.errors import DiffitError, check

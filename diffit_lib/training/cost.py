@@ -1,16 +1,19 @@
-"""A few steps on noise before a run: how long one takes, and on how many CPU threads."""
+"""What training costs before it begins: memory and computation by count, time by a few steps on noise."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from diffit_lib.checkpoints.weights import build_denoiser
 from diffit_lib.config.experiment import BaseExperimentConfig, ExperimentConfig, VAEExperimentConfig
 from diffit_lib.data.datasets import Images
 from diffit_lib.data.stream import Batch, TrainingStream
+from diffit_lib.models.cost import Cost, denoiser_cost, measure
 from diffit_lib.models.vae import KLAutoencoder
+from diffit_lib.models.vae_losses import PatchDiscriminator
 from diffit_lib.training.module import RunModule
 from diffit_lib.training.steps import AutoencoderModule, DiffusionModule
 from diffit_lib.utils.distributed import rank_info
@@ -18,6 +21,30 @@ from diffit_lib.utils.tensors import autocast, best_device, best_precision, cpu_
 
 ENOUGH = 5.0  # seconds of timed steps
 SHORT = 0.5  # seconds on each number of threads; where one step takes longer, all threads are taken
+
+
+def training_cost(experiment: BaseExperimentConfig) -> Cost:
+    """Parameters, MAC and memory of training: of the denoiser's network, or of the autoencoder and its discriminator.
+
+    The discriminator sees originals once and reconstructions twice, with and without a gradient.
+    """
+    training = experiment.training
+    micro = training.batch_size // training.accumulate
+    precision = best_precision(best_device()) if training.precision == "auto" else training.precision
+    if isinstance(experiment, ExperimentConfig):
+        return denoiser_cost(experiment.network, micro, precision, training.checkpointing)
+    assert isinstance(experiment, VAEExperimentConfig)
+    network, loss = experiment.network, experiment.loss
+
+    def build() -> list[nn.Module]:
+        adversarial = loss.disc_weight > 0
+        return [KLAutoencoder(network), *[PatchDiscriminator(network.shape, loss.disc_width)] * adversarial]
+
+    def forward(networks: list[nn.Module], x: Tensor) -> Iterable[Tensor]:
+        again = networks[0](x, x.new_zeros(len(x), *network.latent_shape))[0]
+        return again, *(discriminator(seen) for discriminator in networks[1:] for seen in (again, x, again.detach()))
+
+    return measure(build, forward, network.shape, micro, precision)
 
 
 def time_steps(experiment: BaseExperimentConfig, most: float = ENOUGH) -> float:
