@@ -14,7 +14,7 @@ from diffit_lib.cli import info as describe_data
 from diffit_lib.cli.main import main
 from diffit_lib.config.experiment import ExperimentConfig
 from diffit_lib.config.presets import preset, vae_preset
-from diffit_lib.data.inspect import look
+from diffit_lib.data.preprocess import look
 from diffit_lib.data.sources import list_images
 from diffit_lib.reports import auto as photos
 from diffit_lib.reports import quick_evaluation

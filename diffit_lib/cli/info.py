@@ -16,7 +16,7 @@ from diffit_lib.cli.options import summary
 from diffit_lib.config.experiment import BaseExperimentConfig, ExperimentConfig, VAEExperimentConfig
 from diffit_lib.config.models import AutoencoderConfig, ImageNetworkConfig, TransformerConfig
 from diffit_lib.config.presets import PRESETS, VAE_PRESETS
-from diffit_lib.data.inspect import Inspection, look
+from diffit_lib.data.preprocess import Inspection, look
 from diffit_lib.data.sources import NAMED, ImageList, Split, list_images
 from diffit_lib.diffusion.samplers import SAMPLERS
 from diffit_lib.models.cost import denoiser_cost, parameters

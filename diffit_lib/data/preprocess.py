@@ -1,11 +1,14 @@
-"""From an image as it comes, of any mode and size, to uint8 pixels: decoded, over white, cropped, resized."""
+"""From an image as it comes, of any mode and size, to uint8 pixels: decoded, over white, cropped, resized; `look`."""
 
 import io
 import logging
+import time
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from statistics import median
 from textwrap import shorten
 from typing import Any, TypeVar
 
@@ -17,7 +20,7 @@ from torch import Tensor
 
 from diffit_lib.data.folders import MOST_BYTES
 from diffit_lib.data.sources import ImageList
-from diffit_lib.utils.errors import DiffitError, check
+from diffit_lib.utils.errors import DiffitError, check, printable
 from diffit_lib.utils.logging import say
 from diffit_lib.utils.memory import Budget
 
@@ -237,3 +240,46 @@ def report_skipped(images: ImageList, readable: Sequence[int]) -> None:
     if bad := sorted(set(range(len(images))) - set(readable)):
         count, first = f"{len(bad)} of {len(images)}", images.keys[bad[0]]
         say(f"{images.name}: skipped {count} images that cannot be read, the first is {first}")
+
+
+@dataclass
+class Inspection:
+    """What the opened images are."""
+
+    looked: int = 0  # how many were opened
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)  # (width, height), upright -> how many
+    modes: Counter[str] = field(default_factory=Counter)  # Pillow's names -> how many
+    unreadable: list[str] = field(default_factory=list)  # their keys
+    grey: bool = True  # whether none has colour
+
+    @property
+    def side(self) -> float:
+        """The median of the shorter sides, in pixels."""
+        return median(min(size) for size in self.sizes.elements())
+
+
+def look(*parts: ImageList, most: int | None = None, seconds: float = float("inf")) -> Inspection:
+    """Decode at most `most` images of each part for about so many seconds, shared out by the parts' sizes.
+
+    The order is random, and the same every time. Raises a DiffitError where no image of a part can be read.
+    """
+    found, total = Inspection(), sum(map(len, parts))
+    for part in parts:
+        start, before = time.monotonic(), found.sizes.total()
+        order = torch.randperm(len(part), generator=torch.Generator().manual_seed(0))
+        for index in order[:most].tolist():
+            found.looked += 1
+            try:
+                picture = to_picture(part.read(part.keys[index]))
+                mode, flat = picture.mode, flatten(picture)  # decodes the whole file, which may be damaged at its end
+            except Exception:  # a broken file may raise nearly anything
+                found.unreadable.append(printable(part.keys[index]))
+            else:
+                found.sizes[flat.size] += 1
+                found.modes[mode] += 1
+                found.grey &= flat.mode == "L"
+            if time.monotonic() - start > seconds * len(part) / total:
+                break
+        if found.sizes.total() == before:
+            raise none_readable(part)
+    return found

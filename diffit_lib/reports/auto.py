@@ -13,7 +13,7 @@ from diffit_lib.config.experiment import BaseExperimentConfig, ExperimentConfig,
 from diffit_lib.config.models import AutoencoderConfig
 from diffit_lib.config.presets import OPTIONS, STABLE_DIFFUSION, preset, read_options, vae_preset
 from diffit_lib.data.datasets import experiment_data
-from diffit_lib.data.inspect import look
+from diffit_lib.data.preprocess import look
 from diffit_lib.data.sources import list_images
 from diffit_lib.training.cost import fastest_threads, time_steps, training_cost
 from diffit_lib.training.run_dir import new_folder

@@ -80,7 +80,7 @@ def told(folder):
     """Load, and print what `info` would."""
     from diffit_lib.cli.info import describe_images
     from diffit_lib.data.datasets import load_data
-    from diffit_lib.data.inspect import look
+    from diffit_lib.data.preprocess import look
     from diffit_lib.data.sources import list_images
 
     load_data(folder / "data", (8, 8), 3)
