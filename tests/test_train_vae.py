@@ -16,10 +16,9 @@ from diffit_lib.data.stream import TrainingStream
 from diffit_lib.evaluation.features import train_classifier
 from diffit_lib.evaluation.metrics import class_accuracy
 from diffit_lib.evaluation.reconstruction import measure_vae, reconstructions
-from diffit_lib.models import vae_losses
+from diffit_lib.models import vae
 from diffit_lib.models.latent_space import LatentSpace
-from diffit_lib.models.vae import KLAutoencoder
-from diffit_lib.models.vae_losses import PatchDiscriminator, Perceptual, hinge, load_perceptual
+from diffit_lib.models.vae import KLAutoencoder, PatchDiscriminator, Perceptual, hinge, load_perceptual
 from diffit_lib.training import train as task
 from diffit_lib.training.steps import AutoencoderModule, divergence, latent_statistics
 from diffit_lib.training.train import train_vae
@@ -289,7 +288,7 @@ class TestPerceptual:
         torch.save(vgg, tmp_path / "vgg.pth")
         with pytest.raises(DiffitError, match=r"vgg\.pth is not the published VGG-16 \(SHA-256 .*; delete it and down"):
             load_perceptual(tmp_path / "vgg.pth")
-        monkeypatch.setattr(vae_losses, "VGG_SHA256", sha256(tmp_path / "vgg.pth"))
+        monkeypatch.setattr(vae, "VGG_SHA256", sha256(tmp_path / "vgg.pth"))
         a, b = torch.rand(2, 1, 3, 16, 16)
         assert torch.equal(load_perceptual(tmp_path / "vgg.pth")(a, b), lpips(a, b))
 

@@ -22,7 +22,7 @@ from diffit_lib.data.latent_cache import CachedLatents, is_latents, open_split
 from diffit_lib.evaluation.features import inception_path, load_inception
 from diffit_lib.evaluation.metrics import frechet_distance
 from diffit_lib.models.latent_space import LatentSpace, Space
-from diffit_lib.models.vae_losses import SMALLEST, load_perceptual, vgg_path
+from diffit_lib.models.vae import SMALLEST, load_perceptual, vgg_path
 from diffit_lib.utils.distributed import local_device, share_out
 from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.logging import say

@@ -12,8 +12,7 @@ from diffit_lib.config.experiment import BaseExperimentConfig, ExperimentConfig,
 from diffit_lib.data.datasets import Images
 from diffit_lib.data.stream import Batch, TrainingStream
 from diffit_lib.models.cost import Cost, denoiser_cost, measure
-from diffit_lib.models.vae import KLAutoencoder
-from diffit_lib.models.vae_losses import PatchDiscriminator
+from diffit_lib.models.vae import KLAutoencoder, PatchDiscriminator
 from diffit_lib.training.module import RunModule
 from diffit_lib.training.steps import AutoencoderModule, DiffusionModule
 from diffit_lib.utils.distributed import rank_info

@@ -16,8 +16,7 @@ from diffit_lib.data.stream import Batch
 from diffit_lib.diffusion.denoiser import Preconditioned
 from diffit_lib.diffusion.loss import denoising_loss
 from diffit_lib.models.latent_space import PIXEL_SPACE, Space
-from diffit_lib.models.vae import KLAutoencoder
-from diffit_lib.models.vae_losses import PatchDiscriminator, Perceptual, hinge
+from diffit_lib.models.vae import KLAutoencoder, PatchDiscriminator, Perceptual, hinge
 from diffit_lib.training.module import RunModule
 from diffit_lib.utils.distributed import mean_over_ranks, share_out
 from diffit_lib.utils.tensors import SeededNoise, autocast, to_float

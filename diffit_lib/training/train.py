@@ -21,8 +21,7 @@ from diffit_lib.data.latent_cache import CachedLatents
 from diffit_lib.evaluation.reconstruction import comparison, measure_vae, reconstructions
 from diffit_lib.models.latent_space import PIXEL_SPACE, LatentSpace, Space
 from diffit_lib.models.lora import add_lora
-from diffit_lib.models.vae import KLAutoencoder
-from diffit_lib.models.vae_losses import SMALLEST, load_perceptual
+from diffit_lib.models.vae import SMALLEST, KLAutoencoder, load_perceptual
 from diffit_lib.sampling.classes import in_turn
 from diffit_lib.sampling.pipeline import Pipeline
 from diffit_lib.training.encode import fingerprint_of_states, load_states, to_states
