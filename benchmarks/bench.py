@@ -18,7 +18,7 @@ from loops import data, drawing, growth, samplers
 from timing import Rows, ceilings, interleaved, summary
 
 from diffit_lib.utils.files import write_text
-from diffit_lib.utils.memory import reuse_freed_memory
+from diffit_lib.utils.tensors import reuse_freed_memory
 
 PACKAGES = ("torch", "diffusers", "denoising-diffusion-pytorch")
 CHOICES = [f"{kind}-{precision}" for kind in ("pixels", "latents") for precision in ("32-true", "bf16-mixed")]

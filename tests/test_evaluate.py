@@ -21,8 +21,7 @@ from diffit_lib.evaluation.evaluate import FIRST_SEED, evaluate, evaluate_each, 
 from diffit_lib.evaluation.evaluator import ClassifierEvaluator, NetworkEvaluator, cached_reference
 from diffit_lib.evaluation.features import Seen
 from diffit_lib.evaluation.metrics import reference_statistics
-from diffit_lib.evaluation.protocols import PROTOCOLS, paper_settings
-from diffit_lib.evaluation.provenance import Provenance
+from diffit_lib.evaluation.provenance import PROTOCOLS, Provenance, paper_settings
 from diffit_lib.sampling.pipeline import Pipeline, load
 from diffit_lib.utils.errors import DiffitError
 from diffit_lib.utils.tensors import digest

@@ -19,7 +19,7 @@ from diffit_lib.data.datasets import Images, load_data
 from diffit_lib.data.sources import ImageList
 from diffit_lib.data.stream import TrainingStream
 from diffit_lib.utils.errors import DiffitError
-from diffit_lib.utils.memory import total_memory
+from diffit_lib.utils.tensors import total_memory
 
 
 def test_what_images_take_is_said(capsys):
@@ -183,7 +183,7 @@ def test_memory_is_what_a_container_or_job_grants(tmp_path, line, file):
 def test_freed_memory_is_used_again_without_new_pages():
     script = """
 import resource, torch
-from diffit_lib.utils.memory import reuse_freed_memory
+from diffit_lib.utils.tensors import reuse_freed_memory
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(10):

@@ -30,8 +30,7 @@ from diffit_lib.models.cost import parameters
 from diffit_lib.sampling.classes import in_turn
 from diffit_lib.sampling.pipeline import Pipeline
 from diffit_lib.training.optimizer import Muon
-from diffit_lib.utils.memory import reuse_freed_memory
-from diffit_lib.utils.tensors import autocast, to_float
+from diffit_lib.utils.tensors import autocast, reuse_freed_memory, to_float
 
 TRICKS = {
     "beta2": 0.999,  # Adam's

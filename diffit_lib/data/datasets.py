@@ -28,8 +28,7 @@ from diffit_lib.utils.distributed import local_world_size
 from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.files import cache_folder, write_text
 from diffit_lib.utils.logging import progress, say
-from diffit_lib.utils.memory import total_memory
-from diffit_lib.utils.tensors import to_float
+from diffit_lib.utils.tensors import to_float, total_memory
 
 WORTH_SAYING = 1_000_000  # bytes; smaller parts load without a message
 

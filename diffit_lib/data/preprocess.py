@@ -22,7 +22,7 @@ from diffit_lib.data.folders import MOST_BYTES
 from diffit_lib.data.sources import ImageList
 from diffit_lib.utils.errors import DiffitError, check, printable
 from diffit_lib.utils.logging import say
-from diffit_lib.utils.memory import Budget
+from diffit_lib.utils.tensors import Budget
 
 warnings.filterwarnings("ignore", module=r"PIL\.")  # on damaged metadata, of every image that has some
 logging.getLogger("PIL").setLevel(logging.CRITICAL)

@@ -21,8 +21,7 @@ from diffit_lib.data.shards import find_shards
 from diffit_lib.data.sources import NAMED
 from diffit_lib.evaluation.evaluator import ClassifierEvaluator, NetworkEvaluator, kind_of, make_evaluator
 from diffit_lib.evaluation.image_files import is_image_files, is_npz, read_images, write_statistics
-from diffit_lib.evaluation.protocols import PROTOCOLS, paper_settings
-from diffit_lib.evaluation.provenance import Provenance
+from diffit_lib.evaluation.provenance import PROTOCOLS, Provenance, paper_settings
 from diffit_lib.sampling.classes import in_turn
 from diffit_lib.sampling.pipeline import Pipeline, load
 from diffit_lib.sampling.writer import SampleWriter, Selection
@@ -67,7 +66,7 @@ def evaluate_each(
     Weights draw `images` (500), as many of each class, from seeds 10000, 10001, ..., `batch_size` at once. `settings`
     are those of `Pipeline.__call__`; a tuple of values measures each combination, in the order of `combinations`, and
     nothing is drawn if one of them is wrong. `protocol` "adm" truncates floats to uint8; "dit", "diffit" and "edm" draw
-    50,000 images as for those papers' numbers (`protocols.py`). Drawn images stay in the cache folder until they are
+    50,000 images as for those papers' numbers (`PROTOCOLS`). Drawn images stay in the cache folder until they are
     measured, so that a stopped measurement continues; in the folder `drawn` they stay for good. `after_batch` is called
     after each batch. Of images in files, `images` (all) are measured, evenly spread.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from diffit_lib.data.datasets import Images, Split
 from diffit_lib.evaluation.copies import copy_alarm, find_copies
 from diffit_lib.evaluation.features import Classifier, cached, load_inception, train_classifier
-from diffit_lib.evaluation.image_files import NAMES, read_npz, read_statistics
+from diffit_lib.evaluation.image_files import NAMES, array_names, read_npz, read_statistics
 from diffit_lib.evaluation.metrics import (
     Reference,
     class_accuracy,
@@ -32,7 +32,6 @@ from diffit_lib.evaluation.metrics import (
 )
 from diffit_lib.evaluation.provenance import Provenance
 from diffit_lib.utils.errors import DiffitError, check
-from diffit_lib.utils.npz import names
 from diffit_lib.utils.tensors import digest
 
 HELD = 20_000  # images loaded into memory, where data are not, to train the classifier and to find copies
@@ -237,7 +236,7 @@ class NetworkEvaluator:
 
 def npz_reference(path: Path, inception: Any) -> Reference:
     """The statistics in an `.npz`, with the features of the images in it; else those of its images."""
-    found = names(path)
+    found = array_names(path)
     if not found & set(NAMES.values()):
         return cached_reference(read_npz(path), inception)
     reference = read_statistics(path, inception)

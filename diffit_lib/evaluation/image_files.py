@@ -1,15 +1,22 @@
 """Images in files that are to be measured: a folder, a zip, or an `.npz` as public evaluators read it.
 
 An `.npz` may also hold statistics of Inception's features: `mu`, `sigma` as EDM and pytorch-fid publish them, and
-beside them `mu_s`, `sigma_s` for sFID in those of ADM, which hold images too.
+beside them `mu_s`, `sigma_s` for sFID in those of ADM, which hold images too. Nothing in it is unpickled, large arrays
+are memory-mapped, and what it says of an array is compared with what it holds before any memory is taken.
 """
 
+import math
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.lib import format as npy
 
 from diffit_lib.checkpoints.hub import TRANSFORMER, pretrained
 from diffit_lib.data.datasets import Images, LazyImages, first_shape
@@ -17,13 +24,15 @@ from diffit_lib.data.folders import find_images
 from diffit_lib.data.preprocess import to_pixels
 from diffit_lib.data.sources import from_files, name_classes
 from diffit_lib.evaluation.metrics import Reference
-from diffit_lib.utils.errors import check
+from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.files import WEIGHTS, replacing
 from diffit_lib.utils.logging import say
-from diffit_lib.utils.npz import array, names
 
 MOST_CLASSES = 1_000_000
 NAMES = {"mean": "mu", "covariance": "sigma", "spatial_mean": "mu_s", "spatial_covariance": "sigma_s"}  # in the files
+LOCAL_HEADER = 30  # bytes before an entry's name in a zip
+HEADER = 2**16  # bytes in which an array's own header has to end
+LARGE, RATIO = 10**9, 100  # bytes; larger arrays must not be compressed to less than a hundredth
 
 
 def is_image_files(what: str | Path) -> bool:
@@ -77,11 +86,11 @@ def read_npz(path: str | Path) -> Images:
 
     Three equal channels count as grey, since public evaluators read RGB alone.
     """
-    found = names(path)
+    found = array_names(path)
     check("arr_0" in found, f"{path} has {', '.join(sorted(found))}, but no arr_0; give images, uint8 (N, H, W, C)")
     if others := found - {"arr_0", "arr_1", *NAMES.values()}:
         say(f"{path}: skipped {', '.join(sorted(others))}, which are no images, labels (arr_1) or statistics")
-    pixels = array(path, "arr_0")
+    pixels = read_array(path, "arr_0")
     check(
         pixels.dtype == np.uint8 and pixels.ndim == 4 and pixels.shape[-1] in (1, 3) and min(pixels.shape) > 0,
         f"{path}: arr_0 is {pixels.dtype} {pixels.shape}; give uint8 (N, H, W, C), C 1 or 3",
@@ -91,7 +100,7 @@ def read_npz(path: str | Path) -> Images:
         pixels = pixels[..., :1]
     labels, class_names = torch.zeros(len(pixels), dtype=torch.int64), tuple[str, ...]()
     if "arr_1" in found:
-        classes = array(path, "arr_1")
+        classes = read_array(path, "arr_1")
         check(
             np.issubdtype(classes.dtype, np.integer)
             and classes.shape == pixels.shape[:1]
@@ -113,7 +122,7 @@ def write_statistics(path: str | Path, reference: Reference) -> None:
 
 def read_statistics(path: str | Path, inception: Any) -> Reference:
     """The statistics in an `.npz`; raises a DiffitError if they are of other features than this network's."""
-    found, tensors, size = names(path), {}, inception.num_features
+    found, tensors, size = array_names(path), {}, inception.num_features
     wanted: dict[str, tuple[int, ...]] = {"mean": (size,), "covariance": (size, size)}
     if {"mu_s", "sigma_s"} & found:  # most publish none
         size = inception.num_spatial
@@ -121,7 +130,7 @@ def read_statistics(path: str | Path, inception: Any) -> Reference:
     for name, shape in wanted.items():
         key = NAMES[name]
         check(key in found, f"{path} holds {', '.join(sorted(found))}, but no {key}; give complete statistics")
-        values = array(path, key)
+        values = read_array(path, key)
         check(
             values.shape == shape and np.issubdtype(values.dtype, np.floating),
             f"{path}: {key} is {values.dtype} {values.shape}, and {inception.name} has float {shape}; "
@@ -130,3 +139,49 @@ def read_statistics(path: str | Path, inception: Any) -> Reference:
         check(bool(np.isfinite(values).all()), f"{path}: {key} is not finite; give statistics of sound features")
         tensors[name] = torch.from_numpy(values.astype(np.float64))
     return Reference(**tensors)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    """The file as a zip; any problem with it becomes an error of one line."""
+    check(path.is_file(), f"there is no file {path}; give the path of an .npz")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield archive
+    except Exception as error:  # a broken file may raise nearly anything
+        reason = str(error) or type(error).__name__
+        raise DiffitError(f"{path} is no whole .npz of plain arrays ({reason}); write or download it anew") from error
+
+
+def array_names(path: str | Path) -> set[str]:
+    """The names of the arrays in a file."""
+    with _opened(Path(path)) as archive:
+        return {name.removesuffix(".npy") for name in archive.namelist()}
+
+
+def read_array(path: str | Path, name: str) -> np.ndarray:
+    """One array of numbers of a file. An uncompressed one is memory-mapped: only what is used of it is read."""
+    path = Path(path)
+    with _opened(path) as archive, archive.open(f"{name}.npy") as entry:
+        stored, head = archive.getinfo(f"{name}.npy"), BytesIO(entry.read(HEADER))
+        if (version := npy.read_magic(head)) not in ((1, 0), (2, 0), (3, 0)):
+            raise ValueError(f"{name} is of version {version}, which nobody knows")
+        shape, fortran, dtype = (npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0)(head)
+        if dtype.kind not in "biuf" or not all(type(n) is int and n >= 0 for n in shape):
+            raise ValueError(f"{name} is {dtype} {shape}, no numbers or no shape; objects are never unpickled")
+        if math.prod(shape) * dtype.itemsize != stored.file_size - head.tell():
+            raise ValueError(
+                f"{name} says that it is {dtype} {shape}, and holds {stored.file_size - head.tell()} bytes"
+            )
+        if stored.compress_type != zipfile.ZIP_STORED:
+            if stored.file_size > max(LARGE, RATIO * stored.compress_size):
+                raise ValueError(f"{name} would grow from {stored.compress_size} to {stored.file_size} bytes")
+            entry.seek(0)
+            return npy.read_array(entry, allow_pickle=False)
+        with open(path, "rb") as file:
+            file.seek(stored.header_offset)
+            local = file.read(LOCAL_HEADER)
+        lengths = int.from_bytes(local[26:28], "little") + int.from_bytes(local[28:30], "little")
+        start = stored.header_offset + LOCAL_HEADER + lengths + head.tell()
+        # copy on write: torch takes no read-only memory
+        return np.memmap(path, dtype, "c", start, shape, "F" if fortran else "C")

@@ -1,15 +1,18 @@
-"""Measured numbers: the provenance stamped on each, and the JSON, table and plot that they are saved in."""
+"""Measured numbers: the protocol that images are drawn by, the provenance stamped on each number, and what saves them.
 
-import csv
-import io
+`docs/coming-from.md` has a table of the protocols.
+"""
+
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from diffit_lib.config.models import ImageNetworkConfig, TransformerConfig
+from diffit_lib.config.presets import STABLE_DIFFUSION
 from diffit_lib.utils.errors import check
-from diffit_lib.utils.files import write_text
+from diffit_lib.utils.files import csv_text, write_text
 from diffit_lib.utils.plots import sweep_curves, write_figure
 
 Numbers = dict[str, Any]
@@ -77,11 +80,8 @@ def record(path: str | Path, what: str, each: Sequence[Setting], numbers: Sequen
     if len(each) > 1:
         names, rows = sweep_rows(each, numbers)
         stamps = [{f"stamp_{key}": value for key, value in entry["stamp"].items()} for entry in numbers]
-        text = io.StringIO()
-        writer = csv.DictWriter(text, [*rows[0], *stamps[0]], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(row | stamp for row, stamp in zip(rows, stamps, strict=True))
-        write_text(Path(path).with_suffix(".csv"), text.getvalue())
+        text = csv_text([row | stamp for row, stamp in zip(rows, stamps, strict=True)])
+        write_text(Path(path).with_suffix(".csv"), text)
         write_figure(Path(path).with_suffix(".png"), sweep_curves(rows, names))
 
 
@@ -108,3 +108,43 @@ def table(each: Sequence[Setting], numbers: Sequence[Numbers]) -> str:
     }
     lines.append(f"stamp: {in_words(common)}")
     return "\n".join(lines + [f"note: {warning}" for warning in numbers[0]["warnings"]])
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What `evaluate --protocol` sets; a setting of the command line counts more than that of the protocol."""
+
+    rounding: str = "round"  # of floats to uint8, a key of `utils.tensors.PROTOCOLS`
+    images: int = 500
+    random_labels: bool = False  # each image's class is drawn from its seed; otherwise as many of each class
+    vae: str = ""  # the decoder, for weights of Stable Diffusion's latents
+
+
+PROTOCOLS = {
+    "round": Protocol(),
+    "adm": Protocol("adm"),
+    "dit": Protocol("round", 50_000, True, STABLE_DIFFUSION[0]),
+    "diffit": Protocol("adm", 50_000, True, STABLE_DIFFUSION[0]),
+    "edm": Protocol("round", 50_000, True),
+}
+
+
+def paper_settings(protocol: str, network: ImageNetworkConfig | TransformerConfig) -> dict[str, Any]:
+    """The sampling settings of a paper's number, for a network of this size.
+
+    DiT (section 5, table 2): 250 DDPM steps, guidance 1.5 on three channels. DiffiT in latents (appendix I.2): the same
+    with 4.4 power-cosine at 256x256 pixels, as the published weights were measured, and 1.49 at 512x512. EDM (table 7;
+    DiffiT's image space, appendix I.1): Heun without churn, 18 steps at 32x32 and 40 at 64x64, no guidance.
+    """
+    large = max(network.image_size) > 32
+    ancestral: dict[str, Any] = {"sampler": "ddpm", "steps": 250, "guidance_channels": 3}
+    if getattr(network, "learned_variance", False):
+        ancestral["variance"] = "learned"
+    cosine = {"guidance": 4.4, "guidance_schedule": "power-cosine", "guidance_power": 4.0}
+    settings = {
+        "dit": ancestral | {"guidance": 1.5, "guidance_schedule": "constant"},
+        "diffit": ancestral | ({"guidance": 1.49, "guidance_schedule": "constant"} if large else cosine),
+        "edm": {"sampler": "heun", "steps": 40 if large else 18, "churn": 0.0, "guidance": 1.0}
+        | {"guidance_schedule": "constant", "guidance_channels": None},
+    }.get(protocol, {})
+    return {name: value for name, value in settings.items() if network.num_classes or "guidance" not in name}

@@ -1,7 +1,5 @@
 """A folder of drawn images: written one by one, by one process or several, and read back."""
 
-import csv
-import io
 import json
 import shutil
 import time
@@ -20,7 +18,7 @@ from torch import Tensor
 from diffit_lib.sampling.pipeline import Pipeline
 from diffit_lib.utils.distributed import rank_info, wait_for
 from diffit_lib.utils.errors import DiffitError, check
-from diffit_lib.utils.files import replacing, sweep, write_text
+from diffit_lib.utils.files import csv_text, replacing, sweep, write_text
 from diffit_lib.utils.logging import progress, say
 from diffit_lib.utils.plots import enlargement, tile, write_png
 from diffit_lib.utils.tensors import PROTOCOLS, seeded_generator
@@ -174,14 +172,12 @@ class SampleWriter:
     def index(self) -> str:
         """The text of `index.csv`: seed, class, class name and file of each image, in the order of the archive."""
         place, names = PLACES[self.format], self.pipe.card.class_names
-        text = io.StringIO()
-        rows = csv.writer(text, lineterminator="\n")
-        rows.writerow(["seed", "class", "name", "file"])
+        rows = []
         for image in self.archived():
             name = names[image.label] if image.label is not None and image.label < len(names) else ""
             file = f"{place}/{image.file}" if self.format in ("png", "zip") else place
-            rows.writerow([image.seed, image.label, name, file])
-        return text.getvalue()
+            rows.append({"seed": image.seed, "class": image.label, "name": name, "file": file})
+        return csv_text(rows)
 
 
 def read_png(path: Path) -> np.ndarray:

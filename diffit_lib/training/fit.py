@@ -25,8 +25,7 @@ from diffit_lib.utils.distributed import from_rank_zero, local_world_size, rank_
 from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.files import WEIGHTS, sweep
 from diffit_lib.utils.logging import LOG, say
-from diffit_lib.utils.memory import reuse_freed_memory
-from diffit_lib.utils.tensors import best_device, best_precision, cpu_threads
+from diffit_lib.utils.tensors import best_device, best_precision, cpu_threads, reuse_freed_memory
 
 # a resumed run may change these; sigma_min and sigma_max only matter in sampling
 FREE = {"images", "max_steps", "minutes", "report_minutes", "workers", "threads", "memory_gb", "checkpointing", "vgg"}

@@ -3,8 +3,6 @@
 That is `log.txt` for people, `metrics.csv` for programs, TensorBoard or wandb for curves.
 """
 
-import csv
-import io
 import logging
 import re
 import shutil
@@ -19,7 +17,7 @@ from typing import Any
 from diffit_lib.config.experiment import BaseExperimentConfig
 from diffit_lib.utils.distributed import locked
 from diffit_lib.utils.errors import check
-from diffit_lib.utils.files import WEIGHTS, link_or_copy, read_rows, write_text
+from diffit_lib.utils.files import WEIGHTS, csv_text, link_or_copy, read_rows, write_text
 from diffit_lib.utils.logging import LOG
 
 RUNS = Path("runs")
@@ -188,12 +186,7 @@ def append_row(path: Path, row: dict[str, Any]) -> list[dict[str, Any]]:
     rows = [earlier for earlier in read_rows(path) if int(earlier["images"]) <= row["images"]]
     if not rows or int(rows[-1]["images"]) != row["images"]:
         rows.append(row)
-    text = io.StringIO()
-    columns = list(dict.fromkeys(name for row in (rows[-1], *rows) for name in row))  # older rows may lack some
-    writer = csv.DictWriter(text, fieldnames=columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
+    write_text(path, csv_text(rows))  # older rows may lack some columns
     return rows
 
 

@@ -7,7 +7,7 @@ import io
 import os
 import shutil
 import urllib.error
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,15 @@ def write_text(path: str | Path, text: str) -> None:
     """Write a text file as a whole, or leave the old one."""
     with replacing(path) as beside:
         beside.write_text(text, encoding="utf-8")
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The text of a CSV file: the columns of the last row first, then those that only others have."""
+    text, columns = io.StringIO(), dict.fromkeys(name for row in (rows[-1], *rows) for name in row)
+    writer = csv.DictWriter(text, list(columns), restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
