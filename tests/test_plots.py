@@ -16,7 +16,7 @@ ROWS = [
 class TestTile:
     def test_puts_images_row_by_row_with_white_between(self):
         images = np.arange(1, 6, dtype=np.uint8)[:, None, None, None] * np.ones((5, 2, 3, 1), np.uint8)
-        sheet = tile(images, columns=2)
+        sheet = tile(images, columns=2, scale=1)
         assert (sheet.dtype, sheet.shape) == (np.uint8, (3 * 3 + 1, 2 * 4 + 1, 1))
         expected = np.full((10, 9), 255)
         for number, (top, left) in enumerate([(1, 1), (1, 5), (4, 1), (4, 5), (7, 1)], start=1):
@@ -34,7 +34,7 @@ class TestTile:
     def test_without_a_gap_is_the_images_alone(self):
         images = np.arange(16, dtype=np.uint8).reshape(4, 2, 2, 1)
         expected = [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
-        assert np.array_equal(tile(images, 2, gap=0)[..., 0], expected)
+        assert np.array_equal(tile(images, 2, scale=1, gap=0)[..., 0], expected)
 
     @pytest.mark.parametrize(("side", "scale"), [(8, 8), (28, 2), (32, 2), (64, 1), (256, 1)])
     def test_enlargement_brings_images_to_about_64_pixels(self, side, scale):
@@ -44,7 +44,7 @@ class TestTile:
 class TestCaptions:
     def test_stand_over_columns_and_left_of_rows_and_the_picture_stays_as_it_is(self):
         images = np.random.default_rng(0).integers(256, size=(6, 64, 64, 3), dtype=np.uint8)
-        sheet = tile(images, 3)
+        sheet = tile(images, 3, scale=1)
         named = captioned(sheet, ["0.5", "", "80"], ["cat", ""], "σ")
         (height, width), (top, left) = sheet.shape[:2], np.subtract(named.shape[:2], sheet.shape[:2])
         assert np.array_equal(named[top:, left:], sheet)

@@ -83,7 +83,7 @@ def run_edit(
     from diffit_lib.data.preprocess import to_pixels
     from diffit_lib.sampling.pipeline import load
     from diffit_lib.sampling.sample import class_numbers
-    from diffit_lib.utils.plots import enlargement, tile, write_png
+    from diffit_lib.utils.plots import tile, write_png
 
     folder, numbers = Path(out), options.parse_seeds(str(seeds))
     check(not folder.exists() or not any(folder.iterdir()), f"{folder} is not empty; give another folder")
@@ -102,7 +102,7 @@ def run_edit(
     for seed, drawn in zip(numbers, images, strict=True):
         write_png(folder / f"{seed:06d}.png", drawn)
     shown = np.concatenate([known[None], images])
-    write_png(folder / "grid.png", tile(shown, min(len(shown), 9), scale=enlargement(shown)))
+    write_png(folder / "grid.png", tile(shown, min(len(shown), 9)))
     print(f"images: {folder}; the image and all edits: {folder}/grid.png")
 
 

@@ -79,7 +79,7 @@ def comparison(originals: Tensor, again: Tensor) -> np.ndarray:
     """Rows of eight originals, each over their reconstructions, uint8 (N, C, H, W) -> one picture (H, W, C)."""
     rows = [part for pair in zip(originals.split(8), again.split(8), strict=True) for part in pair]
     images = torch.cat(rows).permute(0, 2, 3, 1).numpy()
-    return tile(images, 8, scale=enlargement(images))
+    return tile(images, 8)
 
 
 def reconstruct(

@@ -31,7 +31,7 @@ from diffit_lib.sampling.grids import draw_grid
 from diffit_lib.sampling.pipeline import Pipeline, load
 from diffit_lib.training.train import train
 from diffit_lib.utils.errors import DiffitError
-from diffit_lib.utils.plots import enlargement, tile, to_image
+from diffit_lib.utils.plots import tile, to_image
 from diffit_lib.utils.tensors import best_device, to_float, to_uint8
 
 POINTS = 72  # to an inch of a figure; a screen of high resolution has two pixels to a point
@@ -67,7 +67,7 @@ def tile_columns(columns: Sequence[Tensor]) -> np.ndarray:
     """Columns of images, floats in [-1, 1], (B, C, H, W) each -> one picture with B rows, uint8 (H, W, C)."""
     pictures = torch.stack([to_uint8(column) for column in columns], dim=1).movedim(2, -1).numpy()
     flat = pictures.reshape(-1, *pictures.shape[2:])
-    return tile(flat, len(columns), scale=enlargement(flat))
+    return tile(flat, len(columns))
 
 
 def count_images(data: Split) -> str:

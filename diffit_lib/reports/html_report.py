@@ -28,7 +28,7 @@ from diffit_lib.training.encode import load_states
 from diffit_lib.training.train import expected_rows
 from diffit_lib.utils.files import WEIGHTS, read_rows, write_text
 from diffit_lib.utils.logging import say
-from diffit_lib.utils.plots import enlargement, loss_curve, tile, to_image
+from diffit_lib.utils.plots import loss_curve, tile, to_image
 
 PHOTOGRAPH = 48  # pixels a side; images at least so large are stored as JPEG
 
@@ -185,7 +185,7 @@ def picture(content: bytes, mime: str, kind: str) -> str:
 def grid(images: Tensor) -> tuple[bytes, str]:
     """uint8 (N, C, H, W) in rows of eight, as the bytes of an image file and its MIME type."""
     pixels, out = images.permute(0, 2, 3, 1).numpy(), io.BytesIO()
-    sheet = to_image(tile(pixels, columns=ROW, scale=enlargement(pixels)))
+    sheet = to_image(tile(pixels, columns=ROW))
     if max(pixels.shape[1:3]) >= PHOTOGRAPH:
         sheet.save(out, "JPEG", quality=90)
         return out.getvalue(), "image/jpeg"

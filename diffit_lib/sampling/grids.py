@@ -75,7 +75,7 @@ def draw_sweep(pipe: Pipeline, scales: Sequence[float], **settings: Any) -> np.n
     """
     columns = list(range(min(pipe.card.experiment.network.num_classes, 10)))
     rows = [pipe(columns, columns, **settings | {"guidance": float(scale)}) for scale in scales]
-    sheet = tile(np.concatenate(rows), columns=len(columns), scale=enlargement(rows[0]))
+    sheet = tile(np.concatenate(rows), columns=len(columns))
     return captioned(sheet, class_names(pipe, columns), [f"w = {scale:g}" for scale in scales])
 
 
@@ -119,7 +119,7 @@ def strip(states: list[tuple[float, np.ndarray]], names: Sequence[str] = ()) -> 
     """
     sigmas, pictures = zip(*states, strict=True)
     rows = np.stack(pictures, axis=1)
-    sheet = tile(rows.reshape(-1, *rows.shape[2:]), len(states), scale=enlargement(rows[0]))
+    sheet = tile(rows.reshape(-1, *rows.shape[2:]), len(states))
     return captioned(sheet, [f"{sigma:.2g}" for sigma in sigmas], names, "σ")
 
 

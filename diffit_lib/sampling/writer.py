@@ -20,7 +20,7 @@ from diffit_lib.utils.distributed import rank_info, wait_for
 from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.files import csv_text, replacing, sweep, write_text
 from diffit_lib.utils.logging import progress, say
-from diffit_lib.utils.plots import enlargement, tile, write_png
+from diffit_lib.utils.plots import tile, write_png
 from diffit_lib.utils.tensors import PROTOCOLS, seeded_generator
 
 # Where the images end up. The zip, the npz and the grid are made from the PNG files, which are then deleted.
@@ -144,7 +144,7 @@ class SampleWriter:
             paths = [self.path(image) for image in self.images]
             wait_for(paths)
             shown = np.stack([read_png(paths[cell]) for cell in cells])
-            write_png(self.folder / "grid.png", tile(shown, columns, scale=enlargement(shown)))
+            write_png(self.folder / "grid.png", tile(shown, columns))
             if self.format == "zip":
                 write_zip(self.folder / PLACES["zip"], paths, [image.file for image in self.images], index)
             if self.format == "npz":

@@ -34,7 +34,7 @@ from diffit_lib.utils.distributed import from_rank_zero, rank_info, rank_zero_fi
 from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.files import PRETRAINED, WEIGHTS, read_rows
 from diffit_lib.utils.logging import say
-from diffit_lib.utils.plots import enlargement, loss_curve, tile, vae_curves, write_figure, write_png
+from diffit_lib.utils.plots import loss_curve, tile, vae_curves, write_figure, write_png
 from diffit_lib.utils.tensors import best_device, to_uint8
 
 R = TypeVar("R", bound=BaseExperimentConfig)
@@ -197,7 +197,7 @@ def write_snapshot(
         return
 
     samples, name = np.concatenate(drawn), f"samples/{module.images_seen:09d}.png"
-    write_png(run / name, tile(samples, columns=ROW, scale=enlargement(samples)))
+    write_png(run / name, tile(samples, columns=ROW))
     row = {
         **module.row(terms, {"test_loss": sum(levels.values()) / len(levels)}),
         **distance,
@@ -249,7 +249,7 @@ def write_reals(run: Path, train: Images, space: Space = PIXEL_SPACE) -> None:
     if images.is_floating_point():  # moments of latents
         images = to_uint8(space.decode(space.encode(images))).cpu()
     pictures = images.permute(0, 2, 3, 1).numpy()
-    write_png(run / "reals.png", tile(pictures, columns=ROW, scale=enlargement(pictures)))
+    write_png(run / "reals.png", tile(pictures, columns=ROW))
 
 
 def expected_rows(experiment: ExperimentConfig) -> list[dict[str, str]]:

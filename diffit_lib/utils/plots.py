@@ -15,8 +15,12 @@ from diffit_lib.utils.files import replacing
 GREY = {"color": "0.7", "linewidth": 5}  # the curve of a run known to be good
 
 
-def tile(images: np.ndarray, columns: int, *, scale: int = 1, gap: int = 1) -> np.ndarray:
-    """uint8 images (N, H, W, C) -> one picture (H', W', C), row by row, each pixel a square of side `scale`."""
+def tile(images: np.ndarray, columns: int, *, scale: int | None = None, gap: int = 1) -> np.ndarray:
+    """uint8 images (N, H, W, C) -> one picture (H', W', C), row by row, each pixel a square of side `scale`.
+
+    By default small images are enlarged to about 64 pixels a side.
+    """
+    scale = scale or enlargement(images)
     images = images.repeat(scale, axis=1).repeat(scale, axis=2)
     count, height, width, channels = images.shape
     rows, gap = -(-count // columns), gap * scale
