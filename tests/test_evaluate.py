@@ -23,6 +23,7 @@ from diffit_lib.evaluation.features import Seen
 from diffit_lib.evaluation.metrics import reference_statistics
 from diffit_lib.evaluation.provenance import PROTOCOLS, Provenance, paper_settings
 from diffit_lib.sampling.pipeline import Pipeline, load
+from diffit_lib.utils import distributed
 from diffit_lib.utils.errors import DiffitError
 from diffit_lib.utils.tensors import digest
 
@@ -365,6 +366,7 @@ def test_several_processes_draw_their_shares_and_the_first_one_measures(
     monkeypatch.setattr(
         Pipeline, "batches", lambda self, seeds, *a, **k: drew.append(seeds[0]) or batches(self, seeds, *a, **k)
     )
+    monkeypatch.setattr(distributed, "init_distributed", lambda: False)  # they run one after the other
     for rank, share in ((1, [10_010, 10_040]), (2, [10_020]), (0, [10_000, 10_030])):
         for name, value in zip(("RANK", "WORLD_SIZE", "LOCAL_RANK"), (rank, 3, rank), strict=True):
             monkeypatch.setenv(name, str(value))

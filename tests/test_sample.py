@@ -342,6 +342,7 @@ class TestProcesses:
             return pictures(self, batch)
 
         monkeypatch.setattr(album.SampleWriter, "pictures", counted)
+        monkeypatch.setattr(album, "barrier", threading.Barrier(2).wait)
         for module in ("sampling.writer", "sampling.sample", "utils.distributed"):
             monkeypatch.setattr(
                 f"diffit_lib.{module}.rank_info", lambda: RankInfo(int(threading.current_thread().name), 2)

@@ -114,13 +114,13 @@ def test_what_other_weights_drew_is_deleted_and_nothing_else(weights, tmp_path):
     assert len(list(tmp_path.iterdir())) == 1 + 2
 
 
-def test_a_file_that_vanished_is_named_and_not_waited_for(weights, tmp_path):
+def test_a_removed_file_is_named(weights, tmp_path):
     writer = SampleWriter(
         load(weights), tmp_path, [Selection(seed, 3, f"{seed}.png") for seed in range(4)], batch_size=4
     )
     writer.draw()
     (tmp_path / "images" / "2.png").unlink()
-    with pytest.raises(DiffitError, match=r"2\.png was written and is gone"):
+    with pytest.raises(DiffitError, match=r"2\.png is missing: files were removed"):
         writer.finish(2, range(4))
-    with pytest.raises(DiffitError, match=r"2\.png was written and is gone"):
+    with pytest.raises(DiffitError, match=r"2\.png is missing: files were removed"):
         list(writer.read())

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffit_lib.sampling.pipeline import Pipeline
-from diffit_lib.utils.distributed import rank_info, wait_for
+from diffit_lib.utils.distributed import barrier, rank_info, wait_for
 from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.files import csv_text, replacing, sweep, write_text
 from diffit_lib.utils.logging import progress, say
@@ -74,14 +74,15 @@ class SampleWriter:
     def begin(self, facts: dict[str, Any]) -> None:
         """Write `settings.json`; processes other than the first wait for it."""
         path = self.folder / "settings.json"
+        if rank_info().rank == 0 and not path.is_file():
+            write_text(path, json.dumps(facts, indent=2) + "\n")
+        barrier()
         if rank_info().rank > 0:
             wait_for([path])
             self.check(facts)
-        elif not path.is_file():
-            write_text(path, json.dumps(facts, indent=2) + "\n")
 
     def draw(self) -> None:
-        """Draw this process's share of the images that are missing."""
+        """Draw this process's share of the images that are missing; return once all processes have."""
         rank, world, _ = rank_info()
         share = self.batches()[rank::world]
         left = [batch for batch in share if not all(self.path(image).is_file() for image in batch)]
@@ -99,6 +100,7 @@ class SampleWriter:
                             Image.fromarray(picture).save(beside, "PNG")
                 self.after_batch()
                 bar.update(len(batch))
+        barrier()
 
     def foretell(self, batches: Sequence[Sequence[Selection]]) -> None:
         """Say how long drawing these takes, by the time of one step, if that is long."""
@@ -114,7 +116,7 @@ class SampleWriter:
             say(f"drawing {sum(map(len, batches)):,} images takes about {words}; stopped, the same command goes on")
 
     def read(self) -> Iterator[Tensor]:
-        """All images in order, uint8 (B, C, H, W); waits for the batches that other processes draw."""
+        """All drawn images in order, uint8 (B, C, H, W). A DiffitError names a file that was removed."""
         for batch in self.batches():
             wait_for(self.path(image) for image in batch)
             pictures = torch.from_numpy(np.stack([read_png(self.path(image)) for image in batch]))
@@ -138,7 +140,7 @@ class SampleWriter:
         return labels or None
 
     def finish(self, columns: int, cells: Sequence[int]) -> None:
-        """Once all images are there, write the grid of images number `cells`, the archive, and last the index."""
+        """Of the drawn images, write the grid of images number `cells`, the archive, and last the index."""
         index = self.index()
         if not self.joined():
             paths = [self.path(image) for image in self.images]

@@ -41,7 +41,7 @@ def encode(
     with locked(out):
         for part, images in (("train", data.train), ("test", data.test)):
             write(space, images, out / part, mirrored=part == "train")
-        if rank_info().world == 1:  # else another may be writing still
+        if rank_info().rank == 0:
             sweep(out)
     return out
 
@@ -61,7 +61,6 @@ def to_states(experiment: ExperimentConfig, space: Space, data: Split) -> Split:
     for images, mirrored in ((data.train, experiment.training.flip), (data.test, False)):
         folder = latents_folder(space, images)
         write(space, images, folder, mirrored=mirrored)
-        barrier()
         parts.append(open_latents(folder, space))
     return Split(*parts)
 
@@ -81,4 +80,5 @@ def write(space: LatentSpace, images: Images, folder: Path, *, mirrored: bool) -
     """`write_latents`, then wait for the last process to finish; latents that are there already are left alone."""
     if not isinstance(images, CachedLatents):
         write_latents(space, images, folder, mirrored=mirrored)
+        barrier()
         wait_for([folder / INDEX])

@@ -19,6 +19,7 @@ from diffit_lib.utils.logging import say
 from diffit_lib.utils.tensors import best_device
 
 HELD: set[int] = set()  # descriptors of the folders that this process has locked
+LATE = 120.0  # seconds: a network drive may show another machine's new file that late
 
 S = TypeVar("S", bound=Sequence[Any] | Tensor)
 T = TypeVar("T")
@@ -70,14 +71,19 @@ def local_device() -> torch.device:
 
 
 def wait_for(paths: Iterable[Path], pause: float = 0.2) -> None:
-    """Return once other processes have written all these files; the launcher ends all processes if one fails.
+    """Return once this process sees all these files. They have been written: call `barrier` before.
 
     Raises:
-        DiffitError: if a file is missing and there is no other process
+        DiffitError: if a file is missing, with several processes after `LATE` seconds
     """
+    end = time.monotonic() + (LATE if rank_info().world > 1 else 0)
     for path in paths:
         while not path.is_file():
-            check(rank_info().world > 1, f"{path} was written and is gone; the same command makes it again")
+            check(
+                time.monotonic() < end,
+                f"{path} is missing: files were removed while this command wrote them; the same command makes them "
+                "again",
+            )
             time.sleep(pause)
 
 
@@ -87,8 +93,9 @@ def init_distributed() -> bool:
         return False
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        # a long timeout: the others wait while the first downloads data or draws samples
-        dist.init_process_group(backend, rank=rank_info().rank, world_size=rank_info().world, timeout=timedelta(days=1))
+        export_rank()
+        # a long timeout: the others wait while one downloads data or draws a larger share
+        dist.init_process_group(backend, rank=rank_info().rank, world_size=rank_info().world, timeout=timedelta(days=7))
         atexit.register(dist.destroy_process_group)
     return True
 
