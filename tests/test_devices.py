@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,8 +16,8 @@ from diffit_lib.checkpoints.weights import ModelCard
 from diffit_lib.cli.launch import TOLD, join_group
 from diffit_lib.cli.main import main
 from diffit_lib.config.presets import vae_preset
-from diffit_lib.evaluation import features
-from diffit_lib.models.latent_space import LatentSpace
+from diffit_lib.evaluation import features, reconstruction
+from diffit_lib.models.latent_space import LatentSpace, PixelSpace
 from diffit_lib.sampling.pipeline import Pipeline
 from diffit_lib.training import online_metrics
 from diffit_lib.training import train as task
@@ -79,6 +80,35 @@ def reporting(experiment, run):
     latents = (*card.mean, *card.std) if hasattr(experiment, "loss") else ()
     row = {name: float(value) for name, value in read_rows(run / "metrics.csv")[-1].items()}
     return seeds, sum(encoded), {name: row[name] for name in row if "seconds" not in name} | dict(enumerate(latents))
+
+
+def judging():
+    """Reconstruct five images; how many of them the stand-ins for VGG and Inception see, and the numbers."""
+    seen = {"vgg": 0, "inception": 0}
+
+    class Perceptual:
+        def to(self, device):
+            return self
+
+        def __call__(self, images, others):
+            seen["vgg"] += len(images)
+            return (images - others).abs().mean((1, 2, 3))
+
+    class Inception(Perceptual):
+        checksum = "0"
+
+        def features(self, images):
+            seen["inception"] += len(images)
+            return images.flatten(1)[:, ::200].float()
+
+    class Halving(PixelSpace):
+        def decode(self, x):
+            return x / 2
+
+    reconstruction.load_perceptual, reconstruction.load_inception = lambda path: Perceptual(), Inception
+    reconstruction.inception_path = lambda: Path(__file__)
+    images = torch.randint(256, (5, 3, 16, 16), generator=torch.Generator().manual_seed(0)).byte()
+    return seen, reconstruction.measure_vae(Halving(), images, vgg="vgg.pth")
 
 
 def failing(experiment, run, rank):
@@ -151,6 +181,14 @@ class TestTogether:
         assert sorted(both[0][0] + both[1][0]) == sorted(seeds)
         assert [part for _, part, _ in both] == [images / 2] * 2
         assert both[0][2] == both[1][2] == pytest.approx(row, rel=1e-3)
+
+    def test_an_autoencoders_images_are_judged_in_parts(self, tmp_path):
+        ((_, row),), _ = together(tmp_path, judging, world=1)
+        ((seen, numbers), (also_seen, same)), status = together(tmp_path, judging)
+        assert status == [0, 0]
+        assert (seen, also_seen) == ({"vgg": 2, "inception": 4}, {"vgg": 3, "inception": 6})
+        assert numbers == same == pytest.approx(row, rel=1e-3)
+        assert row.keys() == {"images", "psnr", "ssim", "lpips", "rfid"}
 
     @pytest.mark.parametrize("rank", [0, 1])
     def test_an_error_in_the_report_of_one_ends_both(self, tiny, rank, tmp_path):

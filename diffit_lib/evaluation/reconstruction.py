@@ -23,7 +23,7 @@ from diffit_lib.evaluation.features import inception_path, load_inception
 from diffit_lib.evaluation.metrics import frechet_distance
 from diffit_lib.models.latent_space import LatentSpace, Space
 from diffit_lib.models.vae import SMALLEST, load_perceptual, vgg_path
-from diffit_lib.utils.distributed import local_device, share_out
+from diffit_lib.utils.distributed import any_rank, local_device, share_out
 from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.logging import say
 from diffit_lib.utils.plots import enlargement, tile, write_png
@@ -49,26 +49,30 @@ def measure_vae(space: Space, images: Tensor, *, vgg: str | Path | None = None, 
 
     PSNR and SSIM are torchmetrics', means over images like LPIPS. rFID is the Frechet distance between reconstructions
     and originals in Inception's features. Nothing is downloaded: LPIPS is left out if VGG's weights are neither at
-    `vgg` nor in the cache, rFID if Inception's are not in the cache.
+    `vgg` nor in the cache, rFID if Inception's are not in the cache. Processes share the images: all must call.
     """
     again, device = reconstructions(space, images), best_device()
 
     def mean(metric: Callable[[Tensor, Tensor], Any]) -> float:
         """The mean over images of a metric that takes images in [-1, 1]."""
-        pairs = zip(again.split(64), images.split(64), strict=True)
-        values = [metric(to_float(a.to(device)), to_float(b.to(device))) for a, b in pairs]
-        return float(torch.cat([part.view(-1) for part in values]).mean())
+
+        def each(chosen: Tensor) -> Tensor:
+            pairs = ((to_float(kind[part].to(device)) for kind in (again, images)) for part in chosen.split(64))
+            return torch.cat([metric(*pair).view(-1).cpu() for pair in pairs])
+
+        return float(torch.cat(share_out(each, torch.arange(len(images)))).mean())
 
     numbers: dict[str, float] = {
         "images": len(images),
         "psnr": mean(partial(peak_signal_noise_ratio, data_range=2.0, reduction="none", dim=(1, 2, 3))),
         "ssim": mean(partial(structural_similarity_index_measure, data_range=2.0, reduction="none")),
     }
-    if min(images.shape[2:]) >= SMALLEST and (vgg is not None or vgg_path().is_file()):
+    if not any_rank(min(images.shape[2:]) < SMALLEST or (vgg is None and not vgg_path().is_file())):
         numbers["lpips"] = mean(load_perceptual(vgg).to(device))
-    if rfid and len(images) > 1 and inception_path().is_file():
+    if not any_rank(not rfid or len(images) < 2 or not inception_path().is_file()):
         inception = load_inception().to(device)
-        numbers["rfid"] = frechet_distance(inception.features(again), inception.features(images))
+        features = (torch.cat(share_out(inception.features, kind)) for kind in (again, images))
+        numbers["rfid"] = frechet_distance(*features)
         say(f"rFID over {len(images):,} images (Inception {inception.checksum}): compare it at the same number only")
     elif rfid and images.shape[1] == 3:
         say(f"rFID is left out, since there are no Inception weights at {inception_path()}")
