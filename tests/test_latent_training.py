@@ -99,6 +99,13 @@ def test_a_resumed_run_is_bit_equal(experiment, trained, digits, tmp_path):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_a_run_straight_from_images_resumes(experiment, digits, tmp_path):
+    straight = experiment.override(cache_latents=False)
+    for steps in (1, 2):
+        weights = train(straight.override(max_steps=steps), tmp_path / "run", digits, progress=False)
+    assert load_weights(weights)[1].images_seen == 2 * straight.training.batch_size
+
+
 def test_latents_alone_are_enough_to_train_on(experiment, vae, digits, tmp_path):
     folder = encode(vae, out=tmp_path / "latents")
     alone = train(experiment.override(data=str(folder)), tmp_path / "alone", progress=False)

@@ -151,8 +151,10 @@ def is_latents(folder: str | Path) -> bool:
 
 
 def source_of(space: Space, images: Images) -> str:
-    """The images' fingerprint and the autoencoder's checksum."""
-    return images.source if isinstance(images, CachedLatents) else f"{images.fingerprint()}-{space.checksum}"
+    """What training sees: the images' fingerprint and, on latents, the autoencoder's checksum."""
+    if isinstance(images, CachedLatents):
+        return images.source
+    return f"{images.fingerprint()}-{space.checksum}" if space.latent else images.fingerprint()
 
 
 def shard_path(folder: Path, number: int) -> Path:

@@ -65,12 +65,6 @@ def to_states(experiment: ExperimentConfig, space: Space, data: Split) -> Split:
     return Split(*parts)
 
 
-def fingerprint_of_states(experiment: BaseExperimentConfig, space: Space, images: Images) -> str:
-    """The fingerprint of what `to_states` will return for these images, known before they are encoded."""
-    cached = isinstance(space, LatentSpace) and getattr(experiment, "cache_latents", False)
-    return source_of(space, images) if cached else images.fingerprint()
-
-
 def latents_folder(space: LatentSpace, images: Images) -> Path:
     """Where the cache keeps the latents of these images."""
     return cache_folder() / "latents" / source_of(space, images)

@@ -36,8 +36,7 @@ class DiffusionModule(RunModule):
         super().__init__(denoiser, training, data, network.config.shape)
         self.space, self.latent = space, space.latent
         self.some_idle = network.config.augment_dim > 0 and not training.augment
-        if space.latent:
-            self.fingerprint = source_of(space, data)
+        self.fingerprint = source_of(space, data)
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Draw the noise levels on the CPU, beside the noise: not every device has the functions that it takes."""

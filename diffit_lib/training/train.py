@@ -17,14 +17,14 @@ from diffit_lib.config.diffusion import VPConfig
 from diffit_lib.config.experiment import BaseExperimentConfig, ExperimentConfig, VAEExperimentConfig
 from diffit_lib.config.presets import PRESETS
 from diffit_lib.data.datasets import Images, Split
-from diffit_lib.data.latent_cache import CachedLatents
+from diffit_lib.data.latent_cache import CachedLatents, source_of
 from diffit_lib.evaluation.reconstruction import comparison, measure_vae, reconstructions
 from diffit_lib.models.latent_space import PIXEL_SPACE, LatentSpace, Space
 from diffit_lib.models.lora import add_lora
 from diffit_lib.models.vae import SMALLEST, KLAutoencoder, load_perceptual
 from diffit_lib.sampling.classes import in_turn
 from diffit_lib.sampling.pipeline import Pipeline
-from diffit_lib.training.encode import fingerprint_of_states, load_states, to_states
+from diffit_lib.training.encode import load_states, to_states
 from diffit_lib.training.fit import check_device, check_shape, fit, start
 from diffit_lib.training.module import RunModule
 from diffit_lib.training.online_metrics import OnlineMetric
@@ -67,7 +67,7 @@ def train(
             space, vae = load_space(getattr(experiment, "vae", ""))
             space.to(best_device())
             data = data or load_states(experiment, space, vae)
-        images = fingerprint_of_states(experiment, space, data.train)
+        images = source_of(space, data.train)
         settle = partial(resolve, train=data.train, vae=vae)
         experiment, folder = start(experiment, run, name, images, settle, open_log)
         if rank_info().rank == 0:
