@@ -74,7 +74,9 @@ def load_stable_diffusion(name: str, file: str | Path | None = None) -> tuple[La
     remedy = f"download {SD_FILE} from https://huggingface.co/{name} and give it: load_vae(file=...) or load(vae=...)"
     path = Path(file) if file is not None else from_hub(name, SD_FILE, remedy)
     check(path.is_file(), f"there is no file {path}; give that of {name}, {SD_FILE}")
-    tensors = {present_name(key): tensor for key, tensor in read_tensors(path).items()}
+    tensors = read_tensors(path)
+    for name in [name for name in tensors if ".attentions." in name]:
+        tensors[".".join(OLD_NAMES.get(part, part) for part in name.split("."))] = tensors.pop(name)
     tell_licence(f"{name}: autoencoder by Stability AI, licence MIT")
     card = stable_diffusion_card(name)
     return build_latent_space(card, tensors, path), card
@@ -85,8 +87,3 @@ def stable_diffusion_card(name: str) -> VAECard:
     experiment = VAEExperimentConfig(name=name, data="")
     z = experiment.network.z_channels
     return VAECard(experiment, mean=(0.0,) * z, std=(1 / SD_SCALE,) * z, trained_on="LAION (Stability AI)")
-
-
-def present_name(name: str) -> str:
-    """A tensor's name in today's diffusers, from an older version's."""
-    return ".".join(OLD_NAMES.get(part, part) for part in name.split(".")) if ".attentions." in name else name

@@ -16,7 +16,6 @@ from diffit_lib.diffusion.schedules import (
     karras,
     respaced,
     sigma_table,
-    sigma_to_alpha_bar,
     sigma_to_t,
     t_to_sigma,
 )
@@ -173,7 +172,7 @@ class VPDenoiser(Preconditioned):
 
     def coefficients(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """c_skip, c_out and c_in: x = x0 + sigma eps and v = (eps - sigma x0) / sqrt(1 + sigma^2), solved for x0."""
-        c_in = sigma_to_alpha_bar(sigma).sqrt()
+        c_in = (1 / (1 + sigma**2)).sqrt()
         if self.config.prediction == "eps":
             return torch.ones_like(sigma), -sigma, c_in
         if self.config.prediction == "v":

@@ -46,17 +46,8 @@ BETAS = {"linear": linear_betas, "cosine": cosine_betas}
 
 def sigma_table(noise_schedule: str, timesteps: int) -> Tensor:
     """The table of the "linear" or "cosine" schedule: (T,), rising."""
-    return alpha_bar_to_sigma((1 - BETAS[noise_schedule](timesteps)).cumprod(0))
-
-
-def alpha_bar_to_sigma(alpha_bar: Tensor) -> Tensor:
-    """alpha_bar in (0, 1], any shape -> sigma."""
+    alpha_bar = (1 - BETAS[noise_schedule](timesteps)).cumprod(0)
     return ((1 - alpha_bar) / alpha_bar).sqrt()
-
-
-def sigma_to_alpha_bar(sigma: Tensor) -> Tensor:
-    """sigma, any shape -> alpha_bar."""
-    return 1 / (1 + sigma**2)
 
 
 def t_to_sigma(t: Tensor, table: Tensor) -> Tensor:

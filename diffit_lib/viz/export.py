@@ -52,14 +52,18 @@ def export_page(path: str | Path, weights: str | Path = "digits") -> Path:
         f"{weights} cannot run in a page, which has an image-space DiffiT with classes, EDM's denoiser and "
         "Heun's sampler; give digits, or weights of that kind",
     )
-    tensors = page_tensors(pipe)
-    noise = seed_noise(experiment.network.shape)
+    tensors = {  # those of convolutions channels last, (out, height, width, in)
+        name: tensor.permute(0, 2, 3, 1) if tensor.ndim == 4 else tensor
+        for name, tensor in pipe.denoiser.network.state_dict().items()
+    }
+    draw = SeededNoise(range(SEEDS), experiment.network.shape)
+    noise = torch.stack([draw() for _ in range(MAX_STEPS + 1)], dim=1)  # (SEEDS, MAX_STEPS + 1, C, H, W)
     html = Template(_part("page.html")).substitute(
         style=_part("page.css"),
         script=script(*MODULES, *VIEWS),
         model=json.dumps(page_card(pipe, tensors)).replace("<", "\\u003c"),
         weights=_base64(torch.cat([tensor.flatten() for tensor in tensors.values()]), torch.float16),
-        noise=_base64(noise, torch.float32),
+        noise=_base64(noise.movedim(2, -1), torch.float32),
     )
     check(
         len(html.encode()) <= MOST_BYTES,
@@ -106,18 +110,6 @@ def page_card(pipe: Pipeline, tensors: dict[str, Tensor]) -> dict[str, Any]:
         "seeds": SEEDS,
         "maxSteps": MAX_STEPS,
     }
-
-
-def page_tensors(pipe: Pipeline) -> dict[str, Tensor]:
-    """The network's tensors by name; those of convolutions channels last, (out, height, width, in)."""
-    tensors = pipe.denoiser.network.state_dict().items()
-    return {name: tensor.permute(0, 2, 3, 1) if tensor.ndim == 4 else tensor for name, tensor in tensors}
-
-
-def seed_noise(shape: tuple[int, int, int]) -> Tensor:
-    """The noise that the library draws for each seed: (SEEDS, MAX_STEPS + 1, H, W, C)."""
-    draw = SeededNoise(range(SEEDS), shape)
-    return torch.stack([draw() for _ in range(MAX_STEPS + 1)], dim=1).permute(0, 1, 3, 4, 2)
 
 
 def _base64(tensor: Tensor, dtype: torch.dtype) -> str:
