@@ -24,7 +24,6 @@ from diffit_lib.notebook.form import (
     plan,
     plan_latent,
     pretrained,
-    pretrained_latent,
 )
 from diffit_lib.utils.errors import DiffitError
 from diffit_lib.utils.files import PRETRAINED
@@ -198,8 +197,8 @@ class TestWeights:
         experiment, own = preset("digits"), tmp_path / "weights.safetensors"
         ours = PRETRAINED / "digits.safetensors"
         assert pretrained("auto") == pretrained("digits") == choose_weights(experiment, Backup(tmp_path, None)) == ours
-        latent = PRETRAINED / "latent-digits.safetensors"
-        assert pretrained_latent("auto") == choose_weights(preset("latent-digits"), Backup(tmp_path, None)) == latent
+        latent, none = PRETRAINED / "latent-digits.safetensors", Backup(tmp_path, None)
+        assert pretrained("auto", latent=True) == choose_weights(preset("latent-digits"), none) == latent
         own.touch()
         assert choose_weights(experiment, Backup(tmp_path, None)) == own
         assert choose_weights(experiment, Backup(tmp_path, None), "digits") == ours

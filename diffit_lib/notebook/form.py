@@ -181,16 +181,12 @@ def parse(overrides: str) -> dict[str, Any]:
     return changes
 
 
-def pretrained(dataset: str, space: Defaults = IMAGE_SPACE) -> Path | None:
-    """The weights that come with the library for a data set, in this space; None if there are none."""
+def pretrained(dataset: str, latent: bool = False) -> Path | None:
+    """The weights that come with the library for a data set, which draw pixels or latents; None if there are none."""
+    space = LATENT_SPACE if latent else IMAGE_SPACE
     wanted = space.experiment(space.data(dataset))
     path = PRETRAINED / f"{wanted.name}.safetensors"
     return path if path.is_file() and preset(wanted.name).data == wanted.data else None
-
-
-def pretrained_latent(dataset: str) -> Path | None:
-    """As `pretrained`, for weights that draw latents."""
-    return pretrained(dataset, LATENT_SPACE)
 
 
 def choose_vae(experiment: VAEExperimentConfig, run: Backup, vae: str = "train") -> str:
@@ -221,7 +217,7 @@ def choose_weights(experiment: ExperimentConfig, run: Backup, given: str = "") -
             raise DiffitError(f"PATH_WEIGHTS: {error}") from error
     if (own := run.run / WEIGHTS).is_file():
         return own
-    if ours := pretrained(experiment.data, LATENT_SPACE if experiment.vae else IMAGE_SPACE):
+    if ours := pretrained(experiment.data, latent=bool(experiment.vae)):
         return ours
     raise DiffitError(f"there are no weights for {experiment.data}; set IS_TRAIN, or PATH_WEIGHTS to a file of weights")
 
