@@ -75,8 +75,8 @@ def load_stable_diffusion(name: str, file: str | Path | None = None) -> tuple[La
     path = Path(file) if file is not None else from_hub(name, SD_FILE, remedy)
     check(path.is_file(), f"there is no file {path}; give that of {name}, {SD_FILE}")
     tensors = read_tensors(path)
-    for name in [name for name in tensors if ".attentions." in name]:
-        tensors[".".join(OLD_NAMES.get(part, part) for part in name.split("."))] = tensors.pop(name)
+    for key in [key for key in tensors if ".attentions." in key]:
+        tensors[".".join(OLD_NAMES.get(part, part) for part in key.split("."))] = tensors.pop(key)
     tell_licence(f"{name}: autoencoder by Stability AI, licence MIT")
     card = stable_diffusion_card(name)
     return build_latent_space(card, tensors, path), card
