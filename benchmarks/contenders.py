@@ -37,6 +37,7 @@ def pixel_networks(small: bool) -> dict[str, tuple[nn.Module, Network]]:
         "ours, cifar10": (ours, ours),
         "diffusers UNet2DModel": (theirs, lambda x, t: theirs(x, t).sample),
         "ours, DiT-S/2": (dit, dit),
+        "diffusers DiT-S/2": their_dit(small, 3),
     }
     with suppress(ImportError):
         from denoising_diffusion_pytorch import Unet
@@ -47,18 +48,23 @@ def pixel_networks(small: bool) -> dict[str, tuple[nn.Module, Network]]:
 
 
 def latent_networks(small: bool, num_classes: int = 0) -> dict[str, tuple[nn.Module, Network]]:
-    """Transformers for 32x32x4 latents: patch 2, width 384, depth 12, 6 heads; diffusers' always has 1000 classes."""
+    """Transformers for 32x32x4 latents: patch 2, width 384, depth 12, 6 heads."""
+    ours, dit = (transformer(block, small, num_classes=num_classes) for block in ("diffit", "dit"))
+    return {"ours, DiffiT": (ours, ours), "ours, DiT": (dit, dit), "diffusers DiTTransformer2DModel": their_dit(small, 4)}
+
+
+def their_dit(small: bool, in_channels: int) -> tuple[nn.Module, Network]:
+    """The DiT of diffusers in the size of ours; it always has 1000 classes."""
     from diffusers import DiTTransformer2DModel
 
-    ours, dit = (transformer(block, small, num_classes=num_classes) for block in ("diffit", "dit"))
     depth, size = (1, 16) if small else (12, 64)
-    sizes = {"in_channels": 4, "out_channels": 4, "sample_size": 32, "patch_size": 2}
-    theirs = DiTTransformer2DModel(num_attention_heads=6, attention_head_dim=size, num_layers=depth, **sizes)
+    sizes = {"in_channels": in_channels, "out_channels": in_channels, "sample_size": 32, "patch_size": 2}
+    module = DiTTransformer2DModel(num_attention_heads=6, attention_head_dim=size, num_layers=depth, **sizes)
 
     def call(x: Tensor, t: Tensor) -> Tensor:
-        return theirs(x, timestep=t.long(), class_labels=torch.zeros(len(x), dtype=torch.int64)).sample
+        return module(x, timestep=t.long(), class_labels=torch.zeros(len(x), dtype=torch.int64)).sample
 
-    return {"ours, DiffiT": (ours, ours), "ours, DiT": (dit, dit), "diffusers DiTTransformer2DModel": (theirs, call)}
+    return module, call
 
 
 def transformer(block: str, small: bool, in_channels: int = 4, num_classes: int = 0) -> nn.Module:

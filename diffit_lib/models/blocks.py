@@ -98,8 +98,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Te
     """
     kept = torch.is_grad_enabled() and q.requires_grad
     if q.device.type == "cpu" and (kept or q.dtype != torch.float32 or q.shape[2] <= 64):
-        logits = torch.matmul(q * q.shape[-1] ** -0.5, k.mT)
-        return torch.matmul((logits if bias is None else logits + bias).softmax(-1).to(v.dtype), v)
+        with torch.autocast("cpu", enabled=False):  # which would copy to float32 and back; softmax sums in float32
+            logits = torch.matmul(q * q.shape[-1] ** -0.5, k.mT)
+            return torch.matmul((logits if bias is None else logits + bias.to(q.dtype)).softmax(-1), v)
     mask = None if bias is None else bias.to(q.dtype)[None]
     with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
