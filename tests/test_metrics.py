@@ -1,6 +1,8 @@
 """Numbers over features against known answers, and the stamp they travel with."""
 
 import json
+import subprocess
+import sys
 from dataclasses import asdict
 
 import numpy as np
@@ -97,6 +99,31 @@ def test_nearest_finds_exact_copies_at_distance_zero_and_others_at_their_pixel_d
     distances, indices = nearest(images, train)
     assert distances.tolist() == [0, 1, 0] * 300
     assert indices.tolist() == [700, 3, 1100] * 300
+
+
+def test_of_equally_near_training_images_the_first_is_named():
+    images, train = torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.zeros(10_002, 1, 2, 2, dtype=torch.uint8)
+    images[:, 0, 0, 0] = torch.tensor([8, 12, 0])
+    train[[3, 7000, 10_001], 0, 0, 0] = torch.tensor([9, 9, 8], dtype=torch.uint8)  # in the first, second, third part
+    distances, indices = nearest(images, train)
+    assert (distances.tolist(), indices.tolist()) == ([0, 3, 0], [10_001, 3, 0])
+
+
+NEAREST = """
+import resource, torch
+from diffit_lib.evaluation.metrics import nearest
+from diffit_lib.utils.tensors import reuse_freed_memory
+reuse_freed_memory()
+images = torch.randint(256, (40_000, 1, 4, 4), dtype=torch.uint8)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+nearest(images[:3000], images)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def test_nearest_takes_little_memory():
+    done = subprocess.run([sys.executable, "-c", NEAREST], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 200  # MB; all distances at once are 960
 
 
 def test_new_images_are_as_far_from_training_images_as_test_images_are():

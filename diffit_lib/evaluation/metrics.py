@@ -144,13 +144,15 @@ def nearest(images: Tensor, train: Tensor) -> tuple[Tensor, Tensor]:
 
     Exact: the squares are whole numbers, and float64 holds them.
     """
-    others = train.flatten(1).double()
-    square = others.square().sum(1)
-    found = []
-    for chunk in images.flatten(1).double().split(500):
-        squared_distance = chunk.square().sum(1, keepdim=True) - 2 * chunk @ others.T + square
-        found.append(squared_distance.min(1))
-    return torch.cat([f.values for f in found]).sqrt(), torch.cat([f.indices for f in found])
+    squared = torch.full((len(images),), torch.inf, dtype=torch.float64)
+    index = torch.zeros(len(images), dtype=torch.int64)
+    for first in range(0, len(train), 5000):
+        others = train[first : first + 5000].flatten(1).double()
+        for chunk, best, where in zip(*(x.split(500) for x in (images.flatten(1), squared, index)), strict=True):
+            values, places = torch.cdist(chunk.double(), others).square().round().min(1)
+            where[values < best] = first + places[values < best]
+            best.copy_(values.minimum(best))
+    return squared.sqrt(), index
 
 
 def real_distance(train: Tensor, test: Tensor) -> float:
