@@ -50,7 +50,11 @@ def pixel_networks(small: bool) -> dict[str, tuple[nn.Module, Network]]:
 def latent_networks(small: bool, num_classes: int = 0) -> dict[str, tuple[nn.Module, Network]]:
     """Transformers for 32x32x4 latents: patch 2, width 384, depth 12, 6 heads."""
     ours, dit = (transformer(block, small, num_classes=num_classes) for block in ("diffit", "dit"))
-    return {"ours, DiffiT": (ours, ours), "ours, DiT": (dit, dit), "diffusers DiTTransformer2DModel": their_dit(small, 4)}
+    return {
+        "ours, DiffiT": (ours, ours),
+        "ours, DiT": (dit, dit),
+        "diffusers DiTTransformer2DModel": their_dit(small, 4),
+    }
 
 
 def their_dit(small: bool, in_channels: int) -> tuple[nn.Module, Network]:
