@@ -141,7 +141,7 @@ class TestAverage:
 
 class TestAugmentation:
     def test_reaches_the_network_and_is_told_to_it(self, tiny, data):
-        experiment = resolve(tiny.override(augment_dim=9, augment=0.5), data.train)
+        experiment = resolve(tiny.override(augment_dim=9, augment=0.5), None, data.train)
         module = DiffusionModule(build_denoiser(experiment), experiment.training, data.train)
         batch = module.on_before_batch_transfer(TrainingStream(data.train, experiment.training).batch(0), 0)
         label = module.model.network.time_token.augment
@@ -156,12 +156,12 @@ class TestAugmentation:
 
     def test_without_its_label_is_refused(self, tiny, data):
         with pytest.raises(DiffitError, match=r"augment is 0\.5 but augment_dim 0; give augment_dim 9"):
-            resolve(tiny.override(augment=0.5), data.train)
+            resolve(tiny.override(augment=0.5), None, data.train)
 
 
 def test_noise_levels_are_drawn_on_the_cpu_whatever_the_device(tiny, data):
     """Apple's MPS has no inverse of the normal distribution."""
-    experiment = resolve(tiny, data.train)
+    experiment = resolve(tiny, None, data.train)
     module = DiffusionModule(build_denoiser(experiment), experiment.training, data.train)
     batch = module.on_before_batch_transfer(TrainingStream(data.train, experiment.training).batch(0), 0)
     assert torch.equal(batch.sigma, module.model.draw_sigma(batch.uniform))

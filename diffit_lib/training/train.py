@@ -109,7 +109,7 @@ def of_autoencoder(experiment: VAEExperimentConfig, data: Split) -> tuple[RunMod
     return AutoencoderModule(network, experiment, data.train, perceptual), partial(write_vae_snapshot, data=data)
 
 
-def resolve(experiment: R, before: Any, train: Images, vae: VAECard | None) -> R:
+def resolve(experiment: R, before: Any, train: Images, vae: VAECard | None = None) -> R:
     """Settle what depends on data and device; refuse a network that does not fit the data.
 
     `before` is what the run was started with, None for a new run.
