@@ -204,6 +204,29 @@ def test_the_app_imports_gradio_and_the_library_alone(weights, tmp_path):
     assert {name.partition(".")[0] for name in modules} == {"pathlib", "gradio", "diffit_lib"}
 
 
+def test_a_strangers_card_puts_no_code_in_the_app_and_no_line_in_the_readme(weights, tmp_path):
+    pipe, hostile = load(weights, device="cpu"), 'x", "a": open("stolen", "w"), "b": "\n---\nlicense: mit\n# \x1b[31m'
+    pipe.push_to_hub("me/tiny", dry_run=tmp_path / "plain")
+    words = dict.fromkeys(("trained_on", "device", "licence"), hostile)
+    numbers = NUMBERS | {hostile: 0.5, "stamp": {hostile: hostile}, "warnings": [hostile]}
+    experiment = replace(pipe.card.experiment, name=hostile)
+    names = (hostile, *map(str, range(9)))
+    pipe.card = replace(pipe.card, experiment=experiment, class_names=names, numbers=numbers, **words)
+    pipe.push_to_hub("me/tiny", dry_run=tmp_path / "out")
+    assert (tmp_path / "out" / "app.py").read_bytes() == (tmp_path / "plain" / "app.py").read_bytes()
+    lines = (tmp_path / "out" / "README.md").read_text().splitlines()
+    assert lines.count("---") == 2
+    assert "license: mit" not in lines
+    assert all(line.isprintable() for line in lines)
+
+
+@pytest.mark.parametrize("numbers", [{"stamp": 5}, {"warnings": 5}, {"class_accuracy": None}, {"frechet": "x"}])
+def test_a_card_whose_numbers_are_none_is_refused(weights, numbers):
+    _, card = load_weights(weights)
+    with pytest.raises(DiffitError, match=f"{next(iter(numbers))} is .*; give a"):
+        replace(card, numbers=numbers)
+
+
 @needs_chromium
 def test_the_app_draws_in_a_browser(tmp_path):
     pytest.importorskip("gradio", reason="gradio is not installed; pip install gradio")

@@ -19,7 +19,7 @@ from diffit_lib.diffusion.samplers import SAMPLERS, Noise, State
 from diffit_lib.models.latent_space import PIXEL_SPACE, Space
 from diffit_lib.sampling.classes import Labels, class_number
 from diffit_lib.sampling.edit import Edit, Start, as_images, from_noise, mixed_classes, slerp, take, upwards
-from diffit_lib.utils.errors import DiffitError, check
+from diffit_lib.utils.errors import DiffitError, check, printable
 from diffit_lib.utils.tensors import (
     SeededNoise,
     autocast,
@@ -63,7 +63,7 @@ class Pipeline:
         """What it draws, with what, and what it was trained on, in one paragraph without its full stop."""
         experiment, (channels, height, width) = self.card.experiment, self.card.image_shape
         size = sum(parameter.numel() for parameter in self.denoiser.network.parameters())
-        return (
+        return printable(
             f"{experiment.name}: {type(self.denoiser.network).__name__}, {size:,} parameters, "
             f"draws {height}x{width} {'grey' if channels == 1 else 'RGB'} images of {few(self.card.class_names)}. "
             f"Trained on {self.card.trained_on or experiment.data}, {self.card.images_seen:,} images seen. "

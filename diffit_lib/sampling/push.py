@@ -14,7 +14,7 @@ from diffit_lib.checkpoints.weights import save_weights
 from diffit_lib.models.latent_space import LatentSpace
 from diffit_lib.sampling.grids import draw_grid
 from diffit_lib.sampling.pipeline import Pipeline
-from diffit_lib.utils.errors import check
+from diffit_lib.utils.errors import check, printable
 from diffit_lib.utils.files import WEIGHTS, read_rows, write_text
 from diffit_lib.utils.logging import say
 from diffit_lib.utils.plots import loss_curve, write_figure, write_png
@@ -73,11 +73,11 @@ def write_folder(pipe: Pipeline, repository: str, folder: Path) -> None:
     if rows:
         write_figure(folder / "loss.png", loss_curve(rows))
     write_text(folder / "README.md", model_card(pipe, repository, curves=bool(rows)))
-    write_text(folder / "app.py", template("app", repository=repository, name=pipe.card.experiment.name))
+    write_text(folder / "app.py", template("app", repository=repository))
 
 
 def template(file: str, **values: Any) -> str:
-    """One of the text files beside this one, filled in."""
+    """One of the text files beside this one, filled in. In app.txt that is code: give it nothing of a card."""
     return Template(Path(__file__).with_name(f"{file}.txt").read_text(encoding="utf-8")).substitute(values)
 
 
@@ -86,7 +86,7 @@ def model_card(pipe: Pipeline, repository: str, *, curves: bool) -> str:
     card = pipe.card
     licence, dataset = (card.licence.split() or ["unknown"])[0].lower(), card.experiment.data.removeprefix("hf:")
     head: dict[str, Any] = {"library_name": "diffit", "license": licence if licence in LICENCES else "other"}
-    head |= {} if licence in LICENCES else {"license_name": card.licence}
+    head |= {} if licence in LICENCES else {"license_name": printable(card.licence)}
     head |= {"pipeline_tag": "unconditional-image-generation", "tags": ["diffit", "diffusion", "image-generation"]}
     head |= {"datasets": [dataset.partition(":")[0]]} if dataset != card.experiment.data else {}
     if card.numbers:
@@ -99,12 +99,12 @@ def model_card(pipe: Pipeline, repository: str, *, curves: bool) -> str:
     text = template(
         "model_card",
         repository=repository,
-        name=card.experiment.name,
+        name=printable(card.experiment.name),
         summary=pipe.summary,
         images=f"{card.images_seen:,}",
         minutes=f"{card.minutes:.1f}",
-        device=card.device or "an unknown device",
-        licence=card.licence,
+        device=printable(card.device or "an unknown device"),
+        licence=printable(card.licence),
         curves="\n![The training run's curves](loss.png)\n" if curves else "",
         numbers=numbers_table(card.numbers) or f"None. `diffit evaluate {repository}` measures, if you have the data.",
         bibtex=",\n".join([f"@article{{{kind}{PAPERS[kind]['year']}", *fields]) + "\n}",
@@ -119,4 +119,4 @@ def numbers_table(numbers: dict[str, Any]) -> str:
     words = [f"{key}={value}" for key, value in stamp.items() if value is not None and value is not False]
     notes = [f"Note: {warning}." for warning in numbers.get("warnings", ())]
     lines = ["| number | value |", "|---|---|", *rows, *(["", f"Stamp: {' '.join(words)}."] if words else []), *notes]
-    return "\n".join(lines) if rows else ""
+    return "\n".join(map(printable, lines)) if rows else ""
