@@ -1,7 +1,6 @@
 """`diffit VERB ...`: the command line. torch is imported only once a verb runs."""
 
 import errno
-import os
 import re
 import sys
 from argparse import SUPPRESS, Action
@@ -19,8 +18,9 @@ from diffit_lib.cli.options import add_experiment_fields, add_fields, default_wo
 from diffit_lib.cli.using import run_edit, run_evaluate, run_sample
 from diffit_lib.config.diffusion import SamplingConfig
 from diffit_lib.config.presets import PRESETS, VAE_PRESETS, Presets, load_options
-from diffit_lib.utils.errors import DiffitError, closest
+from diffit_lib.utils.errors import DiffitError, closest, printable
 from diffit_lib.utils.files import siblings
+from diffit_lib.utils.streams import streams
 
 DISTRIBUTED = (run_train, run_train_vae, run_encode, run_sample, run_evaluate)  # run on several devices
 TRAINING: dict[Callable[..., None], Presets[Any]] = {run_train: PRESETS, run_train_vae: VAE_PRESETS}
@@ -79,7 +79,7 @@ class Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """One line, whatever the library says, and the names that are close to a wrong one."""
         verb = re.search(r"'([\w-]+)' does not accept", message)
-        known = verb_parser(verb[1], VERBS[verb[1]]) if verb else self
+        known = verb_parser(verb[1], VERBS[verb[1]]) if verb and verb[1] in VERBS else self
         names = VERBS if "argument VERB" in message else [word.lstrip("-") for word in known._option_string_actions]
         wrong = re.search(r"(?:invalid choice: '|unrecognized arguments: --|does not accept option ')([\w-]+)", message)
         near = closest(wrong[1], names) if wrong else ""
@@ -129,7 +129,13 @@ def verb_parser(name: str, verb: Callable[..., None]) -> Parser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit status: 0, 2 for a mistake of the user's, or 130 after Ctrl-C."""
-    words = config_first([with_underscores(word) for word in (sys.argv[1:] if arguments is None else arguments)])
+    with streams():
+        return run(sys.argv[1:] if arguments is None else arguments)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """`main`, with standard output and error as they are."""
+    words = config_first([with_underscores(word) for word in arguments])
     try:
         config = parse(words)
         options = config[config.verb].as_dict()
@@ -139,16 +145,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return launch(words, count(given), num_nodes)
         with join_group(given, num_nodes):
             VERBS[config.verb](**options)
+        sys.stdout.flush()
     except DiffitError as error:
         print(f"diffit: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # Ctrl-C needs no words
         return 130
-    except BrokenPipeError:  # `diffit info cifar10 | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:  # a file where a folder should be, no permission, a full disk
         remedy = "make room there, or " if error.errno == errno.ENOSPC else ""
-        print(f"diffit: {error.filename or 'the disk'}: {error.strerror}; {remedy}give another path", file=sys.stderr)
+        line = f"diffit: {error.filename or 'the disk'}: {error.strerror}; {remedy}give another path"
+        print(printable(line), file=sys.stderr)
         return 2
     return 0
 
