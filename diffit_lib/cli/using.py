@@ -144,8 +144,9 @@ def run_evaluate(
     from diffit_lib.evaluation.evaluate import combinations, evaluate_each
     from diffit_lib.evaluation.provenance import read_results, record, table
 
-    if out is not None:
-        read_results(out)  # refuse a file that cannot be appended to before drawing
+    if out is not None:  # refuse a file that cannot be appended to before drawing
+        check(Path(out).suffix == ".json", f"out is {out!r}; give a JSON file, e.g. results.json")
+        read_results(out)
     numbers = evaluate_each(
         what,
         data,
@@ -157,10 +158,12 @@ def run_evaluate(
         save_statistics=save_statistics,
         **dict(settings),
     )
-    if numbers:
-        print(table(combinations(settings), numbers))
-    if numbers and out is not None:
-        record(out, what, combinations(settings), numbers)
+    try:
+        if numbers and out is not None:
+            record(out, what, combinations(settings), numbers)
+    finally:
+        if numbers:
+            print(table(combinations(settings), numbers))
 
 
 def run_reconstruct(vae: str, data: str | None = None, out: str = "reconstructions", images: int = 32) -> None:
