@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -414,7 +415,37 @@ def test_results_grow_in_a_list_with_a_table_and_a_plot_beside_it(weights, incep
     assert Image.open("results.png").format == "PNG"
 
 
-@pytest.mark.parametrize("content", ["{}", "[1]", '[{"fid": 1}', '[{"fid": 1}]', ""])
+@pytest.mark.parametrize("name", ["sweep.csv", "sweep.png", "sweep"])
+def test_a_name_that_the_table_or_the_plot_would_take_is_refused(tmp_path, name, capsys):
+    assert main(["evaluate", "digits", "--steps=2,3", f"--out={tmp_path / name}"]) == 2
+    assert f"{name}'; give a JSON file, e.g. results.json" in capsys.readouterr().err
+
+
+def test_a_pipe_is_not_waited_for(tmp_path, capsys):
+    os.mkfifo(tmp_path / "d.json")
+    assert main(["evaluate", "digits", f"--out={tmp_path / 'd.json'}"]) == 2
+    assert "d.json is no file; give a JSON file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"images": 3_000_000_000}, "images is 3000000000, and 10,000,000 is the most; give fewer"),
+        ({"batch_size": 0}, "batch_size is 0; give 1 or more"),
+        ({"batch_size": -1}, "batch_size is -1; give 1 or more"),
+    ],
+)
+def test_counts_that_no_images_have_are_refused_at_once(options, says, monkeypatch):
+    monkeypatch.setattr("diffit_lib.evaluation.evaluate.load", pytest.fail)
+    with pytest.raises(DiffitError, match=says):
+        evaluate("digits", **options)
+
+
+HOSTILE = ["{}", "[1]", '[{"fid": 1}', '[{"fid": 1}]', "", '[{"stamp": 5}]', '[{"stamp": {}, "warnings": 5}]']
+HOSTILE += ['[{"stamp": {}, "fid": null}]', 100_000 * "["]
+
+
+@pytest.mark.parametrize("content", HOSTILE)
 def test_a_file_of_anything_else_is_not_appended_to(weights, tmp_path, content, capsys):
     path = tmp_path / "notes.json"
     path.write_text(content)

@@ -42,6 +42,7 @@ class Card:
 
     def __post_init__(self) -> None:
         check_types(self)
+        check_numbers(self.numbers)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -53,6 +54,15 @@ class Card:
         """The inverse of `to_dict`."""
         others = {key: value for key, value in values.items() if key != "recipe"}
         return cls(experiment=cls.EXPERIMENT.from_dict(values["recipe"]), **others)
+
+
+def check_numbers(numbers: Mapping[str, Any]) -> None:
+    """Refuse measured numbers of which one is no number, the stamp no object, or the warnings no list."""
+    words = {"stamp": (dict, "an object"), "warnings": (list, "a list"), "measured": (str, "words")}
+    for name, value in numbers.items():
+        kind, wanted = words.get(name, (float, "a number"))
+        short = type(value) is int and abs(value) < 2**63
+        check(isinstance(value, kind) or (kind is float and short), f"{name} is {value!r}; give {wanted}")
 
 
 AnyCard = TypeVar("AnyCard", bound=Card)

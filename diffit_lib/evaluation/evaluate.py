@@ -27,7 +27,7 @@ from diffit_lib.sampling.pipeline import Pipeline, load
 from diffit_lib.sampling.writer import SampleWriter, Selection
 from diffit_lib.utils.distributed import local_device, locked, rank_info
 from diffit_lib.utils.errors import DiffitError, check
-from diffit_lib.utils.files import cache_folder
+from diffit_lib.utils.files import MOST_IMAGES, cache_folder
 from diffit_lib.utils.logging import say
 from diffit_lib.utils.tensors import derive_seed, digest
 
@@ -73,6 +73,8 @@ def evaluate_each(
     Each of several processes draws its share; the first one measures, the others return an empty list.
     """
     check(images is None or images >= 2, f"images is {images}; give 2 or more")
+    check((images or 0) <= MOST_IMAGES, f"images is {images}, and {MOST_IMAGES:,} is the most; give fewer")
+    check(batch_size > 0, f"batch_size is {batch_size}; give 1 or more")
     check(protocol in PROTOCOLS, f"protocol is {protocol!r}; give one of {', '.join(PROTOCOLS)}")
     npz, paper = Path(str(data)) if is_npz(data) else None, PROTOCOLS[protocol]
     extractor = extractor or ("inception" if paper.random_labels else None)

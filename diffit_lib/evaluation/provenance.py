@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from diffit_lib.checkpoints.safetensors_io import check_numbers
 from diffit_lib.config.models import ImageNetworkConfig, TransformerConfig
 from diffit_lib.config.presets import STABLE_DIFFUSION
-from diffit_lib.utils.errors import check
+from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.files import csv_text, write_text
 from diffit_lib.utils.plots import sweep_curves, write_figure
 
@@ -63,11 +64,13 @@ def in_words(stamp: Mapping[str, Any]) -> str:
 def read_results(path: str | Path) -> list[Numbers]:
     """The entries of a JSON list of measurements; none if there is no file. Raises a DiffitError for other files."""
     path = Path(path)
-    check(not path.is_dir(), f"{path} is a folder; give a JSON file, e.g. results.json")
+    check(path.is_file() or not path.exists(), f"{path} is no file; give a JSON file, e.g. results.json")
     try:
         found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
         whole = isinstance(found, list) and all(isinstance(entry, dict) and "stamp" in entry for entry in found)
-    except ValueError:
+        for entry in found if whole else ():
+            check_numbers(entry)
+    except (DiffitError, RecursionError, ValueError):
         whole = False
     check(whole, f"{path} is not a JSON list of measurements that more can be appended to; give another file")
     return found
