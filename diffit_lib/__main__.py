@@ -2,6 +2,16 @@
 
 import sys
 
-from diffit_lib.cli.main import main
 
-sys.exit(main())
+def run() -> int:
+    """`main`; Ctrl-C needs no words while it is imported either."""
+    try:
+        from diffit_lib.cli.main import main
+
+        return main()
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(run())

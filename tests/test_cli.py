@@ -4,13 +4,15 @@ import pickle
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from diffit_lib import __version__
-from diffit_lib.checkpoints.weights import load_weights
+from diffit_lib.__main__ import run
+from diffit_lib.checkpoints.weights import load_weights, save_weights
 from diffit_lib.cli.main import VERBS, main, parser, with_underscores
 from diffit_lib.cli.options import parse_seeds
 from diffit_lib.config import presets
@@ -398,6 +400,32 @@ def test_ctrl_c_ends_without_a_traceback(monkeypatch, capsys):
     monkeypatch.setitem(VERBS, "info", interrupted)
     assert main(["info", "digits"]) == 130
     assert capsys.readouterr().err == ""
+
+
+def test_ctrl_c_while_the_command_line_is_imported_ends_without_a_traceback(monkeypatch):
+    class Importing:
+        def __getattr__(self, name):
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "diffit_lib.cli.main", Importing())
+    assert run() == 130
+
+
+def test_words_like_our_own_are_no_verb(capsys):
+    assert main(["sample", "digits", "--batch-size", "'x' does not accept"]) == 2
+    assert re.fullmatch("diffit: [^\n]+\n", capsys.readouterr().err)
+
+
+def test_info_says_nothing_that_a_terminal_obeys(weights, tmp_path, capsys):
+    denoiser, card = load_weights(weights)
+    words = dict.fromkeys(("trained_on", "licence", "device"), "\x1b[31m\nx")
+    names = tuple(f"\x1b[2J\n{name}" for name in card.class_names)
+    experiment = replace(card.experiment, name="\x1b]0;t\x07")
+    save_weights(tmp_path / "w.safetensors", replace(card, experiment=experiment, class_names=names, **words), denoiser)
+    assert main(["info", "w.safetensors"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line.isprintable() for line in lines)
+    assert len(lines) == 9
 
 
 class TestStart:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import diffit_lib
+from diffit_lib.utils.errors import DiffitError
 from diffit_lib.utils.files import PRETRAINED, cache_folder, replacing, sha256, write_text
 
 
@@ -74,6 +75,13 @@ def test_cache_folder_follows_the_environment_and_else_the_home(monkeypatch, tmp
     assert cache_folder() == tmp_path
     monkeypatch.delenv("DIFFIT_CACHE")
     assert cache_folder() == Path.home() / ".cache" / "diffit"
+
+
+def test_without_a_home_folder_the_remedy_is_told(monkeypatch):
+    monkeypatch.delenv("DIFFIT_CACHE", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    with pytest.raises(DiffitError, match="set DIFFIT_CACHE to a folder"):
+        cache_folder()
 
 
 def test_ready_made_weights_lie_beside_the_package():

@@ -25,7 +25,7 @@ from diffit_lib.reports.auto import LONGEST, Choice, choose_experiment
 from diffit_lib.training.cost import time_steps, training_cost
 from diffit_lib.training.encode import load_states
 from diffit_lib.training.train import resolve
-from diffit_lib.utils.errors import DiffitError, closest
+from diffit_lib.utils.errors import DiffitError, closest, printable
 from diffit_lib.utils.files import WEIGHTS, siblings
 from diffit_lib.utils.tensors import best_device, device_name
 
@@ -85,7 +85,7 @@ def describe_weights(name: str | Path) -> str:
         f"  {seen}licence {card.licence}",
         f"  classes: {classes}",
     ]
-    return "\n".join([*facts, describe(card.experiment)])
+    return "\n".join([*map(printable, facts), describe(card.experiment)])
 
 
 def describe(experiment: BaseExperimentConfig) -> str:
@@ -101,7 +101,7 @@ def describe(experiment: BaseExperimentConfig) -> str:
         cost = f"{counted.parameters:,} parameters, {counted.macs / 1e9:.3g} GMAC an image"
         levels = levels_table(network) if isinstance(network, ImageNetworkConfig) else one_level(network)
     lines = [
-        f"{experiment.name}: {title(network)} for {experiment.data}, {cost}",
+        printable(f"{experiment.name}: {title(network)} for {experiment.data}, {cost}"),
         levels,
         f"  training: {training.total_images:,} images in batches of {training.batch_size}, lr {training.lr:g}",
     ]

@@ -100,7 +100,12 @@ def sha256(path: str | Path) -> str:
 
 def cache_folder() -> Path:
     """The folder for files that can be made again: $DIFFIT_CACHE, else ~/.cache/diffit."""
-    return Path(os.environ.get("DIFFIT_CACHE") or Path.home() / ".cache" / "diffit")
+    if folder := os.environ.get("DIFFIT_CACHE"):
+        return Path(folder)
+    try:
+        return Path.home() / ".cache" / "diffit"
+    except RuntimeError as error:  # no HOME, and a user whom this machine does not know
+        raise DiffitError("there is no home folder for the cache; set DIFFIT_CACHE to a folder") from error
 
 
 def download(url: str, checksum: str, name: str, otherwise: str) -> Path:
