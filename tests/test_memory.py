@@ -5,6 +5,7 @@ import pickle
 import platform
 import subprocess
 import sys
+import tarfile
 import zipfile
 from itertools import islice
 
@@ -116,8 +117,10 @@ def test_every_image_counts_in_a_fingerprint_whatever_the_memory():
 def test_files_are_looked_at_once_and_again_when_they_changed(zip_it, faces, tmp_path, monkeypatch):
     monkeypatch.setenv("DIFFIT_CACHE", str(tmp_path / "cache"))
 
+    source = zipped(faces) if zip_it else faces
+
     def look():
-        return load_data(zipped(faces) if zip_it else faces, memory_gb=0).train.fingerprint()
+        return load_data(source, memory_gb=0).train.fingerprint()
 
     first, decode = look(), Images._look
     monkeypatch.setattr(Images, "_look", lambda self: pytest.fail("decoded all images again"))
@@ -128,7 +131,34 @@ def test_files_are_looked_at_once_and_again_when_they_changed(zip_it, faces, tmp
     assert look() == first
     changed = next(faces.rglob("*.png"))
     fill(faces, {changed.relative_to(faces).as_posix(): noise(99)})
+    source = zipped(faces) if zip_it else faces
     assert look() != first
+
+
+@pytest.mark.parametrize("form", ["folder", "zip", "tar"])
+def test_other_files_of_the_same_names_sizes_and_times_are_looked_at_for_themselves(form, tmp_path, monkeypatch):
+    monkeypatch.setenv("DIFFIT_CACHE", str(tmp_path / "cache"))
+
+    def look(name, seed):
+        folder = fill(tmp_path / name / "photos", {f"{k}.bmp": noise(seed + k) for k in range(3)})
+        for path in folder.iterdir():
+            os.utime(path, (400_000_000, 400_000_000))
+        source = folder
+        if form == "zip":
+            source = zipped(folder)
+        elif form == "tar":
+            source = folder.with_suffix(".tar")
+            with tarfile.open(source, "w") as archive:
+                for path in sorted(folder.iterdir()):
+                    archive.add(path, path.name)
+        os.utime(source, (400_000_000, 400_000_000))
+        left, held = (load_data(source, memory_gb=memory).train for memory in (0, 1))
+        assert left.fingerprint() == held.fingerprint()
+        assert left.standard_deviation() == held.standard_deviation()
+        return left.fingerprint()
+
+    assert look("one", 0) != look("other", 50)
+    assert look("one", 7) not in (look("other", 50), look("third", 0))  # written anew in place
 
 
 def test_fingerprints_tell_pixels_labels_and_shapes_apart():

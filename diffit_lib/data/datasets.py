@@ -55,7 +55,7 @@ class LazyImages:
         return torch.stack([pixels for _, pixels in decode_each(source, self.decode, threads=threads)])
 
     def identity(self) -> str:
-        """A hash of the files' names, sizes and times or checksums, of their labels, and of how they are prepared."""
+        """A hash of the files' names, sizes and versions, of their labels, and of how they are prepared."""
         source = self.source
         assert source.state is not None
         digest = hashlib.sha256(f"{self.shape} {getattr(self.to_pixels, 'keywords', None)}".encode())

@@ -75,13 +75,19 @@ def imagenet_names() -> dict[str, str]:
     return dict(line.split(" ", 1) for line in text.splitlines())
 
 
-def file_state(source: Path, path: str) -> tuple[int, int]:
-    """The bytes of one file below a folder or in a zip, and its time of change, in a zip its checksum; unread."""
+def file_state(source: Path, path: str) -> tuple[int, str]:
+    """The bytes of one file below a folder or in a zip, and what tells it from any other; its content is not read."""
     if source.is_dir():
-        found = (source / path).stat()
-        return found.st_size, found.st_mtime_ns
+        return version_of(source / path)
     member = _archive(source, os.getpid())[1][path]
-    return member.file_size, member.CRC
+    return member.file_size, f"{member.CRC} {version_of(source)[1]}"
+
+
+def version_of(path: Path) -> tuple[int, str]:
+    """The bytes of a file, and what tells it from any other, and from itself once changed: a time of modification can be set, as by cp."""
+    found = path.stat()
+    times = f"{found.st_mtime_ns} {found.st_ctime_ns}"
+    return found.st_size, f"{os.path.abspath(path)!r} {found.st_dev} {found.st_ino} {times}"
 
 
 def read(source: Path, path: str, most: float = MOST_BYTES) -> bytes:

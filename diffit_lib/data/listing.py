@@ -27,7 +27,7 @@ class ImageList:
     class_names: tuple[str, ...]  # empty where there are no classes
     pixels: Tensor | None = None  # uint8 (N, C, H, W), where they are in memory already
     threads: int = 1  # how many may read at once
-    state: Callable[[str], tuple[int, int]] | None = None  # `file_state` of a key, where `read` reads a file
+    state: Callable[[str], tuple[int, str]] | None = None  # `file_state` of a key, where `read` reads a file
 
     def __len__(self) -> int:
         return len(self.keys)

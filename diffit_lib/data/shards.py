@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from diffit_lib.data.folders import MOST_BYTES, PARTS, SUFFIXES, check_bytes
+from diffit_lib.data.folders import MOST_BYTES, PARTS, SUFFIXES, check_bytes, version_of
 from diffit_lib.data.listing import ImageList, Split, by_part, name_classes
 from diffit_lib.utils.errors import DiffitError, check, printable
 from diffit_lib.utils.logging import say
@@ -137,9 +137,9 @@ def label_of(path: str, files: dict[str, Member]) -> object:
     return labels[0] if labels else None
 
 
-def state_of(images: dict[str, Member], key: str) -> tuple[int, int]:
-    """The bytes of an image, and its shard's time of change."""
-    return images[key].size, images[key].shard.stat().st_mtime_ns
+def state_of(images: dict[str, Member], key: str) -> tuple[int, str]:
+    """The bytes of an image, and where it lies in which shard."""
+    return images[key].size, f"{images[key].offset} {version_of(images[key].shard)[1]}"
 
 
 def read(images: dict[str, Member], key: str, most: int = MOST_BYTES) -> bytes:
