@@ -154,3 +154,15 @@ def test_a_folder_that_holds_something_is_left_alone(write, tmp_path):
     (tmp_path / "out" / "mine.txt").write_text("mine")
     with pytest.raises(DiffitError, match="out is not empty; give another folder"):
         export(write(), tmp_path / "out")
+
+
+def test_what_a_kill_left_is_swept_and_a_place_without_a_name_is_refused(write, tmp_path, monkeypatch):
+    (tmp_path / ".out.diffit-export" / "vae").mkdir(parents=True)
+    (tmp_path / ".out.diffit-export" / "vae" / "old.json").write_text("{}")
+    export(write(), tmp_path / "out")
+    assert not (tmp_path / "out" / "vae" / "old.json").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "w.safetensors"}
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(DiffitError, match=r"^\. has no name; give the name of a new folder$"):
+        export(tmp_path / "w.safetensors", ".")

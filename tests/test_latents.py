@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -151,6 +151,13 @@ class TestWriting:
         assert space(0.5).checksum in str(error.value)
         with pytest.raises(DiffitError, match="give another folder"):
             write_latents(space(0.5), images, tmp_path)
+
+    @pytest.mark.parametrize("name", ["00000.safetensors", "index.safetensors"])
+    def test_a_file_of_the_users_own_is_left_alone(self, name, images, tmp_path):
+        save_file({"mine": torch.ones(3)}, tmp_path / name)
+        with pytest.raises(DiffitError, match=f"{name} holds no latents that `encode` wrote; give another folder"):
+            write_latents(space(), images, tmp_path)
+        assert set(load_file(tmp_path / name)) == {"mine"}
 
     def test_a_full_disk_is_told_before_anything_is_written(self, images, tmp_path, monkeypatch):
         monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10}))

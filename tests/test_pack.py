@@ -199,3 +199,35 @@ class TestCommand:
         assert main(["pack", *options]) == 2
         assert says in capsys.readouterr().err
         assert snapshot() == before
+
+    @pytest.mark.parametrize("name", ["mine.txt", "00000.zip"])
+    def test_a_folder_of_the_users_own_is_left_alone(self, faces, name):
+        mine = Path("out.zip.pieces", name)
+        mine.parent.mkdir()
+        with zipfile.ZipFile(mine, "w") as archive:
+            archive.writestr("a", "precious")
+        with pytest.raises(
+            DiffitError, match=rf"^out\.zip\.pieces holds {re.escape(name)}, which `pack` did not write"
+        ):
+            pack(faces, "out.zip")
+        assert zipfile.ZipFile(mine).read("a") == b"precious"
+
+    def test_pieces_that_a_kill_or_a_bad_disk_left_are_written_anew(self, faces):
+        whole = pack(faces, "whole.zip").read_bytes()
+        fill(Path("out.zip.pieces"), {"00000.zip": b"damaged", ".00001.diffit-0123abcd.part.zip": b""})
+        assert pack(faces, "out.zip").read_bytes() == whole
+        assert not Path("out.zip.pieces").exists()
+
+    def test_a_place_that_is_none_is_refused_in_one_line(self, faces, capsys):
+        Path("loop").symlink_to("loop")
+        for words, says in {
+            (str(faces), "--out=."): ". is a folder; give the path of a zip",
+            (str(faces), f"--out={faces}"): "faces is a folder; give the path of a zip",
+            (str(faces), "--resolution=100000x100000"): "100,000x100,000 pixels an image are too many; give 64,000,000",
+            ("loop",): "no data set or path 'loop': looked for a data set by that name",
+        }.items():
+            assert main(["pack", *words]) == 2
+            said = capsys.readouterr().err.splitlines()
+            assert says in said[-1]
+            assert len(said) == 1
+            assert "did you mean loop" not in said[-1]

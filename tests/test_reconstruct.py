@@ -74,3 +74,10 @@ def test_what_has_no_autoencoder_or_no_data_is_refused(weights, tmp_path):
     with pytest.raises(DiffitError, match="no weights file 'nothing'"):
         reconstruct("nothing", out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_the_users_own_is_refused(data, tmp_path):
+    (tmp_path / "input.png").write_bytes(b"precious")
+    with pytest.raises(DiffitError, match="is not empty; give another folder"):
+        reconstruct("vae-digits", data, tmp_path, images=1)
+    assert (tmp_path / "input.png").read_bytes() == b"precious"

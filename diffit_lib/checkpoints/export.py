@@ -7,10 +7,10 @@ import json
 import math
 import re
 import shutil
+from contextlib import ExitStack
 from inspect import getsource
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import torch
 from safetensors.torch import save_file
@@ -25,6 +25,7 @@ from diffit_lib.config.models import TransformerConfig
 from diffit_lib.models import blocks, transformer
 from diffit_lib.models.blocks import sinusoid
 from diffit_lib.models.latent_space import LatentSpace
+from diffit_lib.utils.distributed import locked
 from diffit_lib.utils.errors import check
 from diffit_lib.utils.files import replacing, write_text
 from diffit_lib.utils.tensors import unpatchify
@@ -44,6 +45,7 @@ def export(weights: str | Path, folder: str | Path, vae: str | Path | None = Non
     Raises a DiffitError for weights that diffusers' pipeline cannot draw with, and for a folder that is not empty.
     """
     folder = Path(folder)
+    check(folder.name not in ("", ".."), f"{folder} has no name; give the name of a new folder")
     check(not folder.exists() or not any(folder.iterdir()), f"{folder} is not empty; give another folder")
     check(2 <= steps <= EXACT_STEPS, f"steps is {steps}; give 2 to {EXACT_STEPS}, for which diffusers' times are exact")
     denoiser, card = load_weights(weights)
@@ -68,8 +70,11 @@ def export(weights: str | Path, folder: str | Path, vae: str | Path | None = Non
     else:
         theirs, kept = {f"network.{name}": tensor for name, tensor in tensors.items()}, {}
         module, kind = "diffit", "DiffiTModel"
-    beside = folder.with_name(f".{folder.name}.{uuid4().hex[:8]}")
-    try:
+    beside = folder.with_name(f".{folder.name}.diffit-export")
+    with locked(beside), ExitStack() as last:
+        last.callback(shutil.rmtree, beside, ignore_errors=True)
+        for left in beside.iterdir():  # by a kill
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
         index = {
             "_class_name": "DiTPipeline",
             "_diffusers_version": "0.35.0",
@@ -97,8 +102,6 @@ def export(weights: str | Path, folder: str | Path, vae: str | Path | None = Non
         if folder.exists():
             folder.rmdir()
         beside.rename(folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
     return folder
 
 

@@ -3,6 +3,7 @@
 Those that use trained weights are in `using.py`.
 """
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -166,7 +167,7 @@ def run_pack(
         skip_bad: Leave out and count images that cannot be read, instead of stopping at the first.
     """
     size = options.parse_resolution(resolution)
-    name = Path(source).resolve().name.removesuffix(".zip") + (f"-{size[1]}x{size[0]}" if size else "")
+    name = Path(os.path.realpath(source)).name.removesuffix(".zip") + (f"-{size[1]}x{size[0]}" if size else "")
     from diffit_lib.data.pack import pack
 
     packed = pack(source, out or f"{name}.zip", size, crop=crop, max_images=max_images, skip_bad=skip_bad)

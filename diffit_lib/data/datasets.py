@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, get_worker_info
 from diffit_lib.config.experiment import BaseExperimentConfig
 from diffit_lib.data.preprocess import (
     ToPixels,
-    check_crop,
+    check_form,
     decode,
     decode_each,
     none_readable,
@@ -164,7 +164,7 @@ def load_data(
     A part of more than `memory_gb` is not held in memory: its images are decoded when they are used, as by training's
     workers. The default is half of the machine's or container's memory, divided by the number of processes.
     """
-    check_crop(crop)
+    check_form(crop, image_size)
     check(in_channels in (None, 1, 3), f"in_channels is {in_channels!r}; give 1 (grey) or 3 (RGB)")
     listed = list_images(source, image_size, skip_bad=skip_bad)
     check_classes(listed.train)

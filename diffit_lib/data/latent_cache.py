@@ -166,6 +166,11 @@ def contents(path: Path) -> tuple[str, set[str]]:
     """What a file's latents were made of, and the names of its tensors; "" and none where it is damaged."""
     try:
         with safe_open(path, "pt") as file:
-            return json.loads(file.metadata()[FORMAT])["source"], set(file.keys())
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+            about, names = file.metadata() or {}, set(file.keys())
+    except (OSError, SafetensorError):
+        return "", set()
+    check(FORMAT in about, f"{path} holds no latents that `encode` wrote; give another folder")
+    try:
+        return json.loads(about[FORMAT])["source"], names
+    except (KeyError, TypeError, ValueError):
         return "", set()

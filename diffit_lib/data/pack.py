@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import zipfile
 import zlib
@@ -13,13 +14,14 @@ from pathlib import Path
 from torch.utils.data import Dataset
 
 from diffit_lib.data.datasets import check_classes
-from diffit_lib.data.preprocess import ToPixels, check_crop, decode, decode_each, report_skipped, to_picture, to_pixels
+from diffit_lib.data.preprocess import ToPixels, check_form, decode, decode_each, report_skipped, to_picture, to_pixels
 from diffit_lib.data.sources import ImageList, Split, list_images
 from diffit_lib.utils.distributed import locked
-from diffit_lib.utils.errors import check
+from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.files import replacing
 from diffit_lib.utils.logging import progress, say
 
+PIECE_NAME = re.compile(r"\.?(\d{5}|whole)(\.diffit-[0-9a-f]{8}\.part)?\.zip")
 PIECE = 1024  # images in a file of its own until the end: a stopped run repeats at most one such piece
 
 
@@ -43,14 +45,17 @@ def pack(
     images and settings give the same bytes. A file at `out` is never overwritten: if it was packed from other names or
     with other settings, that is an error.
     """
-    check_crop(crop)
+    check_form(crop, image_size)
     parts = at_most(list_images(source, image_size, skip_bad=skip_bad), max_images)
     check_classes(parts.train)
     folders = dict(zip(("train/", "test/") if len(parts.distinct) > 1 else ("",), parts.distinct, strict=True))
     out = Path(out)
+    check(not out.is_dir(), f"{out} is a folder; give the path of a zip")
     beside = out.with_name(f"{out.name}.pieces")
     stamp = stamp_of(folders, image_size, crop)
     with locked(beside):
+        if others := [path.name for path in beside.iterdir() if not is_piece(path)]:
+            raise DiffitError(f"{beside} holds {others[0]}, which `pack` did not write; give another path than {out}")
         if out.exists():
             check(
                 is_of(out, stamp),
@@ -102,6 +107,17 @@ def is_of(path: Path, stamp: bytes) -> bool:
             return archive.comment == stamp and archive.testzip() is None
     except (OSError, zipfile.BadZipFile, zlib.error):
         return False
+
+
+def is_piece(path: Path) -> bool:
+    """Whether `pack` wrote this: a zip with a stamp, or one that a kill or a bad disk damaged; by a name of ours."""
+    if not PIECE_NAME.fullmatch(path.name) or not path.is_file():
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return re.fullmatch(rb"[0-9a-f]{64}", archive.comment) is not None
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
+        return True
 
 
 def write_pieces(

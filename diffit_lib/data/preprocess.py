@@ -168,9 +168,12 @@ def centred(picture: Image.Image, height: int, width: int) -> Image.Image:
 CROPS = {"center": center_crop, "long-edge": long_edge, "adm": adm_crop}
 
 
-def check_crop(crop: str) -> None:
-    """Refuse an unknown crop."""
+def check_form(crop: str, image_size: tuple[int, int] | None) -> None:
+    """Refuse an unknown crop, and more pixels than an image may have."""
     check(crop in CROPS, f"unknown crop {crop!r}; the crops are {', '.join(CROPS)}")
+    height, width = image_size or (1, 1)
+    many = f"{width:,}x{height:,} pixels an image are too many"
+    check(height * width <= MOST_PIXELS, f"{many}; give {MOST_PIXELS:,} at most")
 
 
 def decode(images: ImageList, key: str, to_pixels: ToPixels) -> Tensor:

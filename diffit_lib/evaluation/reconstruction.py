@@ -23,7 +23,7 @@ from diffit_lib.evaluation.features import inception_path, load_inception
 from diffit_lib.evaluation.metrics import frechet_distance
 from diffit_lib.models.latent_space import LatentSpace, Space
 from diffit_lib.models.vae import SMALLEST, load_perceptual, vgg_path
-from diffit_lib.utils.distributed import any_rank, local_device, share_out
+from diffit_lib.utils.distributed import any_rank, from_rank_zero, local_device, share_out
 from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.logging import say
 from diffit_lib.utils.plots import enlargement, tile, write_png
@@ -101,6 +101,9 @@ def reconstruct(
     there are neither originals nor numbers.
     """
     check(images > 0, f"images is {images}; give 1 or more")
+    out = Path(out)
+    used = from_rank_zero(lambda: out.is_dir() and any(out.iterdir()))
+    check(not used, f"{out} is not empty; give another folder")
     space, experiment, shape = load_any(vae)
     source = experiment.data if data is None else data
     check(source != "", f"{vae} does not say which images it was trained on; give some as --data")
@@ -110,7 +113,7 @@ def reconstruct(
     test = source.test if isinstance(source, Split) else experiment_data(experiment, source, shape).test
     shown = test.images[test.spread(images)]
     latents = space.encode(shown)
-    out, back = Path(out), to_uint8(space.decode(latents)).cpu()
+    back = to_uint8(space.decode(latents)).cpu()
     maps = to_uint8(latents / 3).cpu().transpose(1, 2).flatten(2)[:, None]  # (N, 1, h, z w)
     scale = enlargement(back.permute(0, 2, 3, 1).numpy())
     latent_scale = max(1, scale * back.shape[2] // latents.shape[2])
