@@ -1,5 +1,7 @@
 """Editing: variations of an image, inpainting, inversion, interpolation; in pixels and latents, for all denoisers."""
 
+import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -241,3 +243,28 @@ def test_the_verb_tells_mistakes_in_one_line(files, words, told, capsys):
     assert main(["edit", "digits", *words]) == 2
     assert told in capsys.readouterr().err
     assert not Path("edits").exists()
+
+
+@pytest.mark.parametrize("option", [[], ["--mask"]])
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (os.mkfifo, "it is no regular file"),
+        (lambda path: path.symlink_to("/dev/zero"), "it is no regular file"),
+        (lambda path: path.touch() or os.truncate(path, 20_000_000_000), "20,000 MB are more than 256"),
+        (lambda path: path.write_bytes(image_bytes()[:-40]), "truncated"),
+    ],
+)
+def test_a_file_that_is_no_picture_is_neither_waited_for_nor_held(make, says, option, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "image.png").write_bytes(image_bytes())
+    make(tmp_path / "odd.png")
+    words = ["image.png", "--mask=odd.png"] if option else ["odd.png"]
+    assert main(["edit", "digits", *words]) == 2
+    assert f"odd.png cannot be read ({says}" in capsys.readouterr().err.replace("image file is ", "")
+
+
+def image_bytes():
+    file = io.BytesIO()
+    Image.effect_noise((64, 64), 50).save(file, "PNG")
+    return file.getvalue()

@@ -13,7 +13,7 @@ from torchvision.models import ResNet50_Weights
 
 from diffit_lib.cli.main import main
 from diffit_lib.data.datasets import load_data
-from diffit_lib.data.folders import imagenet_names
+from diffit_lib.data.folders import find_images, imagenet_names
 from diffit_lib.data.preprocess import to_pixels
 
 
@@ -251,3 +251,15 @@ def test_a_file_of_another_kind_that_is_called_png_starts_no_program(tmp_path, m
     monkeypatch.chdir(tmp_path)
     refused(tmp_path / "photos", r"cat\.png cannot be read \(of no known image format\)")
     assert not (tmp_path / "started").exists()
+
+
+def test_a_run_in_the_folder_of_its_own_data_is_no_data(tmp_path, capsys):
+    pictures = {f"{c}/{k}.png": noise(k) for k in range(3) for c in "ab"}
+    folder = fill(tmp_path / "photos", pictures)
+    before = find_images(folder)
+    run = {name: noise(9) for name in ("samples/0.png", "samples/1.png")}
+    fill(folder / "runs" / "00000-photos", run | {"options.yaml": b"data: .\n...\n"})
+    assert find_images(folder) == before
+    said = capsys.readouterr().err
+    assert re.search(r"left out 1 paths \(.* or the folder of a run\), as .*runs/00000-photos$", said.strip())
+    assert len(find_images(folder / "runs" / "00000-photos").paths) == 2  # asked for

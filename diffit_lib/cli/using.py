@@ -108,11 +108,12 @@ def run_edit(
 
 def read_picture(path: str) -> Any:
     """The picture in a file, a PIL image."""
-    from diffit_lib.data.preprocess import to_picture
+    from diffit_lib.data.folders import read
+    from diffit_lib.data.preprocess import flatten, to_picture
 
     try:
-        return to_picture(Path(path).read_bytes())
-    except ValueError as error:
+        return flatten(to_picture(read(Path(path).parent, Path(path).name)))
+    except Exception as error:  # a broken file may raise nearly anything
         raise DiffitError(f"{path} cannot be read ({error}); give an image, e.g. a PNG or JPEG file") from error
 
 

@@ -6,6 +6,7 @@ Nothing here takes more memory than a file says it holds, and no file may say th
 import json
 import os
 import posixpath
+import stat
 import zipfile
 from collections import deque
 from functools import cache, lru_cache
@@ -13,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from textwrap import shorten
 from typing import NamedTuple
 
+from diffit_lib.config.presets import OPTIONS
 from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.logging import say
 
@@ -49,7 +51,8 @@ def find_images(source: Path) -> ImageFiles:
         files, taken = set(members), set(map(id, members.values()))
         left = [info.filename for info in archive.infolist() if not info.is_dir() and id(info) not in taken]
     if left:
-        say(f"{source}: left out {len(left)} paths (there twice, no regular file, or not allowed), as {left[0]}")
+        why = "there twice, no regular file, not allowed, or the folder of a run"
+        say(f"{source}: left out {len(left)} paths ({why}), as {left[0]}")
     visible = (path for path in files if not any(part.startswith(IGNORED) for part in path.split("/")))
     paths = sorted(path for path in visible if path.lower().endswith(SUFFIXES))
     check(bool(paths), f"{source} holds no images ({', '.join(SUFFIXES)}); give a folder or zip that does")
@@ -84,8 +87,10 @@ def file_state(source: Path, path: str) -> tuple[int, str]:
 
 
 def version_of(path: Path) -> tuple[int, str]:
-    """The bytes of a file, and what tells it from any other, and from itself once changed: a time of modification can be set, as by cp."""
+    """The bytes of a file, and what tells it from any other and from an earlier state; a time alone can be set."""
     found = path.stat()
+    if not stat.S_ISREG(found.st_mode):  # a FIFO would be waited for, a device has no end
+        raise ValueError("it is no regular file")
     times = f"{found.st_mtime_ns} {found.st_ctime_ns}"
     return found.st_size, f"{os.path.abspath(path)!r} {found.st_dev} {found.st_ino} {times}"
 
@@ -147,6 +152,9 @@ def _walk(top: Path) -> tuple[list[str], list[str]]:
             try:
                 inside = sorted(os.scandir(entry), key=lambda e: e.name)
             except OSError:  # no permission, or nested too deep
+                left.append(os.fspath(entry))
+                continue
+            if entry is not top and any(e.name == OPTIONS for e in inside):  # its pictures are no data
                 left.append(os.fspath(entry))
                 continue
             for e in (e for e in inside if not e.name.startswith(IGNORED)):
