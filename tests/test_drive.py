@@ -135,6 +135,11 @@ class TestSaving:
         assert backup.hand_over(run / "last.ckpt") == run / "last.ckpt"
         assert "copy.txt" not in content(run)
 
+    def test_files_older_than_a_zip_can_say_are_copied(self, run, drive):
+        os.utime(run / "metrics.csv", (1e8, 1e8))
+        Backup(run, drive).save()
+        assert "metrics.csv" in zipfile.ZipFile(next(drive.glob("*.zip"))).namelist()
+
     def test_half_written_files_of_the_run_are_left_out(self, run, drive):
         (run / ".weights.1234.part.safetensors").write_text("half")
         Backup(run, drive).save()

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from diffit_lib.checkpoints.published import ALIASES, HUB_MODELS, PUBLISHERS, TRANSFORMER, HubModel
 from diffit_lib.config.presets import STABLE_DIFFUSION
 from diffit_lib.utils.errors import DiffitError, check, closest
-from diffit_lib.utils.files import PRETRAINED, WEIGHTS, cache_folder, replacing
+from diffit_lib.utils.files import PRETRAINED, WEIGHTS, cache_folder, expanded, replacing
 from diffit_lib.utils.logging import say
 
 TENSORS = (".safetensors", ".pt", ".pth", ".bin")  # files that hold them
@@ -36,7 +36,7 @@ def find_weights(path_or_name: str | Path) -> Path:
         isinstance(path_or_name, str | Path) and str(path_or_name).strip("\0 ") != "",
         f"weights is {path_or_name!r}; give a path, or the name of pretrained weights",
     )
-    name, path, own = str(path_or_name), Path(path_or_name).expanduser(), pretrained()
+    name, path, own = str(path_or_name), expanded(path_or_name), pretrained()
     name = ALIASES.get(name, name)
     if path.is_file():
         return path

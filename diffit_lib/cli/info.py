@@ -26,7 +26,7 @@ from diffit_lib.training.cost import time_steps, training_cost
 from diffit_lib.training.encode import load_states
 from diffit_lib.training.train import resolve
 from diffit_lib.utils.errors import DiffitError, closest, printable
-from diffit_lib.utils.files import WEIGHTS, siblings
+from diffit_lib.utils.files import WEIGHTS, expanded, siblings
 from diffit_lib.utils.tensors import best_device, device_name
 
 
@@ -60,7 +60,7 @@ def first_line(function: Any) -> str:
 
 def info(name: str | Path) -> str:
     """A few lines on a preset and the pretrained weights of its name, or on a weights file."""
-    name, path = str(name), Path(name).expanduser()
+    name, path = str(name), expanded(name)
     known = [*PRESETS, *VAE_PRESETS, *NAMED, *pretrained(), *HUB_MODELS, *ALIASES]
     if not path.exists() and name not in known and not hub_place(name):
         near = closest(name, [*known, *siblings(path)]) or "`diffit info` lists the names"

@@ -23,7 +23,7 @@ from diffit_lib.data import shards
 from diffit_lib.data.folders import check_bytes, file_state, find_images, imagenet_names, read
 from diffit_lib.data.listing import ImageList, Split, by_part, name_classes, split
 from diffit_lib.utils.errors import DiffitError, check, closest, printable
-from diffit_lib.utils.files import cache_folder, siblings
+from diffit_lib.utils.files import cache_folder, expanded, siblings
 from diffit_lib.utils.logging import say
 
 IMAGENETTE_IMAGES = 13_394
@@ -47,7 +47,7 @@ def list_images(
     check(bool(str(source)), "no data are named; give a data set by name, or the path of a folder or zip")
     if str(source).startswith("hf:"):
         return from_hub_dataset(str(source))
-    path = Path(source).expanduser()
+    path = expanded(source)
     if found := shards.find_shards(path):
         return shards.from_shards(path, found)
     if path.exists():

@@ -27,7 +27,7 @@ from diffit_lib.sampling.pipeline import Pipeline, load
 from diffit_lib.sampling.writer import SampleWriter, Selection
 from diffit_lib.utils.distributed import local_device, locked, rank_info
 from diffit_lib.utils.errors import DiffitError, check
-from diffit_lib.utils.files import MOST_IMAGES, cache_folder
+from diffit_lib.utils.files import MOST_IMAGES, cache_folder, expanded
 from diffit_lib.utils.logging import say
 from diffit_lib.utils.tensors import derive_seed, digest
 
@@ -210,7 +210,7 @@ def images_reference(given: Images, data: Split | str | Path | None, extractor: 
         raise DiffitError(f"{given.name} holds images; give what to measure them against as --data")
     channels, height, width = given.images.shape[1:]
     if isinstance(data, str | Path):
-        path = Path(data).expanduser()
+        path = expanded(data)
         files = path.exists() and str(data) not in NAMED and not find_shards(path)
         if files and (
             extractor not in (None, "classifier") or (extractor is None and len(find_images(path).class_names) < 2)

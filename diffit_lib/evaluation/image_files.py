@@ -6,6 +6,7 @@ are memory-mapped, and what it says of an array is compared with what it holds b
 """
 
 import math
+import os
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from diffit_lib.data.preprocess import to_pixels
 from diffit_lib.data.sources import from_files, name_classes
 from diffit_lib.evaluation.metrics import Reference
 from diffit_lib.utils.errors import DiffitError, check
-from diffit_lib.utils.files import WEIGHTS, replacing
+from diffit_lib.utils.files import WEIGHTS, expanded, replacing
 from diffit_lib.utils.logging import say
 
 MOST_CLASSES = 1_000_000
@@ -56,11 +57,11 @@ def read_images(source: str | Path, image_shape: tuple[int, ...] | None = None) 
     Of a folder that `sample` wrote the images alone, without their grid. Images of a folder or zip are made
     `image_shape`, (C, H, W), by cropping at the centre; the default is their own, which must be one.
     """
-    path = Path(source).expanduser()
+    path = expanded(source)
     several = sorted(index.parent for index in path.glob("guidance-*/settings.json"))
     listed = ", ".join(map(str, several))
     check(not several, f"{path} holds a folder of images for each guidance; give one of them: {listed}")
-    name = path.resolve().name.removesuffix(".zip")
+    name = Path(os.path.realpath(path)).name.removesuffix(".zip")
     begun, whole = ((path / file).is_file() for file in ("settings.json", "index.csv"))
     check(whole or not begun, f"{path} is not complete; run its `diffit sample` command again, then measure it")
     if whole:
@@ -116,8 +117,8 @@ def write_statistics(path: str | Path, reference: Reference) -> None:
     """Write an `.npz` of `mu`, `sigma`, and for sFID `mu_s`, `sigma_s`, float64, as public evaluators read it."""
     stored = reference.tensors()
     arrays: dict[str, Any] = {stored_as: stored[name].numpy() for name, stored_as in NAMES.items() if name in stored}
-    with replacing(path) as beside:
-        np.savez(beside, **arrays)
+    with replacing(path) as beside, open(beside, "wb") as file:  # to a path numpy would append .npz
+        np.savez(file, **arrays)
 
 
 def read_statistics(path: str | Path, inception: Any) -> Reference:

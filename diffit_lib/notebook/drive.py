@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from diffit_lib.utils.files import replacing, write_text
+from diffit_lib.utils.files import expanded, replacing, write_text
 
 NUMBER = "copy.txt"  # in the run folder: the number of its latest copy
 PAUSE = 10  # the next copy is due after so many times the seconds that the last one took,
@@ -32,7 +32,7 @@ def copies_folder(given: str, my_drive: str | Path, use_drive: bool) -> Path | N
     Warns if Drive is wanted but not mounted, and in Colab if the given folder is outside Drive.
     """
     drive = Path(my_drive)
-    folder = Path(given).expanduser().absolute() if given else drive / "diffit_weights"
+    folder = expanded(given).absolute() if given else drive / "diffit_weights"
     if in_colab() and not folder.is_relative_to(drive.parent):
         warn(f"DIR_WEIGHTS is {folder}, which Colab deletes with its machine: give a folder below {drive}")
     if drive.is_dir() or not folder.is_relative_to(drive.parent):
@@ -150,7 +150,7 @@ class Backup:
         files.sort(key=lambda file: (file.name == NUMBER, file.name == "last.ckpt", file))
 
         def write(beside: Path) -> None:
-            with zipfile.ZipFile(beside, "w") as archive:
+            with zipfile.ZipFile(beside, "w", strict_timestamps=False) as archive:
                 for file in files:
                     archive.write(file, file.relative_to(self.run))
                 archive.comment = f"{number} {self.run.name}".encode()

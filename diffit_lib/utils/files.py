@@ -27,10 +27,11 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it replaces `path` atomically, on an error it is deleted.
 
     Its content is on the disk before it gets the name, so a loss of power leaves the old file or the new one, whole. A
-    full disk is an OSError with `path`'s folder, whatever library wrote. Who may read it follows the umask, as for a
-    plain file; safetensors alone would let its owner only.
+    full disk is an OSError with `path`'s folder, whatever library wrote; any other OSError names `path`. Who may read
+    it follows the umask, as for a plain file; safetensors alone would let its owner only.
     """
     path = Path(path)
+    check(not path.is_dir(), f"{path} is a folder; give the path of a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.stem}.diffit-{uuid4().hex[:8]}.part{path.suffix}")
     try:
@@ -45,6 +46,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
             if getattr(cause, "errno", None) == errno.ENOSPC or "No space left" in str(cause):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path.parent)) from error
             cause = cause.__context__
+        if isinstance(error, OSError) and str(error.filename) == str(beside):
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     finally:
         beside.unlink(missing_ok=True)
@@ -89,7 +92,10 @@ def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a CSV file, oldest first; none where there is no file."""
-    return list(csv.DictReader(io.StringIO(path.read_text()))) if path.is_file() else []
+    try:
+        return list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")))) if path.is_file() else []
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DiffitError(f"{path} is no CSV file ({error}); delete it, or put the right one there") from error
 
 
 def sha256(path: str | Path) -> str:
@@ -140,5 +146,14 @@ def published_file(path: str | Path | None, url: str, checksum: str, name: str, 
 
 def siblings(path: str | Path) -> list[str]:
     """The paths of the files and folders beside `path`, for "did you mean"."""
-    folder = Path(path).expanduser().parent
-    return [str(folder / found.name) for found in folder.iterdir()] if folder.is_dir() else []
+    path = expanded(path)
+    there = path.parent.iterdir() if path.parent.is_dir() else ()
+    return [str(found) for found in there if found.name != path.name]
+
+
+def expanded(path: str | Path) -> Path:
+    """This path with the home folder in place of "~" or "~USER"."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise DiffitError(f"{path} cannot be found ({error}); give the path without ~") from error
