@@ -2,13 +2,20 @@
 
 import hashlib
 import os
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 import diffit_lib
+from diffit_lib.cli.main import main
+from diffit_lib.evaluation.image_files import write_statistics
+from diffit_lib.evaluation.metrics import Reference
+from diffit_lib.training.run_dir import read_metrics
 from diffit_lib.utils.errors import DiffitError
-from diffit_lib.utils.files import PRETRAINED, cache_folder, replacing, sha256, write_text
+from diffit_lib.utils.files import PRETRAINED, cache_folder, replacing, sha256, siblings, write_text
 
 
 @pytest.fixture
@@ -86,3 +93,43 @@ def test_without_a_home_folder_the_remedy_is_told(monkeypatch):
 
 def test_ready_made_weights_lie_beside_the_package():
     assert Path(diffit_lib.__file__).parent / "pretrained" == PRETRAINED
+
+
+@pytest.mark.parametrize("place", [".", "/", ".."])
+def test_a_folder_is_no_place_for_a_file(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DiffitError, match=f"^{re.escape(place)} is a folder; give the path of a file$"):
+        write_text(place, "new")
+
+
+def test_an_error_names_the_file_that_was_asked_for(tmp_path):
+    with pytest.raises(OSError, match=r"No such file.*: '.*/card\.json'$"), replacing(tmp_path / "card.json") as beside:
+        beside.read_bytes()
+
+
+def test_the_home_of_nobody_is_one_line(capsys):
+    for words in (["info"], ["sample"], ["pack"], ["train", "--data"], ["evaluate"]):
+        assert main([*words, "~nobodyhere/photos"]) == 2
+        said = capsys.readouterr().err
+        assert "~nobodyhere/photos" in said.splitlines()[-1]
+        assert "without ~" in said.splitlines()[-1]
+
+
+def test_a_dangling_loop_is_not_meant_instead_of_itself(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "loops").touch()
+    assert siblings("loop") == ["loops"]
+
+
+@pytest.mark.parametrize("content", [b"images,loss\n\xff\xfe", b"loss\n1\n", b"images,loss\n1\n", b"images\n1,2\n"])
+def test_numbers_of_a_run_that_are_none_are_one_line(content, tmp_path):
+    (tmp_path / "metrics.csv").write_bytes(content)
+    with pytest.raises(DiffitError, match=r"metrics\.csv.* delete"):
+        read_metrics(tmp_path / "metrics.csv")
+
+
+def test_statistics_lie_where_they_were_asked_for(tmp_path):
+    write_statistics(tmp_path / "stats", Reference(torch.zeros(3).double(), torch.eye(3).double()))
+    assert os.listdir(tmp_path) == ["stats"]
+    assert np.load(tmp_path / "stats")["sigma"].shape == (3, 3)

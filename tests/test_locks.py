@@ -1,6 +1,7 @@
 """One command at a time in a folder, nothing of the user's deleted, and a full disk told in one line."""
 
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -102,6 +103,20 @@ class TestLock:
         monkeypatch.setattr(distributed.fcntl, "flock", deleted_meanwhile)
         with locked(folder), pytest.raises(DiffitError), locked(folder):
             pass
+
+    def test_is_taken_once_its_holder_has_deleted_the_folder(self, tmp_path, monkeypatch):
+        real, calls = fcntl.flock, []
+
+        def busy_once(handle, operation):
+            calls.append(operation)
+            if len(calls) == 1:
+                (tmp_path / "out").rmdir()
+                raise BlockingIOError
+            return real(handle, operation)
+
+        monkeypatch.setattr(fcntl, "flock", busy_once)
+        with locked(tmp_path / "out"):
+            assert (tmp_path / "out").is_dir()
 
     def test_keeps_a_second_command_from_every_folder(self, tmp_path, another, tiny, data, weights, faces):
         out = tmp_path / "out"

@@ -29,6 +29,9 @@ from diffit_lib.utils.files import write_text
 class TestNumber:
     def test_is_the_next_free_one(self, tmp_path):
         runs = tmp_path / "runs"
+        with pytest.raises(DiffitError, match=r"^name is aaaaaaaaaaaaaaaaaaaa\.\.\. \(.*\); give a shorter --name$"):
+            new_folder("a" * 300, runs)
+        assert list(runs.iterdir()) == []
         assert new_folder("digits", runs).name == "00000-digits"
         (runs / "00007-old").mkdir()
         (runs / "mine").mkdir()

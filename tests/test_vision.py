@@ -268,3 +268,12 @@ def test_each_network_gives_its_own_numbers(name, keys, monkeypatch):
     if name == "clip":
         with pytest.raises(DiffitError, match="CMMD needs images, and a holds statistics alone"):
             NetworkEvaluator(reference._replace(features=None), network, "a")([pictures(30)], None, Provenance())
+
+
+def test_a_file_of_other_shapes_is_one_line(tmp_path):
+    tensors = {"cls_token": torch.zeros(1, 1, 768), "pos_embed": torch.zeros(1, 4, 768)}
+    tensors |= {"patch_embed.proj.weight": torch.zeros(768, 3, 14, 14)}
+    tensors |= {f"blocks.{block}.ls1.gamma": torch.ones(768) for block in range(12)}
+    torch.save(tensors, tmp_path / "dino.pth")
+    with pytest.raises(DiffitError, match=r"dino\.pth has tensors of other shapes than dinov2-b; download https://"):
+        load_vision("dinov2-b", tmp_path / "dino.pth")

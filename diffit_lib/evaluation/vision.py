@@ -127,6 +127,8 @@ def load_vision(name: str, path: str | Path | None = None) -> VisionExtractor:
         return VisionExtractor(dinov2_network(tensors, path), name, width, sha256(path)[:16])
     except KeyError as error:
         raise DiffitError(f"{path} lacks tensor {error}; download {url}") from None
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        raise DiffitError(f"{path} has tensors of other shapes than {name}; download {url}") from error
 
 
 def load_clip(path: str | Path | None = None) -> VisionExtractor:

@@ -16,7 +16,7 @@ from typing import Any
 
 from diffit_lib.config.experiment import BaseExperimentConfig
 from diffit_lib.utils.distributed import locked
-from diffit_lib.utils.errors import check
+from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.files import WEIGHTS, csv_text, link_or_copy, read_rows, write_text
 from diffit_lib.utils.logging import LOG
 
@@ -41,7 +41,11 @@ def new_folder(name: str, runs: Path = RUNS) -> Path:
         except FileExistsError:
             continue
         if numbers(runs).count(number) == 1:
-            return claim.rename(runs / f"{claim.name}-{name}")
+            try:
+                return claim.rename(runs / f"{claim.name}-{name}")
+            except OSError as error:
+                claim.rmdir()
+                raise DiffitError(f"name is {name[:20]}... ({error.strerror}); give a shorter --name") from error
         claim.rmdir()
     raise AssertionError("numbers have no end")
 
@@ -124,7 +128,7 @@ class MetricsLog:
     def __init__(self, run: Path, experiment: BaseExperimentConfig):
         self.path, self.kind = run / "metrics.csv", experiment.training.logger
         options = {name: value for name, value in experiment.to_options().items() if value is not None}
-        rows = read_rows(self.path)
+        rows = read_metrics(self.path)
         if self.kind == "tensorboard":
             from tensorboardX import SummaryWriter
             from tensorboardX.summary import hparams
@@ -176,6 +180,21 @@ class MetricsLog:
             self.board.flush()
         elif self.kind == "wandb":
             self.wandb.log_metrics(numbers, step)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of `metrics.csv`; a DiffitError where one is no row of numbers, one of them of images."""
+    rows = read_rows(path)
+    for number, row in enumerate(rows, 2):
+        try:
+            int(row["images"])
+            [float(value) for value in row.values() if value != ""]
+        except (KeyError, TypeError, ValueError) as error:
+            why = f"no column {error}" if isinstance(error, KeyError) else error
+            raise DiffitError(
+                f"{path}: line {number} is no row of numbers ({why}); mend it, or delete the file"
+            ) from error
+    return rows
 
 
 def append_row(path: Path, row: dict[str, Any]) -> list[dict[str, Any]]:

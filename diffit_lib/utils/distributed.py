@@ -109,12 +109,12 @@ def locked(folder: str | Path) -> Iterator[None]:
     Raises:
         DiffitError: if another command has the folder
     """
-    folder, free = Path(folder), rank_info().rank == 0
-    if not free:
+    folder = Path(folder)
+    if rank_info().rank > 0:
         yield
         return
     while True:
-        made = not folder.exists()
+        made, free = not folder.exists(), True
         folder.mkdir(parents=True, exist_ok=True)
         HELD.add(handle := os.open(folder, os.O_RDONLY))
         try:
