@@ -15,9 +15,11 @@ from typing import Any
 import torch
 from contenders import gflop, latent_networks, passes, pixel_networks
 from loops import data, drawing, growth, samplers
+from matplotlib.figure import Figure
 from timing import Rows, ceilings, interleaved, summary
 
 from diffit_lib.utils.files import write_text
+from diffit_lib.utils.plots import new_figure, write_figure
 from diffit_lib.utils.tensors import reuse_freed_memory
 
 PACKAGES = ("torch", "diffusers", "denoising-diffusion-pytorch")
@@ -58,6 +60,21 @@ def parts(rounds: int, small: bool) -> dict[str, Callable[[], dict[str, Any]]]:
     return found | {part.__name__: lambda part=part: part(rounds, small) for part in (samplers, drawing, data, growth)}
 
 
+def growth_figure(results: dict[str, Any]) -> Figure:
+    """The time of a training step against its GFLOP, both as multiples of the smallest; proportional is grey."""
+    figure = new_figure(5, 4)
+    axes = figure.subplots()
+    for title, rows in results.items():
+        if title.startswith("growth, "):
+            first = next(iter(rows.values()))
+            work, times = ([row[key] / first[key] for row in rows.values()] for key in ("gflop", "median_ms"))
+            axes.loglog(work, times, marker="o", label=title.removeprefix("growth, "))
+    axes.axline((1, 1), (2, 2), color="0.7", zorder=0)
+    axes.set(xlabel="GFLOP of a step, smallest = 1", ylabel="time of a step, smallest = 1")
+    axes.legend()
+    return figure
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print, and write the file after every part; parts that an earlier run wrote there stay."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -65,6 +82,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--small", action="store_true", help="tiny networks, to see that it runs")
     parser.add_argument("--only", nargs="*", choices=parts(1, True), help="parts to measure; all by default")
+    parser.add_argument("--figure", type=Path, help="PNG of how a training step grows")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     reuse_freed_memory()
@@ -79,6 +97,8 @@ def main(arguments: list[str] | None = None) -> None:
             results[title] = rows
             print("\n".join(["", *table(title, rows)]), flush=True)
         write_text(options.out, json.dumps(results, indent=2) + "\n")
+    if options.figure:
+        write_figure(options.figure, growth_figure(results))
 
 
 def table(title: str, rows: dict[str, Any]) -> list[str]:

@@ -50,9 +50,13 @@ def test_bench_writes_machine_and_numbers_and_keeps_earlier_parts(tmp_path, monk
 
 
 def test_growth_compares_with_the_smallest():
-    rows = loops.growth(1, True)["growth, latents, batch"]
+    results = loops.growth(1, True)
+    rows = results["growth, latents, batch"]
     assert rows["batch 1"]["ratio"] == 1
     assert rows["batch 4"]["gflop"] == 4 * rows["batch 1"]["gflop"]
+    axes = bench.growth_figure(results).axes[0]
+    assert len(axes.lines) == len(results) + 1
+    assert axes.lines[0].get_xdata()[1] == pytest.approx(4)
 
 
 @pytest.fixture(scope="module")
