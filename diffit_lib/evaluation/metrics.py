@@ -146,9 +146,11 @@ def nearest(images: Tensor, train: Tensor) -> tuple[Tensor, Tensor]:
     """
     squared = torch.full((len(images),), torch.inf, dtype=torch.float64)
     index = torch.zeros(len(images), dtype=torch.int64)
-    for first in range(0, len(train), 5000):
-        others = train[first : first + 5000].flatten(1).double()
-        for chunk, best, where in zip(*(x.split(500) for x in (images.flatten(1), squared, index)), strict=True):
+    rows = max(1, min(5000, 2**21 // train[0].numel()))  # at most 17 MB as float64
+    for first in range(0, len(train), rows):
+        others = train[first : first + rows].flatten(1).double()
+        parts = (x.split(min(rows, 500)) for x in (images.flatten(1), squared, index))
+        for chunk, best, where in zip(*parts, strict=True):
             values, places = torch.cdist(chunk.double(), others).square().round().min(1)
             where[values < best] = first + places[values < best]
             best.copy_(values.minimum(best))
