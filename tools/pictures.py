@@ -18,9 +18,9 @@ IMAGES = Path(__file__).resolve().parent.parent / "images"
 
 
 def moving(pipe: Pipeline, columns: int = 5, side: int = 128) -> bytes:
-    """An image of each class on its way from noise, as a GIF."""
+    """An image of each class on its way from noise, with guidance 2, as a GIF."""
     labels = range(min(10, pipe.card.experiment.network.num_classes))
-    pictures = [show(pipe, state) for state in pipe.stream(labels, labels)]
+    pictures = [show(pipe, state) for state in pipe.stream(labels, labels, guidance=2.0)]
     return gif([tile(images, columns, scale=enlargement(images, side)) for images in pictures])
 
 
