@@ -17,6 +17,9 @@ WORDS = (
     ["sample", "digits", "--guidance", "1,,2"], ["sample", "digits", "--classes", "99"],
     ["sample", "digits", "--grid", "0x9"],
     ["evaluate", "", "--images", "5"], ["encode", ""], ["pack", ""], ["pack", "/"], ["reconstruct", ""], ["export", ""],
+    *([*words, "~nobody-here/x"] for words in (["info"], ["sample"], ["pack"], ["train", "--data"], ["evaluate"])),
+    ["edit", "digits", "/dev/zero"], ["edit", "digits", "/"], ["export", "digits", "."],
+    ["pack", "digits", "--out", "."], ["pack", "digits", "--resolution", "100000x100000"],
 )  # fmt: skip
 
 
