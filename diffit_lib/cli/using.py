@@ -113,6 +113,8 @@ def read_picture(path: str) -> Any:
 
     try:
         return flatten(to_picture(read(Path(path).parent, Path(path).name)))
+    except FileNotFoundError:
+        raise
     except Exception as error:  # a broken file may raise nearly anything
         raise DiffitError(f"{path} cannot be read ({error}); give an image, e.g. a PNG or JPEG file") from error
 
