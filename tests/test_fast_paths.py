@@ -56,6 +56,17 @@ def test_attention_is_the_fused_kernel_of_torch(dtype, tokens, biased):
         torch.testing.assert_close(attention(q, k, v, bias), expected, rtol=0, atol=TOLERANCE[dtype])
 
 
+def test_attention_in_bf16_is_as_exact_as_bf16():
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(3, 2, 100, 8).bfloat16().requires_grad_() for _ in range(3))
+    bias = torch.randn(2, 100, 100)
+    expected = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), attn_mask=bias.double()[None])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = attention(q, k, v, bias)
+    assert found.dtype == torch.bfloat16
+    assert (found - expected).abs().mean() < 2**-8  # the step from 1 to the next bf16 number is 2^-7
+
+
 @pytest.mark.parametrize("p", [0.13, 0.5])
 def test_dropout_keeps_its_share_and_the_mean(p):
     torch.manual_seed(0)
