@@ -62,22 +62,41 @@ def normed(heads: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 class Rival(nn.Module):
-    """diffusers' UNet2DModel behind our networks' call."""
+    """A U-Net of diffusers or of lucidrains' denoising-diffusion-pytorch, with its widths, behind our networks' call."""
 
-    def __init__(self, config: Any, widths: str):
+    def __init__(self, config: Any, name: str):
         super().__init__()
-        from diffusers import UNet2DModel
-
+        library, widths = name.split()
+        channels, classes = tuple(map(int, widths.split(","))), config.num_classes + 1
         self.config = config
-        channels = tuple(map(int, widths.split(",")))
-        self.network = UNet2DModel(
-            sample_size=config.image_size[0], in_channels=config.in_channels, out_channels=config.in_channels,
-            block_out_channels=channels, layers_per_block=1, norm_num_groups=8, attention_head_dim=channels[-1] // 4,
-            down_block_types=("DownBlock2D",) * (len(channels) - 1) + ("AttnDownBlock2D",),
-            up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * (len(channels) - 1),
-            num_class_embeds=config.num_classes + 1,
-        )  # fmt: skip
+        self.network, self.label = RIVALS[library](config, channels, classes)
 
     def forward(self, x: Tensor, noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
-        """As ours; its sinusoid is for times up to 1000."""
-        return self.network(x.contiguous(), 250 * noise, class_labels=label).sample
+        """As ours; their sinusoids are for times up to 1000."""
+        out = self.network(x.contiguous(), 250 * noise, **{self.label: label})
+        return getattr(out, "sample", out)
+
+
+def diffusers_unet(config: Any, channels: tuple[int, ...], classes: int) -> tuple[nn.Module, str]:
+    """UNet2DModel, with attention at the lowest resolution."""
+    from diffusers import UNet2DModel
+
+    network = UNet2DModel(
+        sample_size=config.image_size[0], in_channels=config.in_channels, out_channels=config.in_channels,
+        block_out_channels=channels, layers_per_block=1, norm_num_groups=8, attention_head_dim=channels[-1] // 4,
+        down_block_types=("DownBlock2D",) * (len(channels) - 1) + ("AttnDownBlock2D",),
+        up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * (len(channels) - 1),
+        num_class_embeds=classes,
+    )  # fmt: skip
+    return network, "class_labels"
+
+
+def lucidrains_unet(config: Any, channels: tuple[int, ...], classes: int) -> tuple[nn.Module, str]:
+    """The class-conditional Unet; the stream drops labels, so it drops none itself."""
+    from denoising_diffusion_pytorch.classifier_free_guidance import Unet
+
+    multiples = tuple(width // channels[0] for width in channels)
+    return Unet(channels[0], classes, 0.0, channels=config.in_channels, dim_mults=multiples), "classes"
+
+
+RIVALS = {"diffusers": diffusers_unet, "lucidrains": lucidrains_unet}
