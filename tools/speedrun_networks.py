@@ -62,7 +62,7 @@ def normed(heads: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 class Rival(nn.Module):
-    """A U-Net of diffusers or of lucidrains' denoising-diffusion-pytorch, with its widths, behind our networks' call."""
+    """A U-Net of diffusers or lucidrains, with its widths, behind our networks' call."""
 
     def __init__(self, config: Any, name: str):
         super().__init__()
