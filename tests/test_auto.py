@@ -17,7 +17,7 @@ from diffit_lib.config.presets import preset, vae_preset
 from diffit_lib.data.preprocess import look
 from diffit_lib.data.sources import list_images
 from diffit_lib.reports import auto as photos
-from diffit_lib.reports import quick_evaluation
+from diffit_lib.reports import diagnosis
 from diffit_lib.reports.auto import choose_experiment
 from diffit_lib.training import cost
 from diffit_lib.training.train import train as train_recipe
@@ -34,7 +34,7 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr(photos, "best_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(cost, "ENOUGH", 0.0)
     monkeypatch.setattr(describe_data, "SECONDS", 0.5)
-    monkeypatch.setattr(quick_evaluation, "MOST", 32)
+    monkeypatch.setattr(diagnosis, "MOST", 32)
     monkeypatch.setattr("diffit_lib.evaluation.features.TRAINING_IMAGES", 64)
     monkeypatch.setattr("diffit_lib.training.train.GRID", 4)
     monkeypatch.setitem(photos.ON_CPU, "pixels", TINY | {"num_blocks": 1, "time_dim": 16, "minutes": None})

@@ -38,7 +38,7 @@ from diffit_lib.evaluation import evaluator as evaluating
 from diffit_lib.evaluation import features as extractors
 from diffit_lib.models.latent_space import LatentSpace
 from diffit_lib.models.vae import KLAutoencoder
-from diffit_lib.reports import quick_evaluation
+from diffit_lib.reports import diagnosis
 from diffit_lib.training import train as report
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -232,8 +232,8 @@ def here(tmp_path, monkeypatch):
 
     for task, name in (
         (report, "GRID"),
-        (quick_evaluation, "SHOWN"),
-        (quick_evaluation, "MOST"),
+        (diagnosis, "SHOWN"),
+        (diagnosis, "MOST"),
     ):  # images that training draws
         monkeypatch.setattr(task, name, 8)
     monkeypatch.setattr(extractors, "TRAINING_IMAGES", 64)  # the small classifier's

@@ -98,4 +98,4 @@ def test_class_names_travel_from_folders_to_the_weights(vae, birds, tiny, tmp_pa
     for name, each in {"zip": experiment.override(data=packed), "latents": latent}.items():
         pipe = load(train(each, tmp_path / name, progress=False), device="cpu")
         assert pipe.card.class_names == ("tench", "chain saw")
-        assert [pipe.class_number(label) for label in ("Chain Saw", "tench", "1", 0, "none")] == [1, 0, 1, 0, 2]
+        assert [pipe.card.class_number(label) for label in ("Chain Saw", "tench", "1", 0, "none")] == [1, 0, 1, 0, 2]

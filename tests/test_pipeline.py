@@ -145,13 +145,13 @@ class TestLabels:
         monkeypatch.setattr(
             pipe, "card", pipe.card.__class__(pipe.card.experiment, class_names=("cat", "dog", "0", *"cdefghi"))
         )
-        assert [pipe.class_number(label) for label in ("cat", "dog", "0", 0, "9", "none")] == [0, 1, 2, 0, 9, 10]
+        assert [pipe.card.class_number(label) for label in ("cat", "dog", "0", 0, "9", "none")] == [0, 1, 2, 0, 9, 10]
 
     def test_names_in_any_case_and_digits_in_words_are_known(self, pipe, monkeypatch):
-        assert [pipe.class_number(label) for label in ("two", "Seven ", "None", "7 ")] == [2, 7, 10, 7]
+        assert [pipe.card.class_number(label) for label in ("two", "Seven ", "None", "7 ")] == [2, 7, 10, 7]
         names = ("Cardigan", "cardigan", "two", "2", *"pair")
         monkeypatch.setattr(pipe, "card", pipe.card.__class__(pipe.card.experiment, class_names=(*names, "owl", "owl")))
-        assert [pipe.class_number(label) for label in ("cardigan", "Cardigan", "PAIR"[0], "two", "2", 2)] == [
+        assert [pipe.card.class_number(label) for label in ("cardigan", "Cardigan", "PAIR"[0], "two", "2", 2)] == [
             1,
             0,
             4,
@@ -161,18 +161,18 @@ class TestLabels:
         ]
         for label, says in (("CARDIGAN", "'CARDIGAN' is 0 or 1; give the number"), ("owl", "'owl' is 8 or 9; ")):
             with pytest.raises(DiffitError, match=says):
-                pipe.class_number(label)
+                pipe.card.class_number(label)
 
     def test_words_are_no_digits_where_classes_have_other_names(self, pipe, monkeypatch):
         monkeypatch.setattr(pipe, "card", pipe.card.__class__(pipe.card.experiment, class_names=tuple("abcdefghij")))
         with pytest.raises(DiffitError, match="no class 'two'; give a number"):
-            pipe.class_number("two")
+            pipe.card.class_number("two")
 
     def test_a_misspelt_name_is_told_the_likely_ones(self, pipe, monkeypatch):
         names = ("Tench", "French horn", *"abcdefgh")
         monkeypatch.setattr(pipe, "card", pipe.card.__class__(pipe.card.experiment, class_names=names))
         with pytest.raises(DiffitError, match=r"^no class 'tensh'; did you mean Tench[?] give a number from 0 to 9"):
-            pipe.class_number("tensh")
+            pipe.card.class_number("tensh")
 
     def test_none_in_words_asks_for_no_class(self, pipe):
         assert pipe.class_label([0, 1], "none").tolist() == [10, 10]

@@ -27,7 +27,6 @@ from diffit_lib.diffusion.loss import denoising_loss
 from diffit_lib.evaluation.evaluate import FIRST_SEED, combinations, make_provenance
 from diffit_lib.evaluation.evaluator import make_evaluator
 from diffit_lib.models.cost import parameters
-from diffit_lib.sampling.classes import in_turn
 from diffit_lib.sampling.pipeline import Pipeline
 from diffit_lib.training.optimizer import Muon
 from diffit_lib.utils.tensors import autocast, reuse_freed_memory, to_float
@@ -247,7 +246,7 @@ def judge(denoiser: Any, card: ModelCard, data: Split, settings: dict[str, Any])
     """Class accuracy, Frechet ratio and copy ratio of 500 samples, and the seconds of drawing."""
     pipe = Pipeline(denoiser, card, device=CPU)
     start, seeds = time.process_time(), range(FIRST_SEED, FIRST_SEED + IMAGES)
-    labels = sorted(in_turn(card, IMAGES) or [])
+    labels = sorted(card.classes_in_turn(IMAGES) or [])
     pictures = torch.from_numpy(pipe(seeds, labels, batch_size=100, **settings)).permute(0, 3, 1, 2)
     seconds = time.process_time() - start
     stamp = make_provenance(pipe, "classifier", IMAGES, settings)

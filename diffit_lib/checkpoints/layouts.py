@@ -161,12 +161,9 @@ def from_repa(found: Tensors) -> Tensors:
 
 def to_flow(tensors: Tensors, network: TransformerConfig) -> Tensors:
     """Without the second half of the answer's channels, which SiT has from DiT and does not use."""
-    tensors = dict(tensors)
-    if network.learned_variance:
-        for name in ("final_layer.linear.weight", "final_layer.linear.bias"):
-            pixels = tensors[name].unflatten(0, (-1, 2 * network.in_channels))
-            tensors[name] = pixels[:, : network.in_channels].flatten(0, 1)
-    return tensors
+    last = ("final_layer.linear.weight", "final_layer.linear.bias") if network.learned_variance else ()
+    pixels = {name: tensors[name].unflatten(0, (-1, 2 * network.in_channels)) for name in last}
+    return tensors | {name: each[:, : network.in_channels].flatten(0, 1) for name, each in pixels.items()}
 
 
 def read_config(path: Path) -> dict[str, Any]:

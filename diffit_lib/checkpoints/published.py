@@ -53,8 +53,7 @@ FLOW: dict[str, Any] = {"learned_variance": False, "denoiser": "flow", "variance
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
 FACEBOOK: dict[str, Any] = {"file": TRANSFORMER, "as_diffusers": True}
 SIZE_512: dict[str, Any] = {"guidance": 1.5, "image_size": (64, 64)}
-REPA: dict[str, Any] = {"guidance": 1.8, "guidance_channels": None, "guidance_high": 0.7 / 0.3}
-REPA["guidance_schedule"] = "interval"
+REPA = {"guidance": 1.8, "guidance_channels": None, "guidance_schedule": "interval", "guidance_high": 0.7 / 0.3}
 HUB_MODELS = {
     model.experiment.name: model
     for model in (
@@ -135,9 +134,5 @@ def dit_or_sit(tensors: Tensors, network: TransformerConfig, path: Path) -> str:
     x = torch.randn(1, *network.shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         answers = [module.eval()(x, torch.tensor([t]))[:, : network.in_channels] for t in (999.0, 0.0)]
-    noisiest_dit, noisiest_sit = (
-        float(torch.cosine_similarity(answer.flatten(), x.flatten(), 0)) for answer in answers
-    )
-    if noisiest_sit < -0.9:
-        return "sit"
-    return "dit" if noisiest_dit > 0.9 else ""
+    dit, sit = (torch.cosine_similarity(answer.flatten(), x.flatten(), 0).item() for answer in answers)
+    return "sit" if sit < -0.9 else "dit" if dit > 0.9 else ""

@@ -4,7 +4,10 @@ Averaged tensors are under "ema.", raw ones, if they were kept, under "raw.", an
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from difflib import get_close_matches
+from operator import index
 from pathlib import Path
 from typing import Any, Self
 
@@ -36,6 +39,7 @@ from diffit_lib.models.lora import merged
 from diffit_lib.utils.errors import DiffitError, check
 
 SIDE = "diffit.safetensors"  # beside diffusers' tensors: our card, and what their layout cannot hold as it is
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 LABEL_TABLE = "network.time_token.classes.weight"
 
 
@@ -77,6 +81,37 @@ class ModelCard(Card):
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of the images that the model draws."""
         return image_shape(self.experiment, self.vae)
+
+    def classes_in_turn(self, count: int) -> list[int | str] | None:
+        """Labels 0, 1, 2, ... over and over, one for each of `count` images; None for unconditional weights."""
+        classes = self.experiment.network.num_classes
+        return [k % classes for k in range(count)] if classes else None
+
+    def class_number(self, label: int | str) -> int:
+        """The number of a class by its name or number; "none" is the last row of the label table, "no class".
+
+        Words are names first, also in another case, then digits ("two" is the class called 2), then numbers. A name
+        that several classes have is an error, and so is an unknown one.
+        """
+        num_classes, names = self.experiment.network.num_classes, self.class_names
+        word = label.strip().casefold() if isinstance(label, str) else ""
+        known = [*names, *[""] * (num_classes - len(names)), "none"]
+        folded = [name.casefold() for name in known]
+        digit = str(WORDS.index(word)) if word in WORDS else ""
+        for wanted, spellings in ((label, known), (word, folded), (digit, known)):
+            numbers = [number for number, name in enumerate(spellings) if name and name == wanted]
+            check(len(numbers) < 2, f"class {label!r} is {' or '.join(map(str, numbers))}; give the number")
+            if numbers:
+                return numbers[0]
+        with suppress(TypeError, ValueError):
+            number = int(label) if isinstance(label, str) else index(label)
+            if 0 <= number < num_classes:
+                return number
+        near = [known[folded.index(name)] for name in get_close_matches(word, folded)]
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        named = [name for name in names if not name.isdecimal()]
+        some = f", {', '.join(named[:12])}{', ...' if len(named) > 12 else ''}" if named else ""
+        raise DiffitError(f"no class {label!r}; {hint}give a number from 0 to {num_classes - 1}{some}, or 'none'")
 
 
 def image_shape(experiment: BaseExperimentConfig, vae: VAECard | None) -> tuple[int, int, int]:

@@ -20,7 +20,7 @@ from diffit_lib.config.diffusion import SamplingConfig
 from diffit_lib.config.presets import PRESETS, VAE_PRESETS, Presets, load_options
 from diffit_lib.utils.errors import DiffitError, closest, printable
 from diffit_lib.utils.files import siblings
-from diffit_lib.utils.streams import streams
+from diffit_lib.utils.logging import streams
 
 DISTRIBUTED = (run_train, run_train_vae, run_encode, run_sample, run_evaluate)  # run on several devices
 TRAINING: dict[Callable[..., None], Presets[Any]] = {run_train: PRESETS, run_train_vae: VAE_PRESETS}

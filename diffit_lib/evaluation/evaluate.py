@@ -22,7 +22,6 @@ from diffit_lib.data.sources import NAMED
 from diffit_lib.evaluation.evaluator import ClassifierEvaluator, NetworkEvaluator, kind_of, make_evaluator
 from diffit_lib.evaluation.image_files import is_image_files, is_npz, read_images, write_statistics
 from diffit_lib.evaluation.provenance import PROTOCOLS, Provenance, paper_settings
-from diffit_lib.sampling.classes import in_turn
 from diffit_lib.sampling.pipeline import Pipeline, load
 from diffit_lib.sampling.writer import SampleWriter, Selection
 from diffit_lib.utils.distributed import local_device, locked, rank_info
@@ -169,7 +168,7 @@ def sample_writers(
             shutil.rmtree(stale, ignore_errors=True)
     paper, seeds = PROTOCOLS[protocol], range(FIRST_SEED, FIRST_SEED + count)
     random = pipe.class_label(seeds, None) if paper.random_labels else None
-    labels: list[Any] = sorted(in_turn(pipe.card, count) or []) or [None] * count
+    labels: list[Any] = sorted(pipe.card.classes_in_turn(count) or []) or [None] * count
     labels = labels if random is None else random.tolist()
     images = [Selection(seed, label, f"{seed}.png") for seed, label in zip(seeds, labels, strict=True)]
     writers = []

@@ -21,8 +21,7 @@ from diffit_lib.data.datasets import Split
 from diffit_lib.data.latent_cache import CachedLatents
 from diffit_lib.evaluation.provenance import in_words
 from diffit_lib.models.cost import parameters
-from diffit_lib.reports.diagnosis import FINISHED, Diagnosis, diagnose
-from diffit_lib.reports.quick_evaluation import ROW, QuickEvaluation, evaluate_quickly
+from diffit_lib.reports.diagnosis import FINISHED, ROW, Diagnosis, QuickEvaluation, diagnose, evaluate_quickly
 from diffit_lib.sampling.pipeline import Pipeline, load
 from diffit_lib.training.encode import load_states
 from diffit_lib.training.train import expected_rows

@@ -8,8 +8,7 @@ import numpy as np
 from PIL import Image
 
 from diffit_lib.diffusion.samplers import State
-from diffit_lib.sampling.classes import Labels
-from diffit_lib.sampling.pipeline import Pipeline
+from diffit_lib.sampling.pipeline import Labels, Pipeline
 from diffit_lib.utils.errors import check
 from diffit_lib.utils.files import replacing
 from diffit_lib.utils.plots import captioned, enlargement, tile, write_png

@@ -17,7 +17,6 @@ from diffit_lib.diffusion.denoiser import Denoiser, Preconditioned
 from diffit_lib.diffusion.guidance import Clipped, Guided
 from diffit_lib.diffusion.samplers import SAMPLERS, Noise, State
 from diffit_lib.models.latent_space import PIXEL_SPACE, Space
-from diffit_lib.sampling.classes import Labels, class_number
 from diffit_lib.sampling.edit import Edit, Start, as_images, from_noise, mixed_classes, slerp, take, upwards
 from diffit_lib.utils.errors import DiffitError, check, printable
 from diffit_lib.utils.tensors import (
@@ -32,6 +31,7 @@ from diffit_lib.utils.tensors import (
 )
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+Labels = None | int | str | Sequence[int | str]
 
 
 class Pipeline:
@@ -236,14 +236,10 @@ class Pipeline:
         each: Any = [labels] * count if np.ndim(labels) == 0 else labels
         check(len(each) == count, f"{len(each)} labels for {count} seeds; give one label, or one per seed")
         if num_classes:
-            return torch.tensor([self.class_number(label) for label in each])
+            return torch.tensor([self.card.class_number(label) for label in each])
         for label in each:
             check(label == "none", f"no label {label!r}: these weights are unconditional; leave labels out")
         return None
-
-    def class_number(self, label: int | str) -> int:
-        """The number of a class by its name or number; "none" is the last row of the label table, "no class"."""
-        return class_number(self.card, label)
 
     def push_to_hub(self, repository: str, **options: Any) -> str:
         """Upload weights, model card and a small Gradio app to the Hugging Face hub; `options` are those of `push`."""

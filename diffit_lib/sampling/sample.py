@@ -8,9 +8,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
-from diffit_lib.sampling.classes import Labels
 from diffit_lib.sampling.grids import FOLLOWED, SHOWN, grid_cells, write_trajectory
-from diffit_lib.sampling.pipeline import Pipeline, load
+from diffit_lib.sampling.pipeline import Labels, Pipeline, load
 from diffit_lib.sampling.writer import PLACES, SampleWriter, Selection
 from diffit_lib.utils.distributed import local_device, locked, rank_info
 from diffit_lib.utils.errors import check
@@ -151,7 +150,7 @@ def class_numbers(pipe: Pipeline, classes: Labels) -> list[Any] | None:
     )
     if isinstance(classes, str):
         classes = [classes] if classes in pipe.card.class_names else [part.strip() for part in classes.split(",")]
-    return [pipe.class_number(each) for each in ([classes] if isinstance(classes, int) else classes)]
+    return [pipe.card.class_number(each) for each in ([classes] if isinstance(classes, int) else classes)]
 
 
 def class_folder(number: int, names: Sequence[str], count: int) -> str:

@@ -13,7 +13,6 @@ from diffit_lib.data.latent_cache import CachedLatents
 from diffit_lib.evaluation.evaluator import HELD, cached_reference
 from diffit_lib.evaluation.features import Extractor, inception_path, load_inception, train_classifier
 from diffit_lib.evaluation.metrics import Reference, frechet_from_moments, moments
-from diffit_lib.sampling.classes import in_turn
 from diffit_lib.sampling.pipeline import Pipeline
 from diffit_lib.utils.distributed import any_rank, rank_zero_first, share_out
 from diffit_lib.utils.errors import DiffitError, check
@@ -78,7 +77,7 @@ class OnlineMetric:
             return row
         with rank_zero_first():
             reference = self.reference
-        labels, start = in_turn(pipe.card, ONLINE_SAMPLES), time.monotonic()
+        labels, start = pipe.card.classes_in_turn(ONLINE_SAMPLES), time.monotonic()
 
         def features(seeds: range) -> Tensor:
             images = torch.cat(list(pipe.batches(seeds, labels and labels[seeds.start : seeds.stop])))

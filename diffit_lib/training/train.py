@@ -22,7 +22,6 @@ from diffit_lib.evaluation.reconstruction import comparison, measure_vae, recons
 from diffit_lib.models.latent_space import PIXEL_SPACE, LatentSpace, Space
 from diffit_lib.models.lora import add_lora
 from diffit_lib.models.vae import SMALLEST, KLAutoencoder, load_perceptual
-from diffit_lib.sampling.classes import in_turn
 from diffit_lib.sampling.pipeline import Pipeline
 from diffit_lib.training.encode import load_states, to_states
 from diffit_lib.training.fit import check_device, check_shape, fit, start
@@ -180,7 +179,7 @@ def write_snapshot(
 
     precision = experiment.training.precision
     pipe = Pipeline(module.average, card, module.space, device=module.device, precision=precision)
-    labels, start = in_turn(card, GRID), time.monotonic()
+    labels, start = card.classes_in_turn(GRID), time.monotonic()
 
     def draw(seeds: range) -> np.ndarray:
         return pipe(seeds, labels and labels[seeds.start : seeds.stop])
