@@ -5,10 +5,10 @@ BIN := .venv/bin
 .PHONY: help install demo announce test test-all attack lint docs figures colab bench gpu speedrun
 
 help:
-	@echo "make demo      train DiffiT on real digits, in minutes on a CPU, into runs/demo/"
+	@echo "make demo      train DiffiT on real digits, about a minute on a CPU, into runs/demo/"
 	@echo "make test      lint, types and all quick tests, about 10 minutes on two cores"
 	@echo "make test-all  the slow tests too"
-	@echo "make attack    open a thousand hostile files and see that none does harm"
+	@echo "make attack    open about two thousand hostile files and check that none does harm"
 	@echo "make docs      build the documentation site into build/site/"
 	@echo "make figures   draw the figures of README and notebooks"
 	@echo "make bench     time training and sampling beside other libraries, about 15 minutes on a free core"

@@ -1,8 +1,9 @@
 #!/bin/bash
 # sbatch docs/slurm.sh train diffit-xl-2 --data latents --run runs/xl
+# Without --run, a requeued job would start a new run instead of continuing.
 #
 # One process for each GPU. Some minutes before its time is over, or when another job takes its place, SLURM sends
-# SIGTERM: the run finishes its step, saves, and ends with status 143; then the job is queued again and goes on.
+# SIGTERM: the run finishes its step, saves, and ends with status 143; then the job is requeued and continues.
 #SBATCH --job-name=diffit
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=8

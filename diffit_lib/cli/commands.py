@@ -14,7 +14,7 @@ from diffit_lib.config.presets import PRESETS, VAE_PRESETS
 
 
 def run_demo(run: str = "runs/demo") -> None:
-    """Train DiffiT on real handwritten digits, in minutes on a CPU, and show and measure what it draws.
+    """Train DiffiT on real handwritten digits, about a minute on a CPU, and show and measure its samples.
 
     Args:
         run: Folder for weights, images and report.json.
@@ -26,7 +26,7 @@ def run_demo(run: str = "runs/demo") -> None:
 
 
 def run_explore(weights: str = "digits", port: int = 8866, no_browser: bool = False, export: str | None = None) -> None:
-    """Explore weights in a browser: turn knobs, watch the sampler, look at attention, freeze the time token.
+    """Explore weights in a browser: change settings, watch the sampler, see attention, freeze the time token.
 
     Args:
         weights: Weights file, run folder, or the name of pretrained weights.

@@ -67,7 +67,7 @@ def run_edit(
     out: str = "edits",
     **settings: Any,
 ) -> None:
-    """Draw an image anew: variations of all of it, or only what is white in a mask.
+    """Redraw an image: variations of all of it, or only the white part of a mask.
 
     Args:
         weights: Weights file, run folder, or the name of pretrained weights.
@@ -187,7 +187,7 @@ def run_reconstruct(vae: str, data: str | None = None, out: str = "reconstructio
 def run_export(
     weights: str, folder: str, to: Literal["diffusers"] = "diffusers", vae: str | None = None, steps: int = 50
 ) -> None:
-    """Write weights as a folder that another program opens: DiT for diffusers' DiTPipeline, DiffiT with its file.
+    """Write weights as a folder that another program opens: DiT for diffusers' DiTPipeline, DiffiT with a pipeline of its own.
 
     Args:
         weights: Weights file, run folder, or the name of pretrained weights; of a latent model with denoiser vp.

@@ -91,7 +91,7 @@ class Pipeline:
 
         `labels` is one class for all or one per seed, by number or name; None draws each image's class from its seed,
         and "none" asks for no class. `settings` are fields of `SamplingConfig` (sampler, steps, guidance, churn); the
-        others follow the weights. At most `batch_size` images (64) are drawn at once; if it is given, the last batch is
+        others are the weights' own, but another sampler or schedule starts from its default options (churn 0). At most `batch_size` images (64) are drawn at once; if it is given, the last batch is
         padded to it. At one batch size the k-th image of a batch is the same to the bit whatever its neighbours are.
 
         With an `image`, uint8 (H, W, C) or one per seed, sampling starts from it, noised, and runs the last `strength`
@@ -169,7 +169,7 @@ class Pipeline:
 
         `image` is uint8 (H, W, C) or (N, H, W, C). `pipe(seeds, labels, noise=noise)` with the same labels and settings
         draws the images again, the more exactly the more steps there are. `heun`, `euler` and `dpm++` go backwards
-        from the lowest noise level to the highest, `ddim` as in Song et al. 2021; nobody adds fresh noise.
+        from the lowest noise level to the highest, `ddim` as in Song et al. 2021; none of them adds fresh noise.
         """
         clean = self.space.encode(as_images(image, self.card.image_shape))
         settings = self._without_fresh_noise(settings)

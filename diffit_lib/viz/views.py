@@ -157,7 +157,7 @@ class SamplerView:
     def __init__(self, pipe: Pipeline, worker: Worker):
         self.worker = worker
         self.columns = [Column(pipe, "A"), Column(pipe, "B")]
-        self.compare = widgets.Checkbox(value=False, description="compare with a second column")
+        self.compare = widgets.Checkbox(value=False, description="compare with B")
         self.step = widgets.IntSlider(description="step", min=1, layout=widgets.Layout(width="420px"))
         self.play = widgets.Play(min=1, interval=150)
         self.progress = widgets.IntProgress(min=0, layout=widgets.Layout(width="180px"))
