@@ -91,8 +91,9 @@ class Pipeline:
 
         `labels` is one class for all or one per seed, by number or name; None draws each image's class from its seed,
         and "none" asks for no class. `settings` are fields of `SamplingConfig` (sampler, steps, guidance, churn); the
-        others are the weights' own, but another sampler or schedule starts from its default options (churn 0). At most `batch_size` images (64) are drawn at once; if it is given, the last batch is
-        padded to it. At one batch size the k-th image of a batch is the same to the bit whatever its neighbours are.
+        others are the weights' own, but another sampler or schedule starts from its default options (churn 0). At most
+        `batch_size` images (64) are drawn at once; if it is given, the last batch is padded to it. At one batch size
+        the k-th image of a batch is the same to the bit whatever its neighbours are.
 
         With an `image`, uint8 (H, W, C) or one per seed, sampling starts from it, noised, and runs the last `strength`
         of the steps (0.5): 0 gives the image back, 1 draws from noise alone. With a `mask`, (H, W) or one per seed,
