@@ -187,7 +187,7 @@ def run_reconstruct(vae: str, data: str | None = None, out: str = "reconstructio
 def run_export(
     weights: str, folder: str, to: Literal["diffusers"] = "diffusers", vae: str | None = None, steps: int = 50
 ) -> None:
-    """Write weights as a folder that another program opens: DiT for diffusers' DiTPipeline, DiffiT with its own pipeline.
+    """Write weights as a folder for another program: DiT for diffusers' DiTPipeline, DiffiT with its own pipeline.
 
     Args:
         weights: Weights file, run folder, or the name of pretrained weights; of a latent model with denoiser vp.
