@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from diffit_lib.models.blocks import Linear, attention, dropout, pointwise
+from diffit_lib.models.blocks import Linear, attention, dropout, linear_gelu, pointwise
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 PRECISIONS = pytest.mark.parametrize("dtype", TOLERANCE)
@@ -37,6 +37,38 @@ def test_linear_takes_every_shape_and_strides(shape):
     layer = Linear(8, 6)
     for x in (torch.randn(shape), torch.randn(shape[::-1]).permute(*reversed(range(len(shape))))):
         torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias), rtol=0, atol=1e-6)
+
+
+@PRECISIONS
+@pytest.mark.parametrize("rows", [(2, 4, 4), (3, 5)])
+def test_gelu_within_the_linear_layer_is_gelu_after_it(dtype, rows):
+    torch.manual_seed(0)
+    layer, x = Linear(12, 20).to(dtype), torch.randn(*rows, 12, dtype=dtype, requires_grad=True)
+    expected = F.gelu(F.linear(x, layer.weight, layer.bias), approximate="tanh")
+    with torch.no_grad():
+        torch.testing.assert_close(linear_gelu(layer, x), expected, rtol=0, atol=TOLERANCE[dtype])
+    found = linear_gelu(layer, x)  # with gradients
+    torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE[dtype])
+    gradients = [torch.autograd.grad(out.sum(), [x, *layer.parameters()]) for out in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=0, atol=100 * TOLERANCE[dtype])
+
+
+def test_linear_layers_in_bf16_are_as_exact_as_bf16():
+    torch.manual_seed(0)
+    layer, x = Linear(12, 20), torch.randn(4, 16, 12, requires_grad=True)
+    exact = F.linear(x, layer.weight, layer.bias)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = layer(x)
+        with torch.no_grad():
+            activated = linear_gelu(layer, x)
+    assert found.dtype == activated.dtype == torch.bfloat16
+    answers = [(out, *torch.autograd.grad(out.float().sum(), [x, *layer.parameters()])) for out in (found, exact)]
+    for actual, expected in zip(
+        (activated, *answers[0]), (F.gelu(exact, approximate="tanh"), *answers[1]), strict=True
+    ):
+        assert (
+            actual - expected
+        ).abs().max() < 2**-7 * expected.abs().max()  # the next bf16 number after 1 is 1 + 2^-7
 
 
 @PRECISIONS

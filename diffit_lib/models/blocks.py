@@ -6,6 +6,7 @@ of a window. Tokens are (B, H, W, C). Images are (B, C, H, W) in channels-last m
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -65,19 +66,38 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.conv2d(images, weight[:, :, None, None], bias).permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
 
 
-class Linear(nn.Linear):
-    """nn.Linear for tokens. Float32 on a CPU goes to oneDNN's convolution: on AMD twice as fast as MKL's
-    product, on Intel the same.
+def onednn_dtype(x: Tensor, weight: Tensor) -> torch.dtype | None:
+    """The dtype in which this CPU's oneDNN multiplies x (..., C) by a weight, autocast or not; None if it does not.
 
-    PyTorch gives MKL a 1x1 convolution of fewer than 16 images too, hence the 16.
+    PyTorch gives MKL a 1x1 convolution of fewer than 16 images, so x must have a multiple of 16 rows.
+    """
+    rows, autocast = x.numel() // x.shape[-1], torch.is_autocast_enabled("cpu") and x.dtype != torch.float64
+    if x.device.type != "cpu" or not torch.backends.mkldnn.is_available() or rows == 0 or rows % 16:
+        return None
+    dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
+    known = dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype if known and (autocast or dtype == weight.dtype) else None
+
+
+class Linear(nn.Linear):
+    """nn.Linear for tokens. A CPU's oneDNN computes it as a convolution where it can: on AMD faster than MKL's product
+    in float32 and than F.linear in bf16, which adds the bias by itself; on Intel the same.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C')."""
-        rows, on_cpu = x.numel() // x.shape[-1], x.device.type == "cpu" and torch.backends.mkldnn.is_available()
-        exact = x.dtype == self.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-        fast = on_cpu and exact and rows > 0 and rows % 16 == 0
-        return (pointwise if fast else F.linear)(x, self.weight, self.bias)
+        return (pointwise if onednn_dtype(x, self.weight) else F.linear)(x, self.weight, self.bias)
+
+
+linear_pointwise: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)  # missing where torch has no oneDNN
+
+
+def linear_gelu(layer: Linear, x: Tensor) -> Tensor:
+    """GELU (tanh form) of layer(x). On a CPU oneDNN does both in one pass if no gradients are wanted."""
+    dtype = None if torch.is_grad_enabled() else onednn_dtype(x, layer.weight)
+    if dtype is None:
+        return F.gelu(layer(x), approximate="tanh")
+    return linear_pointwise(*(tensor.to(dtype) for tensor in (x, layer.weight, layer.bias)), "gelu", [], "tanh")
 
 
 def dropout(x: Tensor, p: float) -> Tensor:
@@ -164,7 +184,7 @@ class TMSA(nn.Module):
 
 
 class MLP(nn.Module):
-    """Linear, GELU (tanh form), Linear."""
+    """Linear, GELU (tanh form), Linear, dropout."""
 
     def __init__(self, channels: int, ratio: float, dropout: float):
         super().__init__()
@@ -174,8 +194,8 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C)."""
-        x = F.gelu(self.fc1(x), approximate="tanh")
-        return self.fc2(dropout(x, self.dropout) if self.training else x)
+        x = self.fc2(linear_gelu(self.fc1, x))
+        return dropout(x, self.dropout) if self.training else x
 
 
 class DiffiTBlock(nn.Module):

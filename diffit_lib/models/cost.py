@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from diffit_lib.config.models import ImageNetworkConfig, TransformerConfig
 from diffit_lib.models import build_network
+from diffit_lib.models.blocks import linear_pointwise
 from diffit_lib.utils.tensors import autocast
 
 
@@ -31,7 +32,7 @@ class MACCounter(TorchFunctionMode):
         out = func(*args, **(kwargs or {}))
         if func is torch.matmul:
             self.total += out.numel() * args[0].shape[-1]
-        elif func in (F.linear, F.conv2d):
+        elif func in (F.linear, F.conv2d, linear_pointwise):
             self.total += out.numel() * args[1].shape[1:].numel()  # a dot product for each output
         elif func is F.scaled_dot_product_attention:
             query, key, value = args[:3]  # (..., N, d)

@@ -105,7 +105,7 @@ class DiffusionTransformer(nn.Module):
         With a learned variance the output is (B, 2C, H, W); the second half is the variance.
         """
         time = self.time_token(noise_label, class_label, augment_label)  # (B, width)
-        tokens = self.patch_embed(x).permute(0, 2, 3, 1)  # (B, h, w, width)
+        tokens = self.patch_embed(x).permute(0, 2, 3, 1).contiguous()  # (B, h, w, width)
         tokens = tokens + self.pos_embed.view(1, *self.config.grid, -1)  # (B, h, w, width)
         tokens = run_blocks(self.blocks, tokens, time, recompute=self.checkpointing and self.training)
         patches = self.final_layer(tokens, time)  # (B, h, w, p p C)
