@@ -106,6 +106,15 @@ class TestFrozenTime:
         with torch.no_grad():
             assert torch.allclose(frozen, digits.denoiser(x, sigma, label), atol=1e-6)
 
+    def test_at_several_levels_each_image_is_told_its_own(self, digits):
+        x, sigma, label = SeededNoise([0, 0], (1, 8, 8))(), torch.tensor([0.7, 0.7]), torch.tensor([3, 3])
+        with torch.no_grad(), frozen_time(digits.denoiser, [0.7, 0.1]):
+            told = digits.denoiser(x, sigma, label)
+        with torch.no_grad():
+            true = digits.denoiser(x, sigma, label)
+        assert torch.allclose(told[0], true[0], atol=1e-6)
+        assert (told[1] - true[1]).abs().max() > 0.1
+
     def test_no_view_leaves_a_hook(self, pipe, states):
         attention_at(pipe, next(iter(attention_blocks(pipe.denoiser.network))), states, SIGMAS, 3)
         with frozen_time(pipe.denoiser, 1.0):
@@ -118,13 +127,13 @@ def test_every_view_is_a_figure(digits, tmp_path):
     states = list(digits.stream([3], 5, steps=6))[:-1]
     x, sigmas = torch.cat([state.x for state in states]), [state.sigma for state in states]
     blocks = {name: attention_at(digits, name, x, sigmas, 5) for name in attention_blocks(digits.denoiser.network)}
-    pictures, seen = np.concatenate([digits.decode(state.x) for state in states]), blocks["decoder.0.0"]
+    seen = blocks["decoder.0.0"]
     clean = to_float(torch.from_numpy(digits([3], 5)).movedim(-1, 1))
     made = [
         figures.denoising_figure(digits, 3, 5, columns=4),
         figures.schedules_figure(clean, SeededNoise([0], clean.shape[1:])(), columns=4),
         figures.preconditioning_figure(digits.denoiser),
-        figures.attention_figure(seen, pictures, (3, 4), 0),
+        figures.time_token_figure(digits, 3, 5, query=(3, 4)),
         figures.position_bias_figure(seen),
         figures.time_share_figure(blocks),
         figures.distance_figure(blocks),

@@ -11,8 +11,7 @@ from diffit_lib.sampling.pipeline import Pipeline, load
 from diffit_lib.utils.files import PRETRAINED, replacing
 from diffit_lib.utils.plots import enlargement, tile, write_figure, write_png
 from diffit_lib.utils.tensors import cpu_threads
-from diffit_lib.viz.attention import attention_at, attention_blocks
-from diffit_lib.viz.figures import attention_figure, gif
+from diffit_lib.viz.figures import gif, time_token_figure
 
 IMAGES = Path(__file__).resolve().parent.parent / "images"
 
@@ -22,16 +21,6 @@ def moving(pipe: Pipeline, columns: int = 5, side: int = 128) -> bytes:
     labels = range(min(10, pipe.card.experiment.network.num_classes))
     pictures = [show(pipe, state) for state in pipe.stream(labels, labels, guidance=2.0)]
     return gif([tile(images, columns, scale=enlargement(images, side)) for images in pictures])
-
-
-def looks(pipe: Pipeline, label: int = 5) -> Figure:
-    """Where the middle of an image looks in the coarsest block, at the noise levels on its way from noise."""
-    states = list(pipe.stream([label], label))[:-1]
-    block = [name for name in attention_blocks(pipe.denoiser.network) if name.startswith("encoder")][-1]
-    x, sigmas = torch.cat([state.x for state in states]), [state.sigma for state in states]
-    seen = attention_at(pipe, block, x, sigmas, label)
-    height, width = seen.map_size
-    return attention_figure(seen, np.concatenate([show(pipe, state) for state in states]), (height // 2, width // 2))
 
 
 if __name__ == "__main__":
@@ -44,4 +33,4 @@ if __name__ == "__main__":
             beside.write_bytes(moving(mnist))
         write_png(IMAGES / "denoising.png", draw_strip(mnist))
         write_png(IMAGES / "guidance.png", draw_sweep(mnist, (0, 1, 2, 4)))
-        write_figure(IMAGES / "attention.png", looks(mnist))
+        write_figure(IMAGES / "time_token.png", time_token_figure(mnist, 5, 5, sigma=1.0, query=(7, 5)))

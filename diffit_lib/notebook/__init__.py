@@ -16,10 +16,9 @@ _NAMES = {
     "training.steps": "loss_by_level",
     "utils.plots": "latent_maps level_curves tile",
     "utils.tensors": "SeededNoise best_device to_float",
-    "viz.attention": "attention_at attention_blocks noisy_states",
     "viz.explorer": "explore",
-    "viz.figures": "attention_figure denoising_figure frozen_time_figure picture_rows preconditioning_figure "
-    "schedules_figure",
+    "viz.figures": "denoising_figure frozen_time_figure picture_rows preconditioning_figure schedules_figure "
+    "time_token_figure",
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names.split()}
 

@@ -27,6 +27,7 @@ class Attention:
     bias: Tensor  # (h, N, N): the learned relative position bias, added to the logits (paper, equation 6)
     space: Tensor  # (S, H, W, 3, C): the part of q, k, v that comes from the tokens (equations 3 to 5)
     time: Tensor  # (S, 3, C): the part that comes from the time token
+    clean: Tensor  # (S, C, H, W): the denoiser's estimates of the clean images or latents
 
     @property
     def map_size(self) -> tuple[int, int]:
@@ -100,7 +101,7 @@ def attention_at(
     classes = pipe.class_label([0] * len(x), None if label is None else [label] * len(x))
     seen: list[tuple[Tensor, Tensor]] = []
     with layer.register_forward_pre_hook(lambda _, inputs: seen.append((inputs[0], inputs[1]))):
-        pipe.denoiser(x.to(pipe.device).float(), sigma, None if classes is None else classes.to(pipe.device))
+        clean = pipe.denoiser(x.to(pipe.device).float(), sigma, None if classes is None else classes.to(pipe.device))
     tokens, time = (part.float() for part in seen[0])
     weights = layer.attention_map(tokens, time)
     (height, width), (wh, ww) = tokens.shape[1:3], layer.window
@@ -111,6 +112,7 @@ def attention_at(
         bias=layer.bias().cpu(),
         space=layer.qkv(tokens).unflatten(-1, (3, -1)).cpu(),
         time=layer.qkv_temb(time).unflatten(-1, (3, -1)).cpu(),
+        clean=clean.cpu(),
     )
 
 
@@ -121,13 +123,13 @@ def noisy_states(clean: Tensor, sigmas: Sequence[float]) -> Tensor:
 
 
 @contextmanager
-def frozen_time(denoiser: Preconditioned, sigma: float) -> Iterator[None]:
+def frozen_time(denoiser: Preconditioned, sigma: float | Sequence[float]) -> Iterator[None]:
     """Inside, the time token says `sigma` at every noise level: attention is blind to the true one.
 
-    Everything else (c_skip, c_out, c_in, the sampler's steps) goes on with the true noise level. Outside, the network
+    Of several levels each says one to one image of the batch. Everything else (c_skip, c_out, c_in, the sampler's steps) goes on with the true noise level. Outside, the network
     is as it was: no hook is left.
     """
-    label = denoiser.noise_label(torch.tensor([sigma], dtype=torch.float64)).float()
+    label = denoiser.noise_label(torch.as_tensor(sigma, dtype=torch.float64).reshape(-1)).float()
 
     def freeze(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return label.to(inputs[0]).expand_as(inputs[0]), *inputs[1:]

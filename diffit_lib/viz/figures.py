@@ -16,7 +16,7 @@ from diffit_lib.diffusion.denoiser import Preconditioned
 from diffit_lib.diffusion.schedules import karras, respaced, sigma_table
 from diffit_lib.sampling.pipeline import Pipeline, to_pictures
 from diffit_lib.utils.plots import to_image
-from diffit_lib.viz.attention import Attention, frozen_time
+from diffit_lib.viz.attention import Attention, attention_at, attention_blocks, frozen_time, noisy_states
 
 ORANGE = (255, 127, 14)
 
@@ -78,29 +78,46 @@ def preconditioning_figure(denoiser: Preconditioned) -> Figure:
     return figure
 
 
-def attention_figure(
-    attention: Attention, pictures: np.ndarray, query: tuple[int, int], head: int | None = None
+def time_token_figure(
+    pipe: Pipeline,
+    seed: int,
+    label: int | str | None = None,
+    *,
+    sigma: float = 0.7,
+    query: tuple[int, int] | None = None,
 ) -> Figure:
-    """Where one token looks at every noise level; above, the state it looks at, with its place marked.
+    """One noisy image, seen with the time tokens of seven noise levels: nothing else differs between the columns.
 
-    `pictures` (S, H, W, C) are the states. The brightest place is the one with the most attention.
+    The image of `seed` gets noise of level `sigma`; the time token says `sigma` in the middle column, other levels
+    beside it. Above, the denoiser's estimates of the clean image. Below, where the token at `query`, by default in the
+    middle, looks in the first block: its window, which the input shows too, as a mean of all heads.
     """
-    chosen = spread(len(attention.sigmas), 9)
-    looks = attention.of_query(*query, head)[chosen]
-    figure = Figure(figsize=(len(chosen) + 1.4, 2.5), layout="constrained")
-    grid = figure.subplots(2, len(chosen), squeeze=False)
-    (height, width), (rows, cols) = pictures.shape[1:3], attention.map_size
-    for number, (above, below) in enumerate(grid.T):
-        step = chosen[number]
-        _show(above, pictures[step])
-        for axes, scale in ((above, (width / cols, height / rows)), (below, (1, 1))):
-            axes.set(xticks=[], yticks=[])
-            place = query[1] * scale[0] - 0.5, query[0] * scale[1] - 0.5
-            axes.add_patch(Rectangle(place, *scale, fill=False, edgecolor="tab:orange", linewidth=2))
-        above.set_title(f"σ = {attention.sigmas[step]:.2g}", fontsize=9)
-        below.imshow(looks[number].numpy(), cmap="magma", vmin=0, vmax=float(looks.max()))
-    grid[0, 0].set_ylabel("image", fontsize=9)
-    grid[1, 0].set_ylabel("attention", fontsize=9)
+    told = [sigma * factor for factor in (16, 4, 2, 1, 1 / 2, 1 / 4, 1 / 16)]
+    block, (*_, drawn) = next(iter(attention_blocks(pipe.denoiser.network))), pipe.stream([seed], label)
+    x = noisy_states(drawn.x, [sigma])
+    with frozen_time(pipe.denoiser, told):
+        seen = attention_at(pipe, block, x.expand(len(told), -1, -1, -1), [sigma] * len(told), label)
+    (high, wide), (rows, cols) = seen.window, seen.map_size
+    row, column = query or (rows // 2, cols // 2)
+    top, left = row // high * high, column // wide * wide
+    looks = seen.of_query(row, column)[:, top : top + high, left : left + wide].numpy()
+    pictures = [*pipe.decode(x / max(sigma, 1)), *pipe.decode(seen.clean.to(x))]
+    figure = Figure(figsize=(len(pictures) + 1.2, 2.5), layout="constrained")
+    grid = figure.subplots(2, len(pictures), squeeze=False)
+    for axes, picture, title in zip(grid[0], pictures, ["input", *(f"σ = {level:.2g}" for level in told)], strict=True):
+        _show(axes, picture)
+        axes.set_title(title, fontsize=9)
+    for axes, look in zip(grid[1, 1:], looks, strict=True):
+        axes.imshow(look, cmap="magma", vmin=0)
+        _mark(axes, (row - top, column - left))
+    for axes in grid.flat:
+        axes.set(xticks=[], yticks=[])
+    grid[1, 0].set_axis_off()
+    down, right = pictures[0].shape[0] / rows, pictures[0].shape[1] / cols
+    _mark(grid[0, 0], (row, column), (right, down))
+    _mark(grid[0, 0], (top // high, left // wide), (wide * right, high * down))
+    grid[0, 1].set_ylabel("estimate", fontsize=9)
+    grid[1, 1].set_ylabel("attention", fontsize=9)
     return figure
 
 
@@ -173,6 +190,11 @@ def frozen_time_figure(
         with frozen_time(pipe.denoiser, sigma):
             rows[f"frozen at σ = {sigma:g}"] = pipe(seeds, label, **settings)
     return picture_rows(rows, [f"seed {seed}" for seed in seeds])
+
+
+def _mark(axes: Axes, query: tuple[int, int], scale: tuple[float, float] = (1, 1)) -> None:
+    place = query[1] * scale[0] - 0.5, query[0] * scale[1] - 0.5
+    axes.add_patch(Rectangle(place, *scale, fill=False, edgecolor="tab:orange", linewidth=2))
 
 
 def _show(axes: Axes, picture: np.ndarray) -> None:
