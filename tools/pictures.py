@@ -2,10 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
-import torch
-from matplotlib.figure import Figure
-
 from diffit_lib.sampling.grids import draw_grid, draw_strip, draw_sweep, show
 from diffit_lib.sampling.pipeline import Pipeline, load
 from diffit_lib.utils.files import PRETRAINED, replacing
