@@ -126,8 +126,8 @@ def noisy_states(clean: Tensor, sigmas: Sequence[float]) -> Tensor:
 def frozen_time(denoiser: Preconditioned, sigma: float | Sequence[float]) -> Iterator[None]:
     """Inside, the time token says `sigma` at every noise level: attention is blind to the true one.
 
-    Of several levels each says one to one image of the batch. Everything else (c_skip, c_out, c_in, the sampler's steps) goes on with the true noise level. Outside, the network
-    is as it was: no hook is left.
+    Of several levels, each is told to one image of the batch. Everything else (c_skip, c_out, c_in, the sampler's
+    steps) goes on with the true noise level. Outside, the network is as it was: no hook is left.
     """
     label = denoiser.noise_label(torch.as_tensor(sigma, dtype=torch.float64).reshape(-1)).float()
 
