@@ -117,7 +117,7 @@ class TestMistakes:
             ("sample nothing --format=gif", "format.*gif"),
             ("reconstruct nothing", "no weights file 'nothing'"),
             ("reconstruct vae-digits --images=0", "images is 0; give 1 or more"),
-            ("reconstruct digits", "digits draws pixels, without an autoencoder; give an autoencoder's weights, or "),
+            ("reconstruct digits", "digits draws pixels, without an autoencoder; give weights that have one, or "),
         ],
     )
     def test_in_words_are_told_in_one_line(self, refuse, command, says):
@@ -139,10 +139,10 @@ class TestMistakes:
             ("--batch-size=0", "batch_size is 0; give 1 or more"),
             ("--guidance=1,2,1", "guidance 1 is given more than once"),
             ("--guidance=1,", "guidance is '1,'; give a number, or several, e.g. 1,2,4"),
-            ("--steps=1", "steps is 1; give an integer of 2 or more"),
+            ("--steps=1", "steps is 1; give 2 or more"),
             ("--sampler=huen", "sampler is 'huen'; give one of heun, "),
             ("--guidance=nan", "guidance is nan; give a finite number"),
-            ("--steps=100000000000", "steps is 100000000000; give an integer of 2 or more, 100,000 at most"),
+            ("--steps=100000000000", "steps is 100000000000; give 2 or more, 100,000 at most"),
             ("--guidance=very", "guidance.*very"),
             ("--out=tiny.safetensors", "tiny.safetensors: File exists; give another path"),
             ("--out=tiny.safetensors/below", "Not a directory; give another path"),

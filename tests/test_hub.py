@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from diffit_lib.checkpoints import hub as hub
 from diffit_lib.checkpoints.hub import HUB_MODELS
-from diffit_lib.checkpoints.layouts import our_name
+from diffit_lib.checkpoints.published import our_name
 from diffit_lib.checkpoints.weights import build_denoiser, load_weights, warm_start
 from diffit_lib.cli.info import info
 from diffit_lib.data.folders import imagenet_names

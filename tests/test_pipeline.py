@@ -287,7 +287,7 @@ class TestSettings:
         ("settings", "says"),
         [
             ({"step": 5}, "unknown sampling setting 'step'; the settings are sampler, steps, guidance"),
-            ({"steps": 1}, "steps is 1; give an integer of 2 or more"),
+            ({"steps": 1}, "steps is 1; give 2 or more"),
             ({"steps": 2.5}, "steps is 2.5"),
             ({"sampler": "heum"}, "sampler is 'heum'; give one of heun, euler"),
             ({"guidance": "strong"}, "guidance is 'strong'"),

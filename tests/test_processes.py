@@ -58,7 +58,7 @@ def test_waiting_ends_with_the_last_file(tmp_path, first_of_two):
 
 def test_a_missing_file_is_named_after_a_while(tmp_path, first_of_two, monkeypatch):
     monkeypatch.setattr(distributed, "LATE", 0.1)
-    with pytest.raises(DiffitError, match=f"{tmp_path}/a is missing: files were removed .* the same command makes"):
+    with pytest.raises(DiffitError, match=f"{tmp_path}/a is missing: it was removed .* the same command makes"):
         wait_for([tmp_path / "a"], 0.01)
 
 

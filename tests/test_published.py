@@ -145,7 +145,7 @@ class TestDiffusers:
             network = diffusers.DiTTransformer2DModel(out_channels=8)
         expected = HUB_MODELS["facebook/DiT-XL-2-256"].experiment.network
         monkeypatch.setattr(torch, "equal", lambda one, other: True)  # of tensors without content
-        from diffit_lib.checkpoints.layouts import network_of, to_ours
+        from diffit_lib.checkpoints.published import network_of, to_ours
 
         hints = {"num_attention_heads": 16, "sample_size": 32}
         tensors = to_ours(dict(network.state_dict()), "diffusers", "file", hints)

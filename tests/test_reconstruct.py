@@ -69,7 +69,7 @@ def test_of_cached_latents_there_is_no_input(data, held, tmp_path):
 
 
 def test_what_has_no_autoencoder_or_no_data_is_refused(weights, tmp_path):
-    with pytest.raises(DiffitError, match="draws pixels, without an autoencoder; give an autoencoder's weights"):
+    with pytest.raises(DiffitError, match="draws pixels, without an autoencoder; give weights that have one"):
         reconstruct(weights, out=tmp_path / "out")
     with pytest.raises(DiffitError, match="no weights file 'nothing'"):
         reconstruct("nothing", out=tmp_path / "out")

@@ -120,7 +120,7 @@ def test_a_removed_file_is_named(weights, tmp_path):
     )
     writer.draw()
     (tmp_path / "images" / "2.png").unlink()
-    with pytest.raises(DiffitError, match=r"2\.png is missing: files were removed"):
+    with pytest.raises(DiffitError, match=r"2\.png is missing: it was removed"):
         writer.finish(2, range(4))
-    with pytest.raises(DiffitError, match=r"2\.png is missing: files were removed"):
+    with pytest.raises(DiffitError, match=r"2\.png is missing: it was removed"):
         list(writer.read())

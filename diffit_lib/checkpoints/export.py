@@ -16,8 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from diffit_lib.checkpoints.layouts import DIFFUSERS, TABLES, Tensors, to_ours
-from diffit_lib.checkpoints.published import TRANSFORMER
+from diffit_lib.checkpoints.published import DIFFUSERS, TABLES, TRANSFORMER, Tensors, to_ours
 from diffit_lib.checkpoints.safetensors_io import write_checkpoint
 from diffit_lib.checkpoints.weights import SIDE, load_own_space, load_weights
 from diffit_lib.config.diffusion import VPConfig
@@ -137,9 +136,8 @@ def refit(weight: Tensor, bias: Tensor, steps: int) -> Tensors:
     1000 it cannot be: the two sets of sinusoids span different spaces.
     """
     times = torch.arange(1000)
-    ours, theirs = (
-        sinusoid(times, weight.shape[1], endpoint=endpoint, cos_first=True).double() for endpoint in (False, True)
-    )
+    width = weight.shape[1]
+    ours, theirs = (sinusoid(times, width, endpoint=end, cos_first=True).double() for end in (False, True))
     theirs = torch.cat([theirs, torch.ones(len(times), 1)], dim=1)
     importance = torch.where(times % (1000 // steps) == 0, 3000.0, 1.0)[:, None]
     rows = torch.cat([importance * theirs, torch.eye(theirs.shape[1])])
@@ -158,9 +156,7 @@ def for_diffusers(space: LatentSpace, source: str) -> tuple[Tensors, dict[str, A
     groups = {math.gcd(channels, min(32, channels // 4)) for channels in config.channels}
     fits = len(groups) == 1 and config.patch == 1 and all(config.down) and not any(config.attn)
     check(fits, f"{source} has an autoencoder that diffusers' AutoencoderKL cannot hold; take one like SD's")
-    tensors = {
-        name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in space.network.state_dict().items()
-    }
+    tensors = {name: t.clone(memory_format=torch.contiguous_format) for name, t in space.network.state_dict().items()}
     mean, std, scale = space.mean.flatten(), space.std.flatten(), 1 / float(space.std.flatten()[0])
     if mean.any() or (std != std[0]).any():
         weight, scale = tensors["post_quant_conv.weight"], 1.0

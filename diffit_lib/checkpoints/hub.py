@@ -6,23 +6,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from textwrap import shorten
 from typing import NamedTuple
 
-from diffit_lib.checkpoints.published import ALIASES, HUB_MODELS, PUBLISHERS, TRANSFORMER, HubModel
+from diffit_lib.checkpoints.published import ALIASES, HUB_MODELS, TRANSFORMER, HubModel
 from diffit_lib.config.presets import STABLE_DIFFUSION
-from diffit_lib.utils.errors import DiffitError, check, closest
+from diffit_lib.utils.errors import DiffitError, check, closest, reason_of
 from diffit_lib.utils.files import PRETRAINED, WEIGHTS, cache_folder, expanded, replacing
 from diffit_lib.utils.logging import say
 
 TENSORS = (".safetensors", ".pt", ".pth", ".bin")  # files that hold them
+PUBLISHERS = {name.partition("/")[0] for name in HUB_MODELS}
 LARGEST = 20e9  # bytes that are downloaded of a repository
-FOLDER = [
-    TRANSFORMER,
-    "transformer/config.json",
-    "transformer/diffit.safetensors",
-    TRANSFORMER.replace("transformer", "vae"),
-]
+FOLDER = [TRANSFORMER, "transformer/config.json", "transformer/diffit.safetensors"]
+FOLDER += [TRANSFORMER.replace("transformer", "vae")]
 
 
 def pretrained() -> dict[str, Path]:
@@ -82,12 +78,12 @@ def from_drive(drive_id: str, target: str | Path) -> Path:
         with replacing(target) as beside, open(beside, "wb") as file:  # given a path, gdown leaves its own part file
             gdown.download(id=drive_id, output=file, use_cookies=False, log_messages=messages)
     except gdown.exceptions.FileURLRetrievalError as error:
-        reason = shorten(str(error).removeprefix("Failed to retrieve file url:"), 200)
+        reason = reason_of(error).removeprefix("Failed to retrieve file url:")
         remedy = "make a copy in your Drive and give its path, in a notebook as PATH_WEIGHTS"
         raise DiffitError(f"{page} is refused ({reason}); {remedy}") from error
     except (RequestException, broken_off) as error:
         remedy = "try again with the network up, or give a path"
-        raise DiffitError(f"{page} cannot be downloaded ({shorten(str(error), 200)}); {remedy}") from error
+        raise DiffitError(f"{page} cannot be downloaded ({reason_of(error)}); {remedy}") from error
     return target
 
 
@@ -109,7 +105,7 @@ def hub_place(name: str) -> HubPlace | None:
     if match is None:
         return None
     user = match[2].partition("/")[0]
-    other = match[4] or Path(user).exists() or Path(name).suffix in TENSORS or user in (*PUBLISHERS, "facebook")
+    other = match[4] or Path(user).exists() or Path(name).suffix in TENSORS or user in PUBLISHERS
     return HubPlace(*match.groups()[1:]) if match[1] or not other else None
 
 
@@ -153,7 +149,7 @@ def talking_to_hub(name: str, remedy: str, failed: str = "cannot be downloaded")
     except DiffitError:
         raise
     except Exception as error:  # of many kinds: offline, refused, timed out
-        raise DiffitError(f"{name} {failed} ({shorten(str(error) or type(error).__name__, 200)}); {remedy}") from error
+        raise DiffitError(f"{name} {failed} ({reason_of(error)}); {remedy}") from error
 
 
 def from_hub(repository: str, file: str, remedy: str) -> Path:

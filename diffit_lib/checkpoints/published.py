@@ -1,21 +1,196 @@
-"""Weights that others published: DiffiT, DiT, SiT and REPA, by name and by their tensors.
+"""Weights that others published: DiffiT, DiT, SiT, REPA and diffusers' DiT, by name and by their tensors.
 
-Their files hold tensors only: sampling settings and licences are here.
+Their files hold tensors only, by names of their own; `published.yaml` has their sampling settings and licences.
 """
 
+import json
+import math
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
+from torch import Tensor
 
-from diffit_lib.checkpoints.layouts import Tensors, layout_of, network_of, read_config, to_flow, to_ours
 from diffit_lib.checkpoints.safetensors_io import is_pickle, load_tensors, read_tensors, unpickle
 from diffit_lib.config.experiment import ExperimentConfig
 from diffit_lib.config.models import TransformerConfig
 from diffit_lib.config.presets import preset
 from diffit_lib.models import build_network
-from diffit_lib.utils.errors import check
+from diffit_lib.models.blocks import sinusoid
+from diffit_lib.models.transformer import FREQUENCIES, positions
+from diffit_lib.utils.errors import DiffitError, check
+
+TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"  # in diffusers' folder
+Tensors = dict[str, Tensor]
+
+NAMES = {  # NVIDIA's, Meta's and SiT's: ours
+    "x_embedder.proj.": "patch_embed.",
+    "t_embedder.mlp.": "time_token.mlp.",
+    "y_embedder.embedding_table.": "time_token.classes.",
+    ".adaLN_modulation.1.": ".modulation.",
+}
+INDEX = ".attn.relative_position_index"  # in the files, not in our networks: it follows from the grid
+TABLES = {  # diffusers': ours; these are repeated in every block
+    ".norm1.emb.timestep_embedder.linear_1.": "time_token.mlp.0.",
+    ".norm1.emb.timestep_embedder.linear_2.": "time_token.mlp.2.",
+    ".norm1.emb.class_embedder.embedding_table.": "time_token.classes.",
+}
+DIFFUSERS = {
+    "pos_embed.proj.": "patch_embed.",
+    "transformer_blocks.": "blocks.",
+    ".norm1.linear.": ".modulation.",
+    ".attn1.to_out.0.": ".attn.proj.",
+    ".attn1.to_q.": ".attn.qkv.",  # with to_k and to_v
+    ".ff.net.0.proj.": ".mlp.fc1.",
+    ".ff.net.2.": ".mlp.fc2.",
+    "proj_out_1.": "final_layer.modulation.",
+    "proj_out_2.": "final_layer.linear.",
+}
+MARKS = {  # a tensor by which each layout is known
+    "diffusers": "transformer_blocks.0.norm1.linear.weight",
+    "diffit": "blocks.0.attn.qkv_temb.weight",
+    "repa": "projectors.0.0.weight",
+    "dit": "blocks.0.adaLN_modulation.1.weight",  # SiT's too
+}
+LOOKS = {  # what else people have
+    "decoder.conv_in.": "an autoencoder: give it as vae=",
+    "down_blocks.": "a U-Net of diffusers",
+    "model.diffusion_model.": "Stable Diffusion's original file",
+    "network.": "a denoiser without its card: give the weights.safetensors of its run",
+}
+HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # of DiT and SiT S, B, L and XL, by width
+
+
+def layout_of(found: Tensors, path: Path) -> str:
+    """Which of the layouts the names are of; a DiffitError says what else they look like."""
+    for layout, mark in MARKS.items():
+        if mark in found:
+            return layout
+    looks = next((what for start, what in LOOKS.items() if any(name.startswith(start) for name in found)), "")
+    looks = looks or f"{len(found)} tensors like {min(found, default='none')!r}, which no layout here has"
+    raise DiffitError(f"{path} holds no diffit model, nor published weights: it looks like {looks}")
+
+
+def to_ours(found: Tensors, layout: str, path: Path, hints: dict[str, Any]) -> Tensors:
+    """The tensors by our networks' names; `hints` are the fields of diffusers' config that shapes do not tell."""
+    if layout == "diffusers":
+        tensors = from_diffusers(found, path)
+        check("sample_size" in hints, f"{path} needs diffusers' config.json beside it; put it there")
+        width, _, patch, _ = shape(tensors, "patch_embed.weight", 4, path)
+        side = min(hints["sample_size"], 8192) // patch
+        return tensors | {"pos_embed": positions((side, side), width)[None]}
+    tensors = {our_name(name): tensor for name, tensor in found.items() if not name.endswith(INDEX)}
+    return from_repa(tensors) if layout == "repa" else tensors
+
+
+def our_name(name: str, names: dict[str, str] = NAMES) -> str:
+    """The name in our networks of a tensor in the published files."""
+    for theirs, ours in names.items():
+        name = name.replace(theirs, ours)
+    return name
+
+
+def shape(tensors: Tensors, name: str, rank: int, path: Path) -> tuple[int, ...]:
+    """The shape of a tensor that must be there, with this many dimensions, none of them empty."""
+    check(name in tensors, f"{path} lacks tensor {name!r}; get the file again")
+    found = tuple(tensors[name].shape)
+    check(len(found) == rank and min(found) > 0, f"{path} has tensor {name!r} of shape {found}; get the file again")
+    return found
+
+
+def network_of(tensors: Tensors, layout: str, path: Path, hints: dict[str, Any]) -> TransformerConfig:
+    """The network that tensors by our names are of, by their shapes."""
+    width, channels, patch, _ = shape(tensors, "patch_embed.weight", 4, path)
+    side = math.isqrt(shape(tensors, "pos_embed", 3, path)[1]) * patch
+    heads = hints.get("num_attention_heads") or HEADS.get(width, 0)
+    if layout == "diffit":
+        heads = shape(tensors, "blocks.0.attn.relative_position_bias_table", 2, path)[1]
+    check(heads > 0, f"{path} is {width} wide, as no published DiT is, so its heads are unknown; give its config.json")
+    classes = "time_token.classes.weight"
+    return TransformerConfig(
+        image_size=(side, side),
+        in_channels=channels,
+        block="diffit" if layout == "diffit" else "dit",
+        patch_size=patch,
+        width=width,
+        depth=len({name.split(".")[1] for name in tensors if name.startswith("blocks.")}),
+        num_heads=heads,
+        mlp_ratio=shape(tensors, "blocks.0.mlp.fc1.weight", 2, path)[0] / width,
+        num_classes=shape(tensors, classes, 2, path)[0] - 1 if classes in tensors else 0,
+        learned_variance=shape(tensors, "final_layer.linear.weight", 2, path)[0] == 2 * channels * patch**2,
+        as_diffusers=layout == "diffusers",
+    )
+
+
+def from_diffusers(found: Tensors, path: Path) -> Tensors:
+    """diffusers' tensors by our names; the tables that every block repeats must be equal."""
+    tensors: Tensors = {}
+    blocks = sorted({name.split(".")[1] for name in found if name.startswith("transformer_blocks.")})
+    for name, tensor in found.items():
+        _, emb, table = name.partition(".norm1.emb.")
+        needed = [name]
+        if emb:
+            needed = [f"transformer_blocks.{block}.norm1.emb.{table}" for block in blocks]
+        elif ".attn1.to_" in name and ".to_out." not in name:
+            start, _, kind = name.rpartition(".to_")
+            needed = [f"{start}.to_{part}{kind[1:]}" for part in "qkv"]
+        for other in needed:
+            shape(found, other, tensor.ndim, path)
+            check(not emb or torch.equal(found[other], tensor), f"{path}: {other} differs from {name}; get it again")
+        if emb:
+            tensors[our_name(f"{emb}{table}", TABLES)] = tensor
+        elif ".attn1.to_q." in name:
+            tensors[our_name(name, DIFFUSERS)] = torch.cat([found[other] for other in needed])
+        elif len(needed) == 1 and name != "pos_embed.pos_embed":
+            tensors[our_name(name, DIFFUSERS)] = tensor
+    return tensors
+
+
+def from_repa(found: Tensors) -> Tensors:
+    """REPA's tensors with SiT's time and direction, without its projectors.
+
+    REPA's time is 1 for noise, and its velocity points to the noise. With u = 1 - t, cos(f u) and sin(f u) are linear
+    in cos(f t) and sin(f t), so the first layer of the time's MLP takes the difference, the last layer the sign.
+    """
+    early = len({name.split(".")[1] for name in found if name.startswith("blocks.")})
+    tensors: Tensors = {}
+    for name, tensor in found.items():
+        if late := re.fullmatch(r"decoder_blocks\.(\d{1,4})\.(.+)", name):  # of an early version
+            name = f"blocks.{int(late[1]) + early}.{late[2]}"
+        if name == "time_token.mlp.0.weight" and tensor.shape[1:] == (FREQUENCIES,):
+            cos, sin = sinusoid(torch.ones(1), FREQUENCIES, endpoint=False, cos_first=True).double().chunk(2, dim=1)
+            of_cos, of_sin = tensor.double().chunk(2, dim=1)
+            tensor = torch.cat([of_cos * cos + of_sin * sin, of_cos * sin - of_sin * cos], dim=1).float()
+        if not name.startswith("projectors."):
+            tensors[name] = -tensor if name.startswith("final_layer.linear.") else tensor
+    return tensors
+
+
+def to_flow(tensors: Tensors, network: TransformerConfig) -> Tensors:
+    """Without the second half of the answer's channels, which SiT has from DiT and does not use."""
+    last = ("final_layer.linear.weight", "final_layer.linear.bias") if network.learned_variance else ()
+    pixels = {name: tensors[name].unflatten(0, (-1, 2 * network.in_channels)) for name in last}
+    return tensors | {name: each[:, : network.in_channels].flatten(0, 1) for name, each in pixels.items()}
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """What diffusers' config.json beside the tensors says that shapes do not; {} if there is none."""
+    file = path.with_name("config.json")
+    if not file.is_file():
+        return {}
+    try:
+        check(file.stat().st_size < 1e6, "it is too long")
+        config = json.loads(file.read_text(encoding="utf-8"))
+        hints = {name: config[name] for name in ("num_attention_heads", "sample_size")}
+        check(all(type(value) is int and value > 0 for value in hints.values()), f"it says {hints}")
+        check(config.get("norm_eps", 1e-5) == 1e-5, f"norm_eps is {config.get('norm_eps')}")
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError, DiffitError) as error:
+        raise DiffitError(f"{file} is not that of a DiT ({error}); get it again") from error
+    return hints
 
 
 @dataclass(frozen=True)
@@ -29,45 +204,17 @@ class HubModel:
     by: str
 
 
-PUBLISHERS = {
-    "nvidia": ("NVIDIA", "nvidia/DiffiT", "CC-BY-NC-SA-4.0 (no commercial use)"),
-    "meta": ("Meta", "https://dl.fbaipublicfiles.com/DiT/models/", "CC-BY-NC-4.0 (no commercial use)"),
-    "nyu": ("the authors of SiT", "nyu-visionx/SiT-collections", "MIT"),
-    "repa": ("the authors of REPA", "https://github.com/sihyun-yu/REPA", "MIT"),
-}
+def listed() -> Iterator[HubModel]:
+    """The weights in `published.yaml`."""
+    for group in yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")):
+        for name, own in group["weights"].items():
+            given = {"source": group.get("source"), **group.get("usual", {}), **own}
+            file, source, base = (given.pop(key) for key in ("file", "source", "preset"))
+            experiment = preset(base).override(name=name, guidance_tolerance=0.0, **given)
+            yield HubModel(experiment, file, source, group["licence"], group["by"])
 
 
-def published(name: str, file: str, base: str, source: str = "", **options: Any) -> HubModel:
-    """The preset `base` under the name of published weights, with the guidance of their published pictures.
-
-    DiT's FID was measured at guidance 1.5 on both sizes, DiffiT's at its presets' scales.
-    """
-    publisher = name.partition("/")[0].replace("facebook", "meta")
-    by, usual, licence = PUBLISHERS[publisher]
-    experiment = preset(base).override(name=name, guidance_tolerance=0.0, **options)
-    return HubModel(experiment, file, source or usual, licence, by)
-
-
-DIT: dict[str, Any] = {"base": "dit-xl-2", "guidance_schedule": "constant"}
-FLOW: dict[str, Any] = {"learned_variance": False, "denoiser": "flow", "variance": "small", "sampler": "heun"}
-TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
-FACEBOOK: dict[str, Any] = {"file": TRANSFORMER, "as_diffusers": True}
-SIZE_512: dict[str, Any] = {"guidance": 1.5, "image_size": (64, 64)}
-REPA = {"guidance": 1.8, "guidance_channels": None, "guidance_schedule": "interval", "guidance_high": 0.7 / 0.3}
-HUB_MODELS = {
-    model.experiment.name: model
-    for model in (
-        published("nvidia/diffit-256", "diffit_256.safetensors", "diffit-xl-2"),
-        published("nvidia/diffit-512", "diffit_512.safetensors", "diffit-xl-2-512"),
-        published("meta/dit-xl-2-256", "DiT-XL-2-256x256.pt", **DIT, guidance=4.0),
-        published("meta/dit-xl-2-512", "DiT-XL-2-512x512.pt", **DIT, **SIZE_512),
-        published("facebook/DiT-XL-2-256", source="facebook/DiT-XL-2-256", **FACEBOOK, **DIT, guidance=4.0),
-        published("facebook/DiT-XL-2-512", source="facebook/DiT-XL-2-512", **FACEBOOK, **DIT, **SIZE_512),
-        published("nyu/sit-xl-2-256", "SiT-XL-2-256.pt", **DIT | FLOW, steps=50, guidance=4.0),
-        published("nyu/sit-xl-2-512", "SiT-XL-2-512.pt", **DIT | FLOW, **SIZE_512, steps=50),
-        published("repa/sit-xl-2-256", "last.pt", **DIT | FLOW | REPA, steps=50),
-    )
-}
+HUB_MODELS = {model.experiment.name: model for model in listed()}
 ALIASES = {"nvidia/DiffiT": "nvidia/diffit-256", "SiT-XL-2-256x256.pt": "nyu/sit-xl-2-256"}
 ALIASES |= {model.file: name for name, model in HUB_MODELS.items() if "/" not in model.file and name[:4] != "repa"}
 

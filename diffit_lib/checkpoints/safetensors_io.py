@@ -91,9 +91,8 @@ def opened(path: str | Path) -> Iterator[Any]:
             yield file
     except SafetensorError as error:
         reason = " ".join(str(error).split())[:200]
-        remedy = (
-            "it is a pickle: give the run's weights.safetensors" if is_pickle(path) else "copy or download it again"
-        )
+        pickled = "it is a pickle: give the run's weights.safetensors"
+        remedy = pickled if is_pickle(path) else "copy or download it again"
         raise DiffitError(f"{path} is not a complete safetensors file ({reason}); {remedy}") from error
 
 

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from diffit_lib.checkpoints.autoencoders import VAECard, build_latent_space, load_vae, stable_diffusion_card
 from diffit_lib.checkpoints.hub import ALIASES, HUB_MODELS, find_weights, hub_place, tell_licence
-from diffit_lib.checkpoints.layouts import MARKS, to_ours
-from diffit_lib.checkpoints.published import HubModel, open_published
+from diffit_lib.checkpoints.published import MARKS, HubModel, open_published, to_ours
 from diffit_lib.checkpoints.safetensors_io import (
     Card,
     format_of,
@@ -61,11 +60,9 @@ class ModelCard(Card):
         if isinstance(self.experiment.denoiser, EDMConfig):
             sigma = self.experiment.denoiser.sigma_data
             check(sigma is not None and sigma < 1e6, f"sigma_data is {sigma}; give a number below 1e6")
-        classes, names = self.experiment.network.num_classes, len(self.class_names)
-        check(
-            not classes or names in (0, classes),
-            f"class_names has {names} entries, but the network {classes} classes; give one for each",
-        )
+        classes, names = self.num_classes, len(self.class_names)
+        what = f"class_names has {names} entries, but the network {classes} classes"
+        check(not classes or names in (0, classes), f"{what}; give one for each")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -82,10 +79,14 @@ class ModelCard(Card):
         """(C, H, W) of the images that the model draws."""
         return image_shape(self.experiment, self.vae)
 
+    @property
+    def num_classes(self) -> int:
+        """How many classes can be asked for; 0: the model is unconditional."""
+        return self.experiment.network.num_classes
+
     def classes_in_turn(self, count: int) -> list[int | str] | None:
         """Labels 0, 1, 2, ... over and over, one for each of `count` images; None for unconditional weights."""
-        classes = self.experiment.network.num_classes
-        return [k % classes for k in range(count)] if classes else None
+        return [k % self.num_classes for k in range(count)] if self.num_classes else None
 
     def class_number(self, label: int | str) -> int:
         """The number of a class by its name or number; "none" is the last row of the label table, "no class".
@@ -93,7 +94,7 @@ class ModelCard(Card):
         Words are names first, also in another case, then digits ("two" is the class called 2), then numbers. A name
         that several classes have is an error, and so is an unknown one.
         """
-        num_classes, names = self.experiment.network.num_classes, self.class_names
+        num_classes, names = self.num_classes, self.class_names
         word = label.strip().casefold() if isinstance(label, str) else ""
         known = [*names, *[""] * (num_classes - len(names)), "none"]
         folded = [name.casefold() for name in known]
@@ -146,13 +147,8 @@ def save_weights(
 ) -> None:
     """Write a denoiser's averaged tensors, the raw ones if given, and the autoencoder of `space` unless published."""
     own = space.network if isinstance(space, LatentSpace) and card.experiment.vae not in STABLE_DIFFUSION else None
-    modules = {"ema.": ema, "raw.": raw, "vae.": own}
-    tensors = {
-        prefix + name: tensor
-        for prefix, module in modules.items()
-        if module is not None
-        for name, tensor in merged(module).items()
-    }
+    modules = {prefix: m for prefix, m in (("ema.", ema), ("raw.", raw), ("vae.", own)) if m is not None}
+    tensors = {prefix + name: t for prefix, module in modules.items() for name, t in merged(module).items()}
     write_checkpoint(path, card, tensors, dtype)
 
 
@@ -168,9 +164,7 @@ def load_weights(
     name = ALIASES.get(name, name)
     known = name in HUB_MODELS
     check(name not in STABLE_DIFFUSION, f"{name} is an autoencoder; give it as vae=, or open it by load_vae({name!r})")
-    check(
-        file is None or known, f"file is {str(file)!r}, which goes with {', '.join(HUB_MODELS)}; give it in first place"
-    )
+    check(file is None or known, f"file is {str(file)!r}, which goes with {', '.join(HUB_MODELS)}; give it first")
     path = find_weights(path_or_name) if file is None else Path(file)
     check(path.is_file(), f"there is no file {str(path)!r}; give that of {name}, {known and HUB_MODELS[name].file}")
     if (side := path.with_name(SIDE)).is_file() and side != path:

@@ -198,9 +198,8 @@ def describe_choice(source: str | Path, choice: Choice, parts: Split[ImageList])
     """Lines on what `train --data` would do, and what that takes here."""
     stages: list[BaseExperimentConfig] = [*([choice.vae] if choice.vae else []), choice.experiment]
     costs = [training_cost(stage) for stage in stages]
-    names = [
-        f"{stage.name} ({cost.parameters / 1e6:.2g} M parameters)" for stage, cost in zip(stages, costs, strict=True)
-    ]
+    pairs = zip(stages, costs, strict=True)
+    names = [f"{stage.name} ({cost.parameters / 1e6:.2g} M parameters)" for stage, cost in pairs]
     shape = stages[0].network.shape
     if choice.experiment.vae and not choice.vae:
         shape = image_shape(choice.experiment, load_vae(choice.experiment.vae)[1])

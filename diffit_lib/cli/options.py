@@ -11,7 +11,7 @@ from jsonargparse import SUPPRESS, ArgumentParser
 
 from diffit_lib.config.experiment import BaseExperimentConfig, field_help
 from diffit_lib.config.presets import NETWORKS, OPTIONS, Presets, change, load_options, read_options
-from diffit_lib.utils.errors import DiffitError
+from diffit_lib.utils.errors import DiffitError, reason_of
 from diffit_lib.utils.files import MOST_IMAGES
 
 R = TypeVar("R", bound=BaseExperimentConfig)
@@ -66,8 +66,7 @@ def report_of(run: Path) -> Path | None:
     try:
         return write_report(run)
     except Exception as error:  # whatever it is, the weights are there
-        reason = " ".join(str(error).split()) or type(error).__name__
-        print(f"diffit: no report ({reason}); `diffit train --run {run}` writes it again", file=sys.stderr)
+        print(f"diffit: no report ({reason_of(error)}); `diffit train --run {run}` writes it again", file=sys.stderr)
         return None
 
 
@@ -99,9 +98,8 @@ def add_fields(
     for name in dict.fromkeys(f.name for kind in kinds for f in fields(kind) if f.name not in taken):
         taken.add(name)
         owners = [kind for kind in kinds if name in kind.__dataclass_fields__]  # two kinds may share a field
-        helps = [
-            meanings[kind][name] + default_words(getattr(kind, name, None) if defaults else None) for kind in owners
-        ]
+        shown = [default_words(getattr(kind, name, None)) if defaults else "" for kind in owners]
+        helps = [meanings[kind][name] + words for kind, words in zip(owners, shown, strict=True)]
         if len(set(helps)) > 1:
             helps = [f"{kind.kind}: {words}" for kind, words in zip(owners, helps, strict=True)]
         value, text = owners[0].__dataclass_fields__[name].type, " ".join(dict.fromkeys(helps))

@@ -96,7 +96,7 @@ def run_edit(
         check(white.size == picture.size, f"{mask} has {sizes}; give a mask of the image's size")
         hole = to_pixels(white, (height, width), 1, crop)[0].numpy()
     words = class_numbers(pipe, classes) or ["none"]
-    words = ["none" if word == pipe.card.experiment.network.num_classes else word for word in words]
+    words = ["none" if word == pipe.card.num_classes else word for word in words]
     labels = [words[k % len(words)] for k in range(len(numbers))]
     images = pipe(numbers, labels, image=known, mask=hole, strength=strength, **dict(settings))
     for seed, drawn in zip(numbers, images, strict=True):

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from diffit_lib.utils.errors import check, check_not_negative, check_positive, check_types
+from diffit_lib.utils.errors import check, check_not_negative, check_positive, check_rising, check_types
 
 MOST_STEPS = 100_000  # of a sampler, and timesteps of a VP process
 
@@ -25,10 +25,7 @@ class EDMConfig:
         check_types(self)
         check_positive(self, "sigma_data", "p_std", "sigma_min", "sigma_max")
         check(abs(self.p_mean) <= 10, f"p_mean is {self.p_mean}; give a number from -10 to 10, as -1.2")
-        check(
-            self.sigma_min < self.sigma_max,
-            f"sigma_min {self.sigma_min} is not below sigma_max {self.sigma_max}; give rising bounds",
-        )
+        check_rising(self, "sigma_min", "sigma_max")
 
     @property
     def mean_log_sigma(self) -> float:
@@ -78,10 +75,7 @@ class FlowConfig:
     def __post_init__(self) -> None:
         check_types(self)
         check_positive(self, "shift", "sigma_min", "sigma_max")
-        check(
-            (self.sigma_min or 0) < self.sigma_max,
-            f"sigma_min {self.sigma_min} is not below sigma_max {self.sigma_max}; give rising bounds",
-        )
+        check_rising(self, "sigma_min", "sigma_max")
 
 
 GUIDANCE_OPTIONS: dict[str, tuple[str, ...]] = {
@@ -120,17 +114,11 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        check(
-            2 <= self.steps <= MOST_STEPS,
-            f"steps is {self.steps}; give an integer of 2 or more, {MOST_STEPS:,} at most",
-        )
-        check_not_negative(self, "churn", "guidance_tolerance")
+        check(2 <= self.steps <= MOST_STEPS, f"steps is {self.steps}; give 2 or more, {MOST_STEPS:,} at most")
+        check_not_negative(self, "churn", "guidance_tolerance", "guidance_low")
         check(0 <= self.eta <= 1, f"eta is {self.eta}; give a share from 0 (ddim) to 1")
         check_positive(self, "guidance_power", "guidance_channels")
-        check(
-            0 <= self.guidance_low < (math.inf if self.guidance_high is None else self.guidance_high),
-            f"guidance_low {self.guidance_low} is not below guidance_high {self.guidance_high}; give rising bounds",
-        )
+        check_rising(self, "guidance_low", "guidance_high")
         check(self.sampler in SAMPLER_OPTIONS, f"sampler is {self.sampler!r}; give one of {', '.join(SAMPLER_OPTIONS)}")
         for choice, options in OPTIONS.items():
             chosen = getattr(self, choice)

@@ -247,10 +247,8 @@ class VAEExperimentConfig(BaseExperimentConfig):
         super().__post_init__()
         for name in self.NOT_KNOWN:
             value = getattr(self.training, name)
-            check(
-                value == getattr(TrainingConfig, name),
-                f"{name} is {value}, which an autoencoder's training does not know; leave it out",
-            )
+            usual = value == getattr(TrainingConfig, name)
+            check(usual, f"{name} is {value}, which an autoencoder's training does not know; leave it out")
 
 
 def field_help(kind: type) -> dict[str, str]:

@@ -182,19 +182,16 @@ def _labels_by_json(source: Path, files: set[str], paths: list[str], common: str
         if not isinstance(class_names, list) or not all(isinstance(name, str | int) for name in class_names):
             raise TypeError("class_names is no list of words")
     except Exception as error:  # of another form, not text, or damaged in its zip
-        form = '{"labels": [["a.png", 0], ...], "class_names": [...]}'
-        raise DiffitError(
-            f"{source}: {name} cannot be read ({shorten(repr(error), 200)}); write it as {form}"
-        ) from error
+        form, why = '{"labels": [["a.png", 0], ...], "class_names": [...]}', shorten(repr(error), 200)
+        raise DiffitError(f"{source}: {name} cannot be read ({why}); write it as {form}") from error
     labels = dict(table)
     if not labels:
         return [0] * len(paths), []
     for path, label in table:
         check(labels[path] == label, f"{source}: {name} gives {path} the labels {label} and {labels[path]}; keep one")
     if missing := [path for path in paths if path not in labels]:
-        raise DiffitError(
-            f"{source}: {name} lacks labels for {len(missing)} images, as {missing[0]}; add or delete them"
-        )
+        few = f"{len(missing)} images, as {missing[0]}"
+        raise DiffitError(f"{source}: {name} lacks labels for {few}; add or delete them")
     return [labels[path] for path in paths], list(map(str, class_names))
 
 

@@ -52,15 +52,13 @@ def pack(
     out = Path(out)
     check(not out.is_dir(), f"{out} is a folder; give the path of a zip")
     beside = out.with_name(f"{out.name}.pieces")
-    stamp = stamp_of(folders, image_size, crop)
+    known = {name: (list(p.keys), p.labels.tolist(), p.class_names) for name, p in folders.items()}
+    stamp = hashlib.sha256(json.dumps([known, image_size, crop]).encode()).hexdigest().encode()
     with locked(beside):
         if others := [path.name for path in beside.iterdir() if not is_piece(path)]:
             raise DiffitError(f"{beside} holds {others[0]}, which `pack` did not write; give another path than {out}")
         if out.exists():
-            check(
-                is_of(out, stamp),
-                f"{out} is there already and is damaged or something else; delete it, or give another path",
-            )
+            check(is_of(out, stamp), f"{out} is there, damaged or something else; delete it, or give another path")
             say(f"{out} was packed before, from images of the same names; delete it to pack them anew")
         else:
             make = partial(to_pixels, image_size=image_size, crop=crop)
@@ -92,12 +90,6 @@ def at_most(parts: Split[ImageList], most: int | None) -> Split[ImageList]:
 def file_name(folder: str, row: int) -> str:
     """An image's path in the zip: its number, since data are read in the order of their names."""
     return f"{folder}{row // 1000:05d}/{row:08d}.png"
-
-
-def stamp_of(folders: dict[str, ImageList], image_size: tuple[int, int] | None, crop: str) -> bytes:
-    """A hash of names, labels and settings, known without opening an image."""
-    known = {name: (list(p.keys), p.labels.tolist(), p.class_names) for name, p in folders.items()}
-    return hashlib.sha256(json.dumps([known, image_size, crop]).encode()).hexdigest().encode()
 
 
 def is_of(path: Path, stamp: bytes) -> bool:

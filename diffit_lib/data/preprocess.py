@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from statistics import median
-from textwrap import shorten
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from diffit_lib.data.folders import MOST_BYTES
 from diffit_lib.data.sources import ImageList
-from diffit_lib.utils.errors import DiffitError, check, printable
+from diffit_lib.utils.errors import DiffitError, check, printable, reason_of
 from diffit_lib.utils.logging import say
 from diffit_lib.utils.tensors import Budget
 
@@ -185,9 +184,8 @@ def decode(images: ImageList, key: str, to_pixels: ToPixels) -> Tensor:
                 picture = flatten(picture)  # lets go of the other
                 return to_pixels(picture)
     except Exception as error:  # a broken file may raise nearly anything
-        reason = shorten(str(error) or type(error).__name__, 200)
         raise UnreadableError(
-            f"{images.name}: {key} cannot be read ({reason}); mend or delete it, or leave out such images "
+            f"{images.name}: {key} cannot be read ({reason_of(error)}); mend or delete it, or leave out such images "
             "(--skip-bad, skip_bad=True)"
         ) from error
 
@@ -231,9 +229,8 @@ def decode_each(
 
 def none_readable(images: ImageList) -> DiffitError:
     """The error where no image can be decoded."""
-    return DiffitError(
-        f"{images.name}: none of {len(images)} images can be read, the first is {images.keys[0]}; give others"
-    )
+    which = f"{len(images)} images can be read, the first is {images.keys[0]}"
+    return DiffitError(f"{images.name}: none of {which}; give others")
 
 
 def report_skipped(images: ImageList, readable: Sequence[int]) -> None:

@@ -15,7 +15,7 @@ import torch
 
 from diffit_lib.data.folders import MOST_BYTES, PARTS, SUFFIXES, check_bytes, version_of
 from diffit_lib.data.listing import ImageList, Split, by_part, name_classes
-from diffit_lib.utils.errors import DiffitError, check, printable
+from diffit_lib.utils.errors import DiffitError, check, printable, reason_of
 from diffit_lib.utils.logging import say
 
 MOST_HEADER = 1_000_000  # bytes of a member's header, and of a label
@@ -114,7 +114,7 @@ def members(shard: Path) -> Iterator[tuple[str, Member | None]]:
             if not rest or rest.strip(b"\0"):
                 raise tarfile.ReadError("it does not end as a tar does")
     except (tarfile.TarError, OSError, ValueError, RecursionError, OverflowError, EOFError, LookupError) as error:
-        raise DiffitError(f"{shard} is no whole tar ({shorten(str(error), 200)}); copy or download it again") from error
+        raise DiffitError(f"{shard} is no whole tar ({reason_of(error)}); copy or download it again") from error
 
 
 def label_of(path: str, files: dict[str, Member]) -> object:
@@ -127,9 +127,8 @@ def label_of(path: str, files: dict[str, Member]) -> object:
             label = content.get("label", content.get("cls"))
         except (ValueError, AttributeError, RecursionError) as error:
             what = "a number, as 3" if kind == ".cls" else 'JSON, as {"label": 3}'
-            raise DiffitError(
-                f"{path}: its {kind} cannot be read ({shorten(str(error), 100)}); write {what}"
-            ) from error
+            why = reason_of(error, 100)
+            raise DiffitError(f"{path}: its {kind} cannot be read ({why}); write {what}") from error
         if label is not None:
             labels.append(label)
     if len(labels) == 2 and isinstance(labels[1], int):  # text may name the class

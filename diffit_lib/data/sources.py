@@ -10,7 +10,6 @@ from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from torch.utils.data import Dataset, TensorDataset
 from diffit_lib.data import shards
 from diffit_lib.data.folders import check_bytes, file_state, find_images, imagenet_names, read
 from diffit_lib.data.listing import ImageList, Split, by_part, name_classes, split
-from diffit_lib.utils.errors import DiffitError, check, closest, printable
+from diffit_lib.utils.errors import DiffitError, check, closest, printable, reason_of
 from diffit_lib.utils.files import cache_folder, expanded, siblings
 from diffit_lib.utils.logging import say
 
@@ -69,8 +68,8 @@ def from_name(name: str, image_size: tuple[int, int] | None) -> Split[ImageList]
     try:
         return NAMED[name](cache_folder() / "data", image_size)
     except Exception as error:  # torchvision, gdown and the network have no exception in common
-        reason = shorten(str(error), 200)
-        raise DiffitError(f"Could not download {name} ({reason}). Use a folder, a zip or --data digits.") from error
+        remedy = "Use a folder, a zip or --data digits."
+        raise DiffitError(f"Could not download {name} ({reason_of(error)}). {remedy}") from error
     finally:
         socket.setdefaulttimeout(before)
 
@@ -105,8 +104,8 @@ def from_hub_dataset(source: str) -> Split[ImageList]:
     except DiffitError:
         raise
     except Exception as error:  # of many kinds: offline, no such name, no such split
-        reason = shorten(str(error) or type(error).__name__, 200)
-        raise DiffitError(f"{source} cannot be loaded ({reason}); check name, split and network") from error
+        why = reason_of(error)
+        raise DiffitError(f"{source} cannot be loaded ({why}); check name, split and network") from error
     if part:
         return split(from_hub_split(source, splits))
     train = "train" if "train" in splits else next(iter(splits))
@@ -190,10 +189,8 @@ def read_labels(dataset: Any, *, skip_bad: bool) -> dict[int, Any]:
         except Exception as error:  # a Dataset of the user's own may raise anything
             if skip_bad:
                 continue
-            reason = shorten(str(error) or type(error).__name__, 200)
-            raise DiffitError(
-                f"item {index} of {name} cannot be read ({reason}); fix it, or leave out such items by skip_bad=True"
-            ) from error
+            what = f"item {index} of {name} cannot be read ({reason_of(error)})"
+            raise DiffitError(f"{what}; fix it, or leave out such items by skip_bad=True") from error
         if not isinstance(item, tuple | list) or len(item) != 2:
             raise DiffitError(f"item {index} of {name} is no (image, label); give a map-style Dataset of such pairs")
         labels[index] = item[1]
@@ -259,9 +256,8 @@ def celeba(root: Path, image_size: tuple[int, int] | None) -> Split[ImageList]:
 
     folder = root / "celeba" / "img_align_celeba"
     parts = [CelebA(root, split=part, download=True).filename for part in ("train", "test")]
-    return Split(
-        *[from_files("celeba", folder, paths, torch.zeros(len(paths), dtype=torch.int64), ()) for paths in parts]
-    )
+    labels = [torch.zeros(len(paths), dtype=torch.int64) for paths in parts]
+    return Split(*[from_files("celeba", folder, *part, ()) for part in zip(parts, labels, strict=True)])
 
 
 def from_torchvision(kind: str, root: Path, image_size: tuple[int, int] | None) -> Split[ImageList]:

@@ -171,14 +171,13 @@ def sample_writers(
     labels: list[Any] = sorted(pipe.card.classes_in_turn(count) or []) or [None] * count
     labels = labels if random is None else random.tolist()
     images = [Selection(seed, label, f"{seed}.png") for seed, label in zip(seeds, labels, strict=True)]
-    writers = []
-    for settings in each:
+
+    def writer(settings: dict[str, Any]) -> SampleWriter:
         key = derive_seed(json.dumps(vars(pipe.sampling(**settings))), pipe.precision, protocol, batch_size, count)
         folder = parent / f"{weights}-{key:016x}"
-        writers.append(
-            SampleWriter(pipe, folder, images, batch_size, settings, paper.rounding, after_batch=after_batch)
-        )
-    return writers
+        return SampleWriter(pipe, folder, images, batch_size, settings, paper.rounding, after_batch=after_batch)
+
+    return list(map(writer, each))
 
 
 def combinations(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -253,11 +252,11 @@ def make_provenance(
     return Provenance(
         sampler=f"{sampling.method} sigma={pipe.denoiser.sigma_max:g}..{pipe.denoiser.sigma_min:g}",
         steps=sampling.steps,
-        guidance=sampling.guided if pipe.card.experiment.network.num_classes else None,
+        guidance=sampling.guided if pipe.card.num_classes else None,
         seeds=f"{FIRST_SEED}-{FIRST_SEED + images - 1}",
         precision=pipe.precision,
         rounding=PROTOCOLS[protocol].rounding,
-        labels=labels if pipe.card.experiment.network.num_classes else None,
+        labels=labels if pipe.card.num_classes else None,
         decoder=f"{pipe.card.vae.experiment.name} {pipe.space.checksum}" if pipe.card.vae else None,
         weights_hash=digest(pipe.denoiser.state_dict()),
         best_by_this_metric=pipe.card.chosen_by == kind,

@@ -10,26 +10,10 @@ import torch
 from torch import Tensor
 
 from diffit_lib.data.datasets import Images, Split
+from diffit_lib.evaluation import metrics
 from diffit_lib.evaluation.copies import copy_alarm, find_copies
 from diffit_lib.evaluation.features import Classifier, cached, load_inception, train_classifier
 from diffit_lib.evaluation.image_files import NAMES, array_names, read_npz, read_statistics
-from diffit_lib.evaluation.metrics import (
-    Reference,
-    class_accuracy,
-    cmmd,
-    evenly,
-    frechet_from_moments,
-    frechet_numbers,
-    inception_score,
-    moments,
-    nearest,
-    neighbourhoods,
-    plus_minus,
-    real_distance,
-    reference_statistics,
-    resamples,
-    vendi_score,
-)
 from diffit_lib.evaluation.provenance import Provenance
 from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.tensors import digest
@@ -56,15 +40,9 @@ def make_evaluator(
         return NetworkEvaluator(cached_reference(images, network), network, images.name, images.fingerprint())
     if not isinstance(data, tuple):
         raise DiffitError(f"no classifier can be trained on {data.name}; give a data set, or --extractor inception")
-    name = data.train.name
-    check(
-        len(data.train.class_names) > 1,
-        f"{name} has no classes, which the classifier needs; give --extractor inception",
-    )
-    check(
-        data.train is not data.test,
-        f"{name} has no test images to compare with; give 50 images or more, or --extractor inception",
-    )
+    name, classes, other = data.train.name, len(data.train.class_names), "give --extractor inception"
+    check(classes > 1, f"{name} has no classes, which the classifier needs; {other}")
+    check(data.train is not data.test, f"{name} has no test images to compare with; {other}, or 50 images or more")
     train, test = data.train.held(HELD), data.test.held(HELD)
     classifiers = [train_classifier(train.images, train.labels, seed, device) for seed in range(3)]
     return ClassifierEvaluator(train, test, classifiers, reference=data.train)
@@ -96,16 +74,16 @@ class ClassifierEvaluator:
 
     def measure_real(self) -> dict[str, Tensor]:
         """What depends on the real images alone, float64, in the order of the classifiers."""
-        pairs = [moments(classifier.features(self.train.images)) for classifier in self.classifiers]
+        pairs = [metrics.moments(classifier.features(self.train.images)) for classifier in self.classifiers]
         predicted = [classifier.predict(self.test.images) for classifier in self.classifiers]
         n = min(len(self.test), 500)
-        accuracies = [class_accuracy(classes, self.test.labels) for classes in predicted]
+        accuracies = [metrics.class_accuracy(classes, self.test.labels) for classes in predicted]
         return {
             "means": torch.stack([mean for mean, _ in pairs]),
             "covariances": torch.stack([covariance for _, covariance in pairs]),
             "accuracies": torch.tensor(accuracies, dtype=torch.float64),
-            "copies": find_copies(self.test.images[evenly(self.test.labels, n)], self.train.images).found,
-            "distance": torch.tensor(real_distance(self.train.images, self.test.images), dtype=torch.float64),
+            "copies": find_copies(self.test.images[metrics.evenly(self.test.labels, n)], self.train.images).found,
+            "distance": torch.tensor(metrics.real_distance(self.train.images, self.test.images), dtype=torch.float64),
         }
 
     def __call__(self, batches: Iterable[Tensor], labels: Tensor | None, stamp: Provenance) -> dict[str, Any]:
@@ -116,7 +94,7 @@ class ClassifierEvaluator:
         samples, test = torch.cat(list(batches)), self.test
         n = min(len(samples), len(test))
         classes = torch.zeros(len(samples), dtype=torch.int64) if labels is None else labels
-        ours, theirs = evenly(classes, n), evenly(test.labels, n)
+        ours, theirs = metrics.evenly(classes, n), metrics.evenly(test.labels, n)
         drawn, held_out = samples[ours], test.images[theirs]
         real = list(zip(self.real["means"], self.real["covariances"], strict=True))
         features = [(classifier.features(drawn), classifier.features(held_out)) for classifier in self.classifiers]
@@ -125,17 +103,18 @@ class ClassifierEvaluator:
             """Of each classifier: the distance of these samples, that of these test images, the first by the second."""
             each = []
             for (a, b), known in zip(features, real, strict=True):
-                value, floor = (frechet_from_moments(*moments(seen), *known) for seen in (a[part], b[other]))
+                pair = (metrics.moments(seen) for seen in (a[part], b[other]))
+                value, floor = (metrics.frechet_from_moments(*found, *known) for found in pair)
                 each.append((value, floor, value / floor))
             return each
 
         found = distances(torch.arange(n), torch.arange(n))
-        pairs = zip(resamples(n, 100, classes[ours]), resamples(n, 100, test.labels[theirs]), strict=True)
-        again = [distances(*pair) for pair in pairs]
+        drawings = (metrics.resamples(n, 100, labels) for labels in (classes[ours], test.labels[theirs]))
+        again = [distances(*pair) for pair in zip(*drawings, strict=True)]
         numbers = {}
         for k, name in enumerate(("frechet", "frechet_floor", "frechet_ratio")):
             numbers[name] = fmean(each[k] for each in found)
-            numbers[f"{name}_plus_minus"] = plus_minus(fmean(one[k] for one in each) for each in again)
+            numbers[f"{name}_plus_minus"] = metrics.plus_minus(fmean(one[k] for one in each) for each in again)
         numbers["frechet_ratio_spread"] = spread(each[2] for each in found)
         stamp = replace(
             stamp,
@@ -148,8 +127,9 @@ class ClassifierEvaluator:
         )
         accuracy = {}
         if labels is not None:
-            each = [class_accuracy(classifier.predict(samples), labels) for classifier in self.classifiers]
+            each = [metrics.class_accuracy(classifier.predict(samples), labels) for classifier in self.classifiers]
             accuracy = {"class_accuracy": fmean(each), "class_accuracy_spread": spread(each)}
+        distance = metrics.nearest(samples, self.train.images)[0].median() / self.real["distance"]
         copies, floor, warnings = find_copies(samples, self.train.images).found, self.real["copies"], stamp.warnings()
         if copy_alarm(copies, floor):
             warnings.append(
@@ -161,7 +141,7 @@ class ClassifierEvaluator:
             | {"classifier_test_accuracy": fmean(self.real["accuracies"].tolist())}
             | numbers
             | {
-                "copy_ratio": nearest(samples, self.train.images)[0].median().item() / self.real["distance"].item(),
+                "copy_ratio": distance.item(),
                 "copies": copies.double().mean().item(),
                 "copies_floor": floor.double().mean().item(),
                 "stamp": asdict(stamp),
@@ -191,7 +171,7 @@ class NetworkEvaluator:
 
     class_names = ()  # it ignores the classes asked for
 
-    def __init__(self, reference: Reference, network: Any, name: str = "", checksum: str = ""):
+    def __init__(self, reference: metrics.Reference, network: Any, name: str = "", checksum: str = ""):
         self.reference, self.network, self.name, self.checksum = reference, network, name, checksum
 
     def __call__(self, batches: Iterable[Tensor], labels: Tensor | None, stamp: Provenance) -> dict[str, Any]:
@@ -205,23 +185,25 @@ class NetworkEvaluator:
         if distance == "cmmd":
             if reference.features is None:
                 raise DiffitError(f"CMMD needs images, and {self.name} holds statistics alone; give images as --data")
-            numbers = cmmd(features, reference.features)
+            numbers = metrics.cmmd(features, reference.features)
         else:
-            numbers = frechet_numbers(distance, features, reference.mean, reference.covariance)
+            numbers = metrics.frechet_numbers(distance, features, reference.mean, reference.covariance)
         if more:
             logits, spatial = more
             if reference.spatial_mean is not None and reference.spatial_covariance is not None:
-                numbers |= frechet_numbers("sfid", spatial, reference.spatial_mean, reference.spatial_covariance)
+                numbers |= metrics.frechet_numbers(
+                    "sfid", spatial, reference.spatial_mean, reference.spatial_covariance
+                )
             else:
                 left_out.append("sFID is left out: the reference has no mu_s and sigma_s")
-            numbers |= inception_score(logits)
+            numbers |= metrics.inception_score(logits)
         if distance != "cmmd":
-            numbers["vendi_score"] = vendi_score(features)
+            numbers["vendi_score"] = metrics.vendi_score(features)
             if reference.features is None:
                 missing = "KID, precision, recall, density and coverage" if more else "precision and its like"
                 left_out.append(f"{missing} are left out: the reference is statistics alone, without images")
             else:
-                numbers |= neighbourhoods(features, reference.features, kid=bool(more))
+                numbers |= metrics.neighbourhoods(features, reference.features, kid=bool(more))
         stamp = replace(
             stamp,
             reference=self.name,
@@ -234,7 +216,7 @@ class NetworkEvaluator:
         return numbers | {"stamp": asdict(stamp), "warnings": stamp.warnings() + left_out}
 
 
-def npz_reference(path: Path, inception: Any) -> Reference:
+def npz_reference(path: Path, inception: Any) -> metrics.Reference:
     """The statistics in an `.npz`, with the features of the images in it; else those of its images."""
     found = array_names(path)
     if not found & set(NAMES.values()):
@@ -245,7 +227,7 @@ def npz_reference(path: Path, inception: Any) -> Reference:
     return reference._replace(features=cached_reference(read_npz(path), inception).features)
 
 
-def cached_reference(images: Images, extractor: Any) -> Reference:
+def cached_reference(images: Images, extractor: Any) -> metrics.Reference:
     """Statistics of real images, from the cache if they were taken before."""
     name = f"statistics/{images.fingerprint()}-{extractor.name}-{extractor.checksum}"
-    return Reference(**cached(name, lambda: reference_statistics(images.images, extractor).tensors()))
+    return metrics.Reference(**cached(name, lambda: metrics.reference_statistics(images.images, extractor).tensors()))

@@ -25,7 +25,7 @@ from diffit_lib.data.folders import find_images
 from diffit_lib.data.preprocess import to_pixels
 from diffit_lib.data.sources import from_files, name_classes
 from diffit_lib.evaluation.metrics import Reference
-from diffit_lib.utils.errors import DiffitError, check
+from diffit_lib.utils.errors import DiffitError, check, reason_of
 from diffit_lib.utils.files import WEIGHTS, expanded, replacing
 from diffit_lib.utils.logging import say
 
@@ -66,10 +66,7 @@ def read_images(source: str | Path, image_shape: tuple[int, ...] | None = None) 
     check(whole or not begun, f"{path} is not complete; run its `diffit sample` command again, then measure it")
     if whole:
         there = [path / name for name in ("images", "images.zip", "images.npz") if (path / name).exists()]
-        check(
-            not begun or bool(there),
-            f"{path} holds a grid of its images alone; draw them with another --format, e.g. png",
-        )
+        check(not begun or bool(there), f"{path} holds a grid of its images alone; draw them with --format png")
         path = there[0] if there else path
     if is_npz(path):
         return read_npz(path)
@@ -150,8 +147,8 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
         with zipfile.ZipFile(path) as archive:
             yield archive
     except Exception as error:  # a broken file may raise nearly anything
-        reason = str(error) or type(error).__name__
-        raise DiffitError(f"{path} is no whole .npz of plain arrays ({reason}); write or download it anew") from error
+        what = f"{path} is no whole .npz of plain arrays ({reason_of(error)})"
+        raise DiffitError(f"{what}; write or download it anew") from error
 
 
 def array_names(path: str | Path) -> set[str]:
@@ -171,9 +168,7 @@ def read_array(path: str | Path, name: str) -> np.ndarray:
         if dtype.kind not in "biuf" or not all(type(n) is int and n >= 0 for n in shape):
             raise ValueError(f"{name} is {dtype} {shape}, no numbers or no shape; objects are never unpickled")
         if math.prod(shape) * dtype.itemsize != stored.file_size - head.tell():
-            raise ValueError(
-                f"{name} says that it is {dtype} {shape}, and holds {stored.file_size - head.tell()} bytes"
-            )
+            raise ValueError(f"{name} says it is {dtype} {shape}, and holds {stored.file_size - head.tell()} bytes")
         if stored.compress_type != zipfile.ZIP_STORED:
             if stored.file_size > max(LARGE, RATIO * stored.compress_size):
                 raise ValueError(f"{name} would grow from {stored.compress_size} to {stored.file_size} bytes")

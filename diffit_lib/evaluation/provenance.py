@@ -106,9 +106,8 @@ def table(each: Sequence[Setting], numbers: Sequence[Numbers]) -> str:
     columns = [[name, *(f"{row[name]}" if name in chosen else f"{row[name]:.4g}" for row in rows)] for name in rows[0]]
     widths = [max(map(len, column)) for column in columns]
     lines = ["  ".join(map(str.rjust, line, widths)) for line in zip(*columns, strict=True)]
-    common = {
-        key: value for key, value in numbers[0]["stamp"].items() if all(n["stamp"][key] == value for n in numbers)
-    }
+    first, *others = (entry["stamp"] for entry in numbers)
+    common = {key: value for key, value in first.items() if all(stamp[key] == value for stamp in others)}
     lines.append(f"stamp: {in_words(common)}")
     return "\n".join(lines + [f"note: {warning}" for warning in numbers[0]["warnings"]])
 

@@ -135,7 +135,5 @@ def load_any(vae: str | Path) -> tuple[LatentSpace, BaseExperimentConfig, tuple[
     card = read_card(path, ModelCard)
     model_space = load_own_space(path, card)
     if not isinstance(model_space, LatentSpace):
-        raise DiffitError(
-            f"{vae} draws pixels, without an autoencoder; give an autoencoder's weights, or a latent model's"
-        )
+        raise DiffitError(f"{vae} draws pixels, without an autoencoder; give weights that have one, or are one")
     return model_space, card.experiment, card.image_shape

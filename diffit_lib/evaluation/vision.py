@@ -84,11 +84,9 @@ def dinov2_network(tensors: dict[str, Tensor], source: str | Path) -> VisionTran
     depth, table = sum(name.endswith("ls1.gamma") for name in tensors), tensors["pos_embed"]
     grid, learned = SIDE // patch, round((table.shape[1] - 1) ** 0.5)
     places = table[:, 1:].view(1, learned, learned, width).permute(0, 3, 1, 2)
-    places = (
-        F.interpolate(places, scale_factor=((grid + 0.1) / learned,) * 2, mode="bicubic").flatten(2).transpose(1, 2)
-    )
+    places = F.interpolate(places, scale_factor=((grid + 0.1) / learned,) * 2, mode="bicubic")
     ours = {name: tensor for name, tensor in tensors.items() if name != "mask_token" and ".ls" not in name}
-    ours["pos_embed"] = torch.cat([table[:, :1], places], dim=1)
+    ours["pos_embed"] = torch.cat([table[:, :1], places.flatten(2).transpose(1, 2)], dim=1)
     for block in range(depth):
         for layer, scale in (("attn.proj", "ls1"), ("mlp.fc2", "ls2")):
             gamma = tensors[f"blocks.{block}.{scale}.gamma"]

@@ -1,7 +1,6 @@
 """What the notebooks' cells call to train, measure and show things."""
 
 import base64
-import io
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -30,8 +29,8 @@ from diffit_lib.reports.auto import IMAGE_SPACE, LATENT_SPACE
 from diffit_lib.sampling.grids import draw_grid
 from diffit_lib.sampling.pipeline import Pipeline, load
 from diffit_lib.training.train import train
+from diffit_lib.utils import plots
 from diffit_lib.utils.errors import DiffitError
-from diffit_lib.utils.plots import tile, to_image
 from diffit_lib.utils.tensors import best_device, to_float, to_uint8
 
 POINTS = 72  # to an inch of a figure; a screen of high resolution has two pixels to a point
@@ -42,13 +41,13 @@ PAPER_LATENT = {"ImageNet-256": 1.73, "ImageNet-512": 2.67}  # of the latent one
 
 def png(thing: Figure | np.ndarray | Path) -> tuple[bytes, int]:
     """A figure, a uint8 picture (H, W, C) or a PNG file as a PNG, two pixels to a point; and its width in points."""
-    data = io.BytesIO()
     if isinstance(thing, Figure):
-        thing.savefig(data, format="png", dpi=2 * POINTS, facecolor="white")  # reads on a dark page too
-        return data.getvalue(), round(thing.get_figwidth() * POINTS)
-    picture = Pillow.open(thing) if isinstance(thing, Path) else to_image(thing.repeat(2, 0).repeat(2, 1))
-    picture.save(data, "PNG")
-    return data.getvalue(), picture.width // 2
+        thing.set_facecolor("white")  # reads on a dark page too
+        return plots.png(thing, 2 * POINTS), round(thing.get_figwidth() * POINTS)
+    if isinstance(thing, Path):
+        with Pillow.open(thing) as picture:
+            return thing.read_bytes(), picture.width // 2
+    return plots.png(thing.repeat(2, 0).repeat(2, 1)), thing.shape[1]
 
 
 def image_html(thing: Figure | np.ndarray | Path, style: str = "") -> str:
@@ -67,7 +66,7 @@ def tile_columns(columns: Sequence[Tensor]) -> np.ndarray:
     """Columns of images, floats in [-1, 1], (B, C, H, W) each -> one picture with B rows, uint8 (H, W, C)."""
     pictures = torch.stack([to_uint8(column) for column in columns], dim=1).movedim(2, -1).numpy()
     flat = pictures.reshape(-1, *pictures.shape[2:])
-    return tile(flat, len(columns))
+    return plots.tile(flat, len(columns))
 
 
 def count_images(data: Split) -> str:
@@ -120,7 +119,7 @@ def sampling_settings(pipe: Pipeline, sampler: str, steps: int, guidance: float)
 
     If the weights have no classes, guidance is left out, and one red line says so.
     """
-    if guidance not in (0, 1) and pipe.card.experiment.network.num_classes == 0:
+    if guidance not in (0, 1) and pipe.card.num_classes == 0:
         warn(f"GUIDANCE is {guidance:g}, but these weights know no classes to guide to: this goes on without")
         guidance = 0
     return {"sampler": sampler if sampler != "auto" else None, "steps": steps or None, "guidance": guidance or None}

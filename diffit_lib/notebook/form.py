@@ -118,10 +118,7 @@ def plan_latent(
     changes = {"seed": seed, "block": block, **parse(overrides)}
     of_vae = {"seed": seed, **{name[len(VAE) :]: changes.pop(name) for name in list(changes) if name.startswith(VAE)}}
     experiment = choose(dataset, preset_name, LATENT_SPACE)
-    check(
-        experiment.vae != "",
-        f"PRESET is {experiment.name}, which draws pixels; give one whose name begins with latent-",
-    )
+    check(experiment.vae != "", f"PRESET is {experiment.name}, which draws pixels; give one called latent-...")
     autoencoder = autoencoder_for(experiment, vae).override(**of_vae)
     data = load_or_warn(autoencoder, preset_name, overrides)
     if data is None:

@@ -184,10 +184,7 @@ def train_photos(
     `overrides` are fields of the experiment. Started again on its folder, an unfinished autoencoder goes on where it
     stopped; after that, `train --run` goes on with the latents.
     """
-    check(
-        rank_info().world == 1,
-        f"several processes train a preset; `diffit info {data}` names the one for these pictures",
-    )
+    check(rank_info().world == 1, f"several processes train a preset; `diffit info {data}` names the one for these")
     experiment, own, why = choose_experiment(data, vae, **overrides)
     name = name or re.sub(r"[^\w.+-]+", "-", Path(data).stem)
     say(f"{data}: {why}; {experiment.name}" + (f", after {own.name}" if own else ""))

@@ -183,9 +183,8 @@ def diagnose(
         ] * held_out
         reasons.append(f"test loss fell by {fall:.1%} over the second half (still falling from {FALL:.0%} on)")
     if accuracy is not None:
-        reasons.append(
-            f"class accuracy {accuracy:.2f} (chance {chance:.2f}, real images {real:.2f}, poor below {wanted:.2f})"
-        )
+        known = f"chance {chance:.2f}, real images {real:.2f}"
+        reasons.append(f"class accuracy {accuracy:.2f} ({known}, poor below {wanted:.2f})")
     if distance is not None:
         reasons.append(f"Frechet distance {distance:.1f} times that of real images (poor from {FAR:g} on)")
 
@@ -208,9 +207,7 @@ def diagnose(
 
 
 COPYING = "The samples are nearly training images. Give more images, or train for less long."
-POOR_AUTOENCODER = (
-    "Images come back damaged from the autoencoder, and samples cannot be better than that. Train it for longer."
-)
+POOR_AUTOENCODER = "Images come back damaged from the autoencoder; samples cannot be better. Train it for longer."
 OVERFITTING = "It learns the training images by heart. Give more images or a smaller network, or train for less long."
 UNFINISHED = "The loss is level, but the run stopped before the end of its plan. Train for longer."
 POOR_SAMPLES = "The loss is level, but the samples are far from real images. Train for longer, or use a larger network."

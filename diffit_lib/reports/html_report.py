@@ -27,7 +27,7 @@ from diffit_lib.training.encode import load_states
 from diffit_lib.training.train import expected_rows
 from diffit_lib.utils.files import WEIGHTS, read_rows, write_text
 from diffit_lib.utils.logging import say
-from diffit_lib.utils.plots import loss_curve, tile, to_image
+from diffit_lib.utils.plots import loss_curve, png, tile, to_image
 
 PHOTOGRAPH = 48  # pixels a side; images at least so large are stored as JPEG
 
@@ -124,12 +124,11 @@ def provenance_note(numbers: Mapping[str, Any]) -> str:
 
 def curves(experiment: ExperimentConfig, rows: Sequence[dict[str, Any]]) -> str:
     """The run's curves, over those of a good run where there are any for these data and this network."""
-    expected, out = expected_rows(experiment), io.BytesIO()
-    loss_curve(rows, expected).savefig(out, format="png", dpi=110)
+    expected = expected_rows(experiment)
     note = "In grey: a run known to be good."
     if not expected:
         note = "There is no curve to compare with: how low a loss can get depends on the images. Look at the slope."
-    return f'{picture(out.getvalue(), "image/png", "chart")}<p class="soft">{note}</p>'
+    return f'{picture(png(loss_curve(rows, expected)), "image/png", "chart")}<p class="soft">{note}</p>'
 
 
 def autoencoder(run: Path, card: ModelCard) -> str:
@@ -183,10 +182,8 @@ def picture(content: bytes, mime: str, kind: str) -> str:
 
 def grid(images: Tensor) -> tuple[bytes, str]:
     """uint8 (N, C, H, W) in rows of eight, as the bytes of an image file and its MIME type."""
-    pixels, out = images.permute(0, 2, 3, 1).numpy(), io.BytesIO()
-    sheet = to_image(tile(pixels, columns=ROW))
-    if max(pixels.shape[1:3]) >= PHOTOGRAPH:
-        sheet.save(out, "JPEG", quality=90)
-        return out.getvalue(), "image/jpeg"
-    sheet.save(out, "PNG", optimize=True)
-    return out.getvalue(), "image/png"
+    sheet, out = tile(images.permute(0, 2, 3, 1).numpy(), columns=ROW), io.BytesIO()
+    if max(images.shape[2:]) < PHOTOGRAPH:
+        return png(sheet), "image/png"
+    to_image(sheet).save(out, "JPEG", quality=90)
+    return out.getvalue(), "image/jpeg"

@@ -48,7 +48,7 @@ def draw_grid(pipe: Pipeline, **settings: Any) -> np.ndarray:
 
     The seeds are 0 to 99. Without classes there are no names beside the rows.
     """
-    classes = pipe.card.experiment.network.num_classes
+    classes = pipe.card.num_classes
     rows = min(classes, 10) or 10
     shown = [row * classes // rows for row in range(rows)]
     images = pipe(range(10 * rows), [label for label in shown for _ in range(10)] if classes else None, **settings)
@@ -59,7 +59,7 @@ def draw_grid(pipe: Pipeline, **settings: Any) -> np.ndarray:
 
 def draw_strip(pipe: Pipeline, columns: int = 9, **settings: Any) -> np.ndarray:
     """From noise to image in about `columns` steps, a row for each class (10 at most); one picture, uint8 (H, W, C)."""
-    classes = pipe.card.experiment.network.num_classes
+    classes = pipe.card.num_classes
     seeds = list(range(min(classes, 10) or 6))
     steps = pipe.sampling(**settings).steps
     states = pipe.stream(seeds, seeds if classes else None, **settings)
@@ -72,7 +72,7 @@ def draw_sweep(pipe: Pipeline, scales: Sequence[float], **settings: Any) -> np.n
 
     All images of a column start from the same noise. Scale 0 ignores the class.
     """
-    columns = list(range(min(pipe.card.experiment.network.num_classes, 10)))
+    columns = list(range(min(pipe.card.num_classes, 10)))
     rows = [pipe(columns, columns, **settings | {"guidance": float(scale)}) for scale in scales]
     sheet = tile(np.concatenate(rows), columns=len(columns))
     return captioned(sheet, class_names(pipe, columns), [f"w = {scale:g}" for scale in scales])

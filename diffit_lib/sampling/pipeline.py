@@ -144,12 +144,12 @@ class Pipeline:
         where sampling starts (`edit.py`).
         """
         sampling, class_label, count = self.sampling(**settings), self.class_label(seeds, labels), len(seeds)
-        padding, network = max(pad_to - count, 0), self.card.experiment.network
-        noise = noise or SeededNoise([*map(int, seeds), *[0] * padding], network.shape)  # int: tensor(3) is seed 3
+        padding, shape = max(pad_to - count, 0), self.card.experiment.network.shape
+        noise = noise or SeededNoise([*map(int, seeds), *[0] * padding], shape)  # int: tensor(3) is seed 3
         denoiser: Denoiser = self.denoiser
         if class_label is not None:
             class_label = torch.cat([class_label, class_label.new_zeros(padding)]).to(self.device)
-            denoiser = Guided(self.denoiser, sampling, no_class=network.num_classes)
+            denoiser = Guided(self.denoiser, sampling, no_class=self.card.num_classes)
         if self.denoiser.clip:
             denoiser = Clipped(denoiser)
         first = noise().to(self.device, state_dtype(self.device))
@@ -185,9 +185,7 @@ class Pipeline:
         The first and the last are `self(seeds, labels, noise=noise)`, of two seeds, or of two noises from `invert`. The
         noise is interpolated spherically, the embedding of the class linearly.
         """
-        check(
-            len(seeds) == 2 and count > 1, f"{len(seeds)} seeds, count={count}; give 2 seeds and a count of 2 or more"
-        )
+        check(len(seeds) == 2 and count > 1, f"{len(seeds)} seeds, count={count}; give 2 seeds, count 2 or more")
         ends, shares = self.class_label(seeds, labels), torch.linspace(0, 1, count)
         draw: Noise = SeededNoise(list(seeds), self.card.experiment.network.shape)
         if noise is not None:
@@ -228,7 +226,7 @@ class Pipeline:
 
     def class_label(self, seeds: Sequence[int], labels: Labels) -> Tensor | None:
         """(B,) int64 on the CPU, or None for an unconditional network."""
-        num_classes, count = self.card.experiment.network.num_classes, len(seeds)
+        num_classes, count = self.card.num_classes, len(seeds)
         if labels is None and num_classes == 0:
             return None
         if labels is None:

@@ -20,20 +20,6 @@ from diffit_lib.utils.logging import say
 from diffit_lib.utils.plots import loss_curve, write_figure, write_png
 
 LICENCES = ("mit", "apache-2.0", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0")  # the hub's
-PAPERS = {
-    "diffit": {
-        "title": "DiffiT: Diffusion Vision Transformers for Image Generation",
-        "author": "Hatamizadeh, Ali and Song, Jiaming and Liu, Guilin and Kautz, Jan and Vahdat, Arash",
-        "journal": "arXiv:2312.02139",
-        "year": 2023,
-    },
-    "dit": {
-        "title": "Scalable Diffusion Models with Transformers",
-        "author": "Peebles, William and Xie, Saining",
-        "journal": "arXiv:2212.09748",
-        "year": 2022,
-    },
-}
 
 
 def push(pipe: Pipeline, repository: str, *, private: bool = False, dry_run: str | Path | None = None) -> str:
@@ -95,7 +81,7 @@ def model_card(pipe: Pipeline, repository: str, *, curves: bool) -> str:
         result = {"task": {"type": head["pipeline_tag"]}, "dataset": {"type": trained, "name": trained}}
         head["model-index"] = [{"name": repository.rpartition("/")[2], "results": [result | {"metrics": metrics}]}]
     kind = "dit" if getattr(card.experiment.network, "block", "") == "dit" else "diffit"
-    fields = (f"  {name} = {{{value}}}" for name, value in PAPERS[kind].items())
+    papers = Path(__file__).with_name("papers.txt").read_text(encoding="utf-8").strip().split("\n\n")
     text = template(
         "model_card",
         repository=repository,
@@ -107,7 +93,7 @@ def model_card(pipe: Pipeline, repository: str, *, curves: bool) -> str:
         licence=printable(card.licence),
         curves="\n![The training run's curves](loss.png)\n" if curves else "",
         numbers=numbers_table(card.numbers) or f"None. `diffit evaluate {repository}` measures, if you have the data.",
-        bibtex=",\n".join([f"@article{{{kind}{PAPERS[kind]['year']}", *fields]) + "\n}",
+        bibtex=next(paper for paper in papers if paper.startswith(f"@article{{{kind}2")),
     )
     return f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n\n{text}"
 

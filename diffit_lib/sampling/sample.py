@@ -109,7 +109,7 @@ def select(pipe: Pipeline, seeds: Sequence[int] | None, classes: Labels, per_cla
     the number of classes of the weights: no two images share their noise, and an image is the same whatever
     `per_class` and `classes` are.
     """
-    known, numbers = pipe.card.experiment.network.num_classes, class_numbers(pipe, classes)
+    known, numbers = pipe.card.num_classes, class_numbers(pipe, classes)
     count = (per_class or 0) * known if seeds is None else len(seeds)
     check(count <= MOST_IMAGES, f"{count:,} images are asked for, and {MOST_IMAGES:,} is the most; give fewer")
     check_once("seed", seeds or [])
@@ -144,10 +144,7 @@ def class_numbers(pipe: Pipeline, classes: Labels) -> list[Any] | None:
     """The numbers of classes given by name or number: one, several, or several joined by commas."""
     if classes is None:
         return None
-    check(
-        pipe.card.experiment.network.num_classes > 0,
-        f"classes is {classes!r}, but these weights are unconditional; leave classes out",
-    )
+    check(pipe.card.num_classes > 0, f"classes is {classes!r}, but these weights are unconditional; leave classes out")
     if isinstance(classes, str):
         classes = [classes] if classes in pipe.card.class_names else [part.strip() for part in classes.split(",")]
     return [pipe.card.class_number(each) for each in ([classes] if isinstance(classes, int) else classes)]

@@ -66,10 +66,8 @@ class SampleWriter:
             raise DiffitError(f"{path} cannot be read ({error}); give another folder") from error
         for name in [*facts, *found]:
             there, here = found.get(name), facts.get(name)
-            check(
-                there == here,
-                f"{self.folder} holds other images ({name} is {there!r} there, {here!r} here); give another folder",
-            )
+            what = f"other images ({name} is {there!r} there, {here!r} here)"
+            check(there == here, f"{self.folder} holds {what}; give another folder")
 
     def begin(self, facts: dict[str, Any]) -> None:
         """Write `settings.json`; processes other than the first wait for it."""
@@ -135,7 +133,7 @@ class SampleWriter:
 
     def labels(self, images: Sequence[Selection]) -> list[int | str] | None:
         """The labels of these images as the pipeline takes them."""
-        no_class = self.pipe.card.experiment.network.num_classes
+        no_class = self.pipe.card.num_classes
         labels = ["none" if image.label == no_class else image.label for image in images if image.label is not None]
         return labels or None
 

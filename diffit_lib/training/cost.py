@@ -122,9 +122,8 @@ def on_noise(experiment: BaseExperimentConfig) -> RunModule:
     pixels = torch.randint(256, (count, *shape), dtype=torch.uint8, generator=seeded_generator("rehearsal"))
     noise = Images("noise", pixels, torch.zeros(count, dtype=torch.int64), ())
     if isinstance(experiment, VAEExperimentConfig):
-        return AutoencoderModule(
-            KLAutoencoder(experiment.network).to(memory_format=torch.channels_last), experiment, noise
-        )
+        network = KLAutoencoder(experiment.network).to(memory_format=torch.channels_last)
+        return AutoencoderModule(network, experiment, noise)
     assert isinstance(experiment, ExperimentConfig)
     known = experiment if getattr(experiment.denoiser, "sigma_data", 1.0) else experiment.override(sigma_data=0.5)
     denoiser = build_denoiser(known).to(memory_format=torch.channels_last)

@@ -136,9 +136,7 @@ class MetricsLog:
             self.begun = time.time() - (_seconds(rows[-1]) if rows else 0.0)
             shutil.rmtree(run / "tensorboard", ignore_errors=True)
             self.board = SummaryWriter(str(run / "tensorboard"))
-            plain = {
-                name: value if isinstance(value, bool | int | float) else str(value) for name, value in options.items()
-            }
+            plain = {name: v if isinstance(v, bool | int | float) else str(v) for name, v in options.items()}
             for summary in hparams(plain, {"loss": 0.0}):
                 self.board.file_writer.add_summary(summary)
         elif self.kind == "wandb":
@@ -191,9 +189,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             [float(value) for value in row.values() if value != ""]
         except (KeyError, TypeError, ValueError) as error:
             why = f"no column {error}" if isinstance(error, KeyError) else error
-            raise DiffitError(
-                f"{path}: line {number} is no row of numbers ({why}); mend it, or delete the file"
-            ) from error
+            raise DiffitError(f"{path}: line {number} is no row of numbers ({why}); mend or delete the file") from error
     return rows
 
 

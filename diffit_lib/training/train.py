@@ -221,10 +221,8 @@ def write_vae_snapshot(
     The last report measures the latents of more training images, and rFID. All processes measure; the one with a log
     writes.
     """
-    last, device = module.trainer.should_stop, module.device
-    mean, std = latent_statistics(
-        module.average, data.train, MOST if last else SOME, device, experiment.training.precision
-    )
+    last, device, precision = module.trainer.should_stop, module.device, experiment.training.precision
+    mean, std = latent_statistics(module.average, data.train, MOST if last else SOME, device, precision)
     space = LatentSpace(module.average, torch.tensor(mean, device=device), torch.tensor(std, device=device))
     held = data.test.images[data.test.spread(MEASURED)]
     numbers = measure_vae(space, held, vgg=experiment.loss.vgg, rfid=last)

@@ -79,11 +79,8 @@ def wait_for(paths: Iterable[Path], pause: float = 0.2) -> None:
     end = time.monotonic() + (LATE if rank_info().world > 1 else 0)
     for path in paths:
         while not path.is_file():
-            check(
-                time.monotonic() < end,
-                f"{path} is missing: files were removed while this command wrote them; the same command makes them "
-                "again",
-            )
+            why = f"{path} is missing: it was removed while this command ran; the same command makes it again"
+            check(time.monotonic() < end, why)
             time.sleep(pause)
 
 

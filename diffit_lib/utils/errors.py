@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import fields
 from difflib import get_close_matches
+from textwrap import shorten
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin
 
@@ -27,6 +28,11 @@ class DiffitError(Exception):
 def printable(text: str) -> str:
     """This text with characters that a terminal would obey, or that are no UTF-8, as escapes: "\\x1b[31m"."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def reason_of(error: BaseException, most: int = 200) -> str:
+    """What another library's exception says, else its name, in one line of so many characters."""
+    return shorten(str(error) or type(error).__name__, most)
 
 
 def check(ok: bool, message: str) -> None:
@@ -71,6 +77,13 @@ def check_not_negative(part: Any, *names: str) -> None:
     for name in names:
         value = getattr(part, name)
         check(value >= 0, f"{name} is {value}; give 0 or more")
+
+
+def check_rising(part: Any, low: str, high: str) -> None:
+    """Refuse a dataclass unless the field `low` is below the field `high`; None is 0 below, and no bound above."""
+    least, most = getattr(part, low), getattr(part, high)
+    rising = (least or 0) < (math.inf if most is None else most)
+    check(rising, f"{low} {least} is not below {high} {most}; give rising bounds")
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -1,5 +1,6 @@
 """Images and tables -> pictures: arrays and matplotlib Figures, returned, never shown."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,8 @@ def captioned(
     """
     path, (height, width, channels) = findfont("DejaVu Sans"), picture.shape
     lengths = [ImageFont.truetype(path, 100).getlength(text) / 100 for text in columns]  # in units of the font's size
-    font = ImageFont.truetype(
-        path, min([15.0, *(width / len(columns) * 0.92 / length for length in lengths if length)])
-    )
+    sizes = [width / len(columns) * 0.92 / length for length in lengths if length]
+    font = ImageFont.truetype(path, min([15.0, *sizes]))
     left = int(max([0.0, *(font.getlength(text) + 10 for text in [corner, *rows] if text)]))
     top = 24 if columns else 0
     sheet = np.full((height + top, width + left, channels), 255, np.uint8)
@@ -65,6 +65,16 @@ def enlargement(images: np.ndarray, target: int = 64) -> int:
 def to_image(picture: np.ndarray) -> Image.Image:
     """A uint8 picture (H, W, C), C 1 or 3, as a Pillow image."""
     return Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture)
+
+
+def png(picture: np.ndarray | Figure, dpi: int = 110) -> bytes:
+    """A uint8 picture (H, W, C), C 1 or 3, or a Figure, as the content of a PNG file."""
+    data = io.BytesIO()
+    if isinstance(picture, Figure):
+        picture.savefig(data, format="png", dpi=dpi)
+    else:
+        to_image(picture).save(data, "PNG", compress_level=1)
+    return data.getvalue()
 
 
 def write_png(path: str | Path, picture: np.ndarray) -> None:

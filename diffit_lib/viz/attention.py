@@ -37,10 +37,8 @@ class Attention:
     def of_query(self, row: int, column: int, head: int | None = None) -> Tensor:
         """(S, H, W): where the token at (row, column) looks, 0 outside its window. Without a head: their mean."""
         (height, width), (wh, ww) = self.map_size, self.window
-        check(
-            0 <= row < height and 0 <= column < width,
-            f"query is {row}, {column}; give a place on the {height}x{width} map",
-        )
+        there = 0 <= row < height and 0 <= column < width
+        check(there, f"query is {row}, {column}; give a place on the {height}x{width} map")
         weights = self.weights[:, row // wh, column // ww, :, row % wh * ww + column % ww]  # (S, h, N)
         weights = weights.mean(1) if head is None else weights[:, head]
         out = weights.new_zeros(len(weights), height, width)

@@ -12,19 +12,9 @@ import torch
 from diffit_lib.diffusion.samplers import State
 from diffit_lib.sampling.pipeline import Pipeline, load
 from diffit_lib.utils.errors import DiffitError
+from diffit_lib.utils.plots import png
+from diffit_lib.viz import figures
 from diffit_lib.viz.attention import Attention, attention_at, attention_blocks, frozen_time
-from diffit_lib.viz.figures import (
-    distance_figure,
-    enlarge,
-    heat,
-    inert_key_figure,
-    outline,
-    png,
-    position_bias_figure,
-    spread,
-    strip,
-    time_share_figure,
-)
 from diffit_lib.viz.views import SMALL_SIDE, Knobs, SamplerView, WalkView, Worker, blank_image
 
 SMALL_NETWORK = 5_000_000  # parameters up to which one CPU thread is fastest
@@ -99,7 +89,7 @@ class TimeView:
         states, frames = [], []
         for state in self.knobs.stream(self.pipe):
             states.append(state)
-            frames.append(enlarge(self.pipe.decode(state.x / max(1.0, state.sigma))[0], LARGE))
+            frames.append(figures.enlarge(self.pipe.decode(state.x / max(1.0, state.sigma))[0], LARGE))
             yield state
         self.states, self.frames = states[:-1], frames  # the last one is at noise level 0, which no network sees
         first, self.level.max = self.level.max == 1, len(self.states)
@@ -124,7 +114,7 @@ class TimeView:
             with frozen_time(self.pipe.denoiser, self.sigma.value):
                 for state in self.knobs.stream(self.pipe):
                     yield state
-            self.frozen.value = png(enlarge(self.pipe.decode(state.x)[0], LARGE))
+            self.frozen.value = png(figures.enlarge(self.pipe.decode(state.x)[0], LARGE))
             self.titles[3].value = f"time token frozen at σ = {self.sigma.value:.2g}"
         else:
             self.frozen.value = self.true.value
@@ -135,17 +125,17 @@ class TimeView:
             return
         query = self.query[0].value, self.query[1].value
         views: dict[str, Callable[[Attention], Any]] = {
-            "bias by relative position": position_bias_figure,
-            "share of the time token": lambda _: time_share_figure(self._every_block()),
-            "mean distance": lambda _: distance_figure(self._every_block()),
-            "the inert key": lambda seen: inert_key_figure(seen, query, self.head.value or 0),
+            "bias by relative position": figures.position_bias_figure,
+            "share of the time token": lambda _: figures.time_share_figure(self._every_block()),
+            "mean distance": lambda _: figures.distance_figure(self._every_block()),
+            "the inert key": lambda seen: figures.inert_key_figure(seen, query, self.head.value or 0),
         }
         self.figure.value = png(views[self.more.value](self.seen[0]))
         yield self.figure
 
     def _every_block(self) -> dict[str, Attention]:
         """The attention of all blocks, of a deep network of six."""
-        return {self.blocks[k]: self._attention(self.blocks[k]) for k in spread(len(self.blocks), 6)}
+        return {self.blocks[k]: self._attention(self.blocks[k]) for k in figures.spread(len(self.blocks), 6)}
 
     def _attention(self, block: str) -> Attention:
         """The attention of a block in all states of the sampler."""
@@ -160,9 +150,10 @@ class TimeView:
         row, column = (min(knob.value, side - 1) for knob, side in zip(self.query, attention.map_size, strict=True))
         looks = attention.of_query(row, column, self.head.value).numpy()
         top = float(looks.max())
-        self.picture.value = png(outline(frames[level], row, column, rows, columns))
-        self.looks.value = png(outline(heat(looks[level], LARGE, top), row, column, rows, columns))
-        self.strip.value = png(strip([heat(looks[k], SMALL_SIDE, top) for k in spread(len(looks), 11)]))
+        self.picture.value = png(figures.outline(frames[level], row, column, rows, columns))
+        self.looks.value = png(figures.outline(figures.heat(looks[level], LARGE, top), row, column, rows, columns))
+        levels = [figures.heat(looks[k], SMALL_SIDE, top) for k in figures.spread(len(looks), 11)]
+        self.strip.value = png(figures.strip(levels))
         self.titles[0].value = f"image at σ = {attention.sigmas[level]:.2g}"
         self.titles[1].value = "where the query looks"
         self.titles[2].value = "the sample"

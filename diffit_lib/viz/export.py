@@ -135,21 +135,16 @@ def serve(weights: str, port: int = 8866, browser: bool = True) -> None:
         webbrowser.get()
     except webbrowser.Error:  # Voila would say so in a line of its own; the printed address is enough
         browser = False
+    import nbformat  # which Voila brings
+    from nbformat import v4
     from voila.app import Voila
 
     token = secrets.token_urlsafe(16)
     with tempfile.TemporaryDirectory() as folder:
         app = Path(folder) / "diffit_explorer.ipynb"
         code = f"from diffit_lib.viz.explorer import explore\nexplore({weights!r})"
-        cell: Any = {
-            "cell_type": "code",
-            "source": code,
-            "metadata": {},
-            "outputs": [],
-            "execution_count": None,
-        }
         kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-        write_text(app, json.dumps({"cells": [cell], "metadata": kernel, "nbformat": 4, "nbformat_minor": 4}))
+        write_text(app, nbformat.writes(v4.new_notebook(cells=[v4.new_code_cell(code)], metadata=kernel)))
         print(f"explorer: http://127.0.0.1:{port}/?token={token}   (Ctrl-C ends it)", flush=True)
         options = ["--Voila.ip=127.0.0.1", f"--port={port}", f"--token={token}", "--Voila.log_level=WARN"]
         Voila.launch_instance([str(app), *options, *([] if browser else ["--no-browser"])])

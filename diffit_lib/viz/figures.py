@@ -1,4 +1,4 @@
-"""Every view as a matplotlib Figure, returned and never shown; and the PNG and GIF bytes that widgets show."""
+"""Every view as a matplotlib Figure, returned and never shown; and the GIF bytes and pictures that widgets show."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -172,9 +172,8 @@ def inert_key_figure(attention: Attention, query: tuple[int, int], head: int = 0
     for axes, step in zip(figure.subplots(1, len(levels), squeeze=False)[0], levels, strict=True):
         one, other = (weights[(step, *place)] for weights in (attention.weights, without))
         axes.bar(range(len(one)), one.numpy(), color="0.75", width=1.0, label="as it is")
-        axes.plot(
-            range(len(other)), other.numpy(), "o", color="tab:orange", markersize=4, label="without the key's time part"
-        )
+        dots = {"color": "tab:orange", "markersize": 4, "label": "without the key's time part"}
+        axes.plot(range(len(other)), other.numpy(), "o", **dots)
         axes.set(xlabel="token of the window", title=f"σ = {attention.sigmas[step]:.2g}")
     figure.axes[0].set_ylabel("attention")
     figure.axes[0].legend(fontsize=8)
@@ -205,16 +204,6 @@ def enlarge(picture: np.ndarray, side: int) -> np.ndarray:
     """uint8 (H, W, C) -> (H', W', 3): each pixel repeated a whole number of times, to about `side` pixels a side."""
     scale = max(1, round(side / max(picture.shape[:2])))
     return np.repeat(np.repeat(picture, scale, 0), scale, 1).repeat(3 // picture.shape[2], 2)
-
-
-def png(picture: np.ndarray | Figure) -> bytes:
-    """A uint8 picture (H, W, C) or a Figure as PNG."""
-    data = io.BytesIO()
-    if isinstance(picture, Figure):
-        picture.savefig(data, format="png", dpi=110)
-    else:
-        to_image(picture).save(data, "PNG", compress_level=1)
-    return data.getvalue()
 
 
 def gif(frames: Sequence[np.ndarray]) -> bytes:

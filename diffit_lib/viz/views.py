@@ -13,7 +13,8 @@ from diffit_lib.config.diffusion import GUIDANCE_OPTIONS, SAMPLER_OPTIONS
 from diffit_lib.diffusion.samplers import State
 from diffit_lib.sampling.pipeline import Pipeline
 from diffit_lib.utils.errors import DiffitError
-from diffit_lib.viz.figures import enlarge, gif, png, strip
+from diffit_lib.utils.plots import png
+from diffit_lib.viz.figures import enlarge, gif, strip
 
 SIDE, SMALL_SIDE = 256, 72  # pixels of a large and of a small picture
 WALK = 9  # pictures of a walk
@@ -77,14 +78,13 @@ class Worker:
 
 def blank_image(side: int | None = None) -> widgets.Image:
     """An empty picture, `side` pixels wide."""
-    return widgets.Image(
-        format="png", layout=widgets.Layout(margin="2px", width=f"{side}px" if side else None, max_width="100%")
-    )
+    layout = widgets.Layout(margin="2px", width=f"{side}px" if side else None, max_width="100%")
+    return widgets.Image(format="png", layout=layout)
 
 
 def class_options(pipe: Pipeline) -> list[tuple[str, Any]]:
     """Classes by name and number, for a dropdown."""
-    names, classes = pipe.card.class_names, pipe.card.experiment.network.num_classes
+    names, classes = pipe.card.class_names, pipe.card.num_classes
     return [(names[k] if names else str(k), k) for k in range(classes)] or [("none", None)]
 
 
@@ -92,15 +92,14 @@ class Knobs:
     """The settings of one column: class, seed, sampler, steps, guidance."""
 
     def __init__(self, pipe: Pipeline, title: str = ""):
-        sampling, classes = pipe.card.experiment.sampling, pipe.card.experiment.network.num_classes
+        sampling, classes = pipe.card.experiment.sampling, pipe.card.num_classes
         self.label = widgets.Dropdown(options=class_options(pipe))
         self.seed = widgets.IntSlider(value=0, min=0, max=99)
         self.sampler = widgets.Dropdown(options=list(SAMPLER_OPTIONS), value=sampling.sampler)
         self.steps = widgets.IntSlider(value=sampling.steps, min=2, max=max(64, sampling.steps))
         self.guidance = widgets.FloatSlider(value=sampling.guidance, min=0, max=8, step=0.25, disabled=classes == 0)
-        self.schedule = widgets.Dropdown(
-            options=list(GUIDANCE_OPTIONS), value=sampling.guidance_schedule, disabled=classes == 0
-        )
+        schedule = {"options": list(GUIDANCE_OPTIONS), "value": sampling.guidance_schedule}
+        self.schedule = widgets.Dropdown(**schedule, disabled=classes == 0)
         self.by_name = {
             "class": self.label,
             "seed": self.seed,
