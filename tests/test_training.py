@@ -427,14 +427,18 @@ class TestReport:
 
 class TestPrecision:
     def test_is_picked_for_the_device_and_written_into_the_options(self, fit, tiny, tmp_path, monkeypatch):
-        monkeypatch.setattr("diffit_lib.training.fit.best_precision", lambda device: "bf16-mixed")
+        monkeypatch.setattr(
+            "diffit_lib.training.fit.best_precision", lambda _, asked: asked.replace("auto", "bf16-mixed")
+        )
         module = fit(tiny)
         assert "\nprecision: bf16-mixed\n" in (tmp_path / "run" / "options.yaml").read_text()
         assert module.trainer.precision == "bf16-mixed"
         assert all(parameter.dtype == torch.float32 for parameter in module.parameters())
 
     def test_given_one_is_taken(self, fit, tiny, monkeypatch):
-        monkeypatch.setattr("diffit_lib.training.fit.best_precision", lambda device: "bf16-mixed")
+        monkeypatch.setattr(
+            "diffit_lib.training.fit.best_precision", lambda _, asked: asked.replace("auto", "bf16-mixed")
+        )
         assert fit(tiny.override(precision="32-true")).trainer.precision == "32-true"
 
 

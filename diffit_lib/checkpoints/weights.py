@@ -230,10 +230,7 @@ def check_size(card: ModelCard, tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def warm_start(denoiser: Preconditioned, path_or_name: str | Path, *, file: str | Path | None = None) -> ModelCard:
-    """Start a fresh denoiser from other weights, whose card is returned.
-
-    With another number of classes it keeps its own label table.
-    """
+    """Start a fresh denoiser from other weights; return their card. For other classes it keeps its own label table."""
     given, card = load_weights(path_or_name, file=file)
     tensors, fresh = given.state_dict(), denoiser.state_dict()
     table = tensors.pop(LABEL_TABLE, None)

@@ -228,7 +228,6 @@ def dry_run(experiment: ExperimentConfig | VAEExperimentConfig) -> str:
     else:
         frozen = ", the autoencoder" if vae else ""
     training, cost = experiment.training, training_cost(experiment)
-    micro = training.batch_size // training.accumulate
     left_out = "one recomputed block at a time" if training.checkpointing else "the device's own working memory"
     shape, classes = "x".join(map(str, train.images.shape[1:])), len(train.class_names)
     return "\n".join(
@@ -238,8 +237,8 @@ def dry_run(experiment: ExperimentConfig | VAEExperimentConfig) -> str:
             f"  {training.total_images:,} images in {training.total_steps:,} steps of {training.batch_size}, "
             f"{training.precision} on {best_device()}: {3 * cost.macs * training.total_images / 1e15:.3g} PMAC",
             f"  memory: {size(cost.states + cost.activations)} = {size(cost.states)} for weights, gradients, Adam and "
-            f"average + {size(cost.activations)} that {micro} images at once keep for the backward pass; "
-            f"not counted: {left_out}{frozen}",
+            f"average + {size(cost.activations)} that {training.micro_batch} images at once keep for the backward "
+            f"pass; not counted: {left_out}{frozen}",
             f"  data: {train.name}, {len(train):,} of {shape}, {f'{classes} classes' if classes else 'no classes'}",
         ]
     )

@@ -57,6 +57,11 @@ class TrainingConfig:
         )
 
     @property
+    def micro_batch(self) -> int:
+        """Images that all devices hold at once."""
+        return self.batch_size // self.accumulate
+
+    @property
     def total_images(self) -> int:
         """Images the run is planned for: the end of the last whole step."""
         return self.total_steps * self.batch_size

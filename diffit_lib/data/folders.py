@@ -70,10 +70,7 @@ def find_images(source: Path) -> ImageFiles:
 
 @cache
 def imagenet_names() -> dict[str, str]:
-    """ImageNet's 1000 classes (ILSVRC 2012) in their usual order: WordNet id ("n01440764") -> name ("tench").
-
-    The names are torchvision's.
-    """
+    """ImageNet's 1000 classes in their usual order: WordNet id ("n01440764") -> torchvision's name ("tench")."""
     text = Path(__file__).with_name("imagenet_classes.txt").read_text(encoding="utf-8")
     return dict(line.split(" ", 1) for line in text.splitlines())
 

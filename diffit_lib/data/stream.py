@@ -55,7 +55,7 @@ class TrainingStream(IterableDataset[Batch]):
         self.state_shape = state_shape or tuple(data.images.shape[1:])
         self.rank, self.world = rank, world
         self.first = start * training.accumulate
-        self.micro_batch = training.batch_size // training.accumulate
+        self.micro_batch = training.micro_batch
         if self.micro_batch % world:
             raise DiffitError(
                 f"batch_size {training.batch_size} in {training.accumulate} parts does not split over {world} "

@@ -226,10 +226,7 @@ def images_reference(given: Images, data: Split | str | Path | None, extractor: 
 def measure_images(
     evaluator: ClassifierEvaluator | NetworkEvaluator, given: Images, count: int | None
 ) -> dict[str, Any]:
-    """Numbers of images in files, or of `count` of them, evenly spread.
-
-    They have class accuracy if the classes are the evaluator's, by name or by number.
-    """
+    """Numbers of images in files, or of `count` of them; with class accuracy if the classes are the evaluator's."""
     total = len(given)
     check(count is None or count <= total, f"images is {count}, but {given.name} holds {total}; give {total} or fewer")
     chosen = given.spread(count or total)

@@ -87,10 +87,7 @@ class ClassifierEvaluator:
         }
 
     def __call__(self, batches: Iterable[Tensor], labels: Tensor | None, stamp: Provenance) -> dict[str, Any]:
-        """Numbers, ready for JSON, of uint8 images (B, C, H, W) and the classes asked for, (N,) int64, if any.
-
-        Without `labels` there is no class accuracy.
-        """
+        """Numbers, ready for JSON, of uint8 images (B, C, H, W); of classes asked for, (N,) int64, if any."""
         samples, test = torch.cat(list(batches)), self.test
         n = min(len(samples), len(test))
         classes = torch.zeros(len(samples), dtype=torch.int64) if labels is None else labels

@@ -22,10 +22,7 @@ Setting = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """What a number depends on; saved and printed with it. None: does not apply.
-
-    The evaluator fills in the reference, n and the extractor, the caller all else.
-    """
+    """What a number depends on; None: does not apply. The evaluator fills in the reference, n and the extractor."""
 
     n: int = 0  # generated images compared by a Frechet distance or its like
     drawn: int = 0  # generated images in all: class accuracy and copy ratio are over all of them

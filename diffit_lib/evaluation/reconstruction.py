@@ -32,10 +32,7 @@ from diffit_lib.utils.tensors import best_device, to_float, to_uint8
 
 @torch.no_grad()
 def reconstructions(space: Space, images: Tensor) -> Tensor:
-    """uint8 (N, C, H, W) -> the same encoded to the mean of their latents and decoded again; on the CPU.
-
-    Processes share the images: all must call.
-    """
+    """uint8 (N, C, H, W) -> encoded to the mean latents and decoded again; on the CPU. All processes must call."""
 
     def again(images: Tensor) -> Tensor:
         return torch.cat([to_uint8(space.decode(space.encode(part))).cpu() for part in images.split(64)])

@@ -112,10 +112,7 @@ def is_shown(step: int, steps: int, most: int) -> bool:
 
 
 def strip(states: list[tuple[float, np.ndarray]], names: Sequence[str] = ()) -> np.ndarray:
-    """Noise levels and pictures (B, H, W, C) of several states, in one: a row for each image, a column for each state.
-
-    `names` stand left of the rows.
-    """
+    """One picture: a row for each image, named at its left, and a column for each (noise level, (B, H, W, C))."""
     sigmas, pictures = zip(*states, strict=True)
     rows = np.stack(pictures, axis=1)
     sheet = tile(rows.reshape(-1, *rows.shape[2:]), len(states))

@@ -47,7 +47,7 @@ class Pipeline:
         precision: str = "auto",
     ):
         self.device = device or best_device()
-        self.precision = best_precision(self.device) if precision == "auto" else precision
+        self.precision = best_precision(self.device, precision)
         check(self.precision in PRECISIONS, f"precision is {precision!r}; give auto, {', '.join(PRECISIONS)}")
         self.denoiser = denoiser.to(self.device).to(memory_format=torch.channels_last).eval()
         self.card, self.space = card, space.to(self.device)

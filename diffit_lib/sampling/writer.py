@@ -195,10 +195,7 @@ def write_zip(path: Path, pictures: Sequence[Path], names: Sequence[str], index:
 
 
 def write_npz(path: Path, pictures: Sequence[Path], labels: Sequence[int] | None) -> None:
-    """Write `arr_0`, all pictures as uint8 (N, H, W, C), and `arr_1`, their labels as int64 (N,), if there are any.
-
-    One picture at a time is in memory.
-    """
+    """Write `arr_0`, the pictures one by one as uint8 (N, H, W, C), and `arr_1`, the labels if any as int64 (N,)."""
     shape = (len(pictures), *read_png(pictures[0]).shape)
     with replacing(path) as beside, zipfile.ZipFile(beside, "w") as archive:
         with archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as file:

@@ -28,8 +28,7 @@ def training_cost(experiment: BaseExperimentConfig) -> Cost:
     The discriminator sees originals once and reconstructions twice, with and without a gradient.
     """
     training = experiment.training
-    micro = training.batch_size // training.accumulate
-    precision = best_precision(best_device()) if training.precision == "auto" else training.precision
+    micro, precision = training.micro_batch, best_precision(best_device(), training.precision)
     if isinstance(experiment, ExperimentConfig):
         return denoiser_cost(experiment.network, micro, precision, training.checkpointing)
     assert isinstance(experiment, VAEExperimentConfig)
@@ -61,7 +60,7 @@ def time_steps(experiment: BaseExperimentConfig, most: float = ENOUGH) -> float:
         each = step(size) / size
         fits = int((min(most, ENOUGH) + begun - time.monotonic()) / 3 / each)  # one that does not count, then two
         if fits > size:
-            size = min(fits, training.batch_size // training.accumulate)
+            size = min(fits, training.micro_batch)
             step(size)
             each = min(step(size), step(size)) / size
     return each
@@ -78,7 +77,7 @@ def fastest_threads(experiment: BaseExperimentConfig) -> int | None:
     times = {}
     with torch.random.fork_rng(devices=[]):
         step = rehearsal(experiment)
-        size = min(8, experiment.training.batch_size // experiment.training.accumulate)
+        size = min(8, experiment.training.micro_batch)
         for count in (most, 1):
             with cpu_threads(count):
                 begun = time.monotonic()
@@ -94,7 +93,7 @@ def fastest_threads(experiment: BaseExperimentConfig) -> int | None:
 def rehearsal(experiment: BaseExperimentConfig) -> Callable[[int], float]:
     """A function that takes a step of the experiment on so many images of noise, and returns its seconds."""
     training, device = experiment.training, best_device()
-    precision = best_precision(device) if training.precision == "auto" else training.precision
+    precision = best_precision(device, training.precision)
     module = on_noise(experiment).to(device)
     optimizer = torch.optim.Adam(module.model.parameters(), lr=0.0)
 

@@ -179,7 +179,7 @@ def check_device(training: TrainingConfig) -> str:
         training.logger != "wandb" or find_spec("wandb") is not None,
         "logger is 'wandb', which is not installed. Run `pip install wandb`, or give --logger tensorboard",
     )
-    return best_precision(best_device()) if training.precision == "auto" else training.precision
+    return best_precision(best_device(), training.precision)
 
 
 def resumed(experiment: R, run: Path, settle: Callable[[R, R | None], R]) -> R:

@@ -71,10 +71,7 @@ def numbered(run: Path) -> list[Path]:
 
 
 def set_aside(run: Path) -> Path | None:
-    """Move the weights and numbers of a run whose checkpoint was deleted into `run`/earlier-1, -2, ...
-
-    Returns that folder, None if there was nothing to move.
-    """
+    """Move the weights and numbers of a run without checkpoint into `run`/earlier-1, -2, ...; return that folder."""
     old = [run / name for name in (WEIGHTS, "best.safetensors", METRICS, PREVIOUS) if (run / name).is_file()]
     if not (old := [*old, *numbered(run)]):
         return None

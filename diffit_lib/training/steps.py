@@ -152,10 +152,7 @@ def divergence(moments: Tensor) -> Tensor:
 def latent_statistics(
     network: KLAutoencoder, images: Images, most: int, device: torch.device, precision: str
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each latent channel, over at most `most` images, evenly spread.
-
-    Processes share the images.
-    """
+    """Mean and standard deviation of each latent channel over at most `most` images, which processes share."""
 
     def sums(indices: Tensor) -> Tensor:
         """Of values and of squares, and how many values there are: (3, z), float64."""

@@ -109,10 +109,7 @@ def of_autoencoder(experiment: VAEExperimentConfig, data: Split) -> tuple[RunMod
 
 
 def resolve(experiment: R, before: Any, train: Images, vae: VAECard | None = None) -> R:
-    """Settle what depends on data and device; refuse a network that does not fit the data.
-
-    `before` is what the run was started with, None for a new run.
-    """
+    """Settle what depends on data and device; refuse data that do not fit. `before`: the options it was begun with."""
     network: Any = experiment.network
     if isinstance(experiment, VAEExperimentConfig):
         check_shape(experiment, train, network.shape)

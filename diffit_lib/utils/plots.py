@@ -35,10 +35,7 @@ def tile(images: np.ndarray, columns: int, *, scale: int | None = None, gap: int
 def captioned(
     picture: np.ndarray, columns: Sequence[str] = (), rows: Sequence[str] = (), corner: str = ""
 ) -> np.ndarray:
-    """A `tile` (H, W, C) with a caption over each of its columns and a name left of each of its rows.
-
-    `corner` says what the captions are, left of them.
-    """
+    """A `tile` (H, W, C) with a caption over each column, a name left of each row, and in the corner what they are."""
     path, (height, width, channels) = findfont("DejaVu Sans"), picture.shape
     lengths = [ImageFont.truetype(path, 100).getlength(text) / 100 for text in columns]  # in units of the font's size
     sizes = [width / len(columns) * 0.92 / length for length in lengths if length]

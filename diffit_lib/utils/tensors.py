@@ -77,8 +77,10 @@ class SeededNoise:
         return torch.stack([torch.randn(self.shape, generator=g) for g in self.generators])
 
 
-def best_precision(device: torch.device) -> str:
-    """The fast mixed precision of a device by Lightning's name, or "32-true" if it has none."""
+def best_precision(device: torch.device, asked: str = "auto") -> str:
+    """The precision that is asked for; "auto" is the device's fast mixed one by Lightning's name, or "32-true"."""
+    if asked != "auto":
+        return asked
     if device.type != "cuda":
         return "32-true"
     return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
