@@ -29,7 +29,7 @@ def run_explore(weights: str = "digits", port: int = 8866, no_browser: bool = Fa
     """Explore weights in a browser: change settings, watch the sampler, see attention, freeze the time token.
 
     Args:
-        weights: Weights file, run folder, or the name of pretrained weights.
+        weights: Weights file, run folder, or the name of pretrained weights, by default digits.
         port: Port on 127.0.0.1, which only this machine can reach.
         no_browser: Print the address and open no browser.
         export: Write one HTML file that needs no server and no Python instead, e.g. page.html.

@@ -27,6 +27,7 @@ from diffit_lib.training.encode import load_states
 from diffit_lib.training.train import resolve
 from diffit_lib.utils.errors import DiffitError, closest, printable
 from diffit_lib.utils.files import WEIGHTS, expanded, siblings
+from diffit_lib.utils.logging import duration
 from diffit_lib.utils.tensors import best_device, device_name
 
 
@@ -205,15 +206,15 @@ def describe_choice(source: str | Path, choice: Choice, parts: Split[ImageList])
         shape = image_shape(choice.experiment, load_vae(choice.experiment.vae)[1])
     held = len(parts.train) * math.prod(shape)
     most = max(cost.states + cost.activations for cost in costs)
-    hours = []
+    times = []
     for stage in stages:
         images = stage.training.total_images
-        hours.append(f"{images * time_steps(stage) / 3600:.2g} for {images:,} images of {stage.name}")
+        times.append(f"{duration(images * time_steps(stage))} for {images:,} images of {stage.name}")
     limits = " and ".join(f"{stage.training.minutes or LONGEST:g}" for stage in stages)
     return [
         f"  train    {choice.why}: {', then '.join(names)}",
         f"  memory   {size(most)} in training, and {size(held)} for the images",
-        f"  hours    {', '.join(hours)}; an estimate, of some steps on {device_name(best_device())} as busy as now",
+        f"  time     {', '.join(times)}; an estimate, of some steps on {device_name(best_device())} as busy as now",
         f"  start    diffit train --data {source}   (stops after {limits} minutes; --minutes 600 for a night)",
     ]
 

@@ -19,7 +19,7 @@ from diffit_lib.sampling.pipeline import Pipeline
 from diffit_lib.utils.distributed import barrier, rank_info, wait_for
 from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.files import csv_text, replacing, sweep, write_text
-from diffit_lib.utils.logging import progress, say
+from diffit_lib.utils.logging import duration, progress, say
 from diffit_lib.utils.plots import tile, write_png
 from diffit_lib.utils.tensors import PROTOCOLS, seeded_generator
 
@@ -108,10 +108,10 @@ class SampleWriter:
         next(states)
         start = time.monotonic()
         next(states, None)
-        minutes = (time.monotonic() - start) * sampling.steps * len(batches) / 60
-        if minutes > LONG:
-            words = f"{minutes / 60:.1f} hours" if minutes > 90 else f"{minutes:.0f} minutes"
-            say(f"drawing {sum(map(len, batches)):,} images takes about {words}; stopped, the same command goes on")
+        seconds = (time.monotonic() - start) * sampling.steps * len(batches)
+        if seconds > 60 * LONG:
+            count, long = sum(map(len, batches)), duration(seconds)
+            say(f"drawing {count:,} images takes about {long}; stopped, the same command goes on")
 
     def read(self) -> Iterator[Tensor]:
         """All drawn images in order, uint8 (B, C, H, W). A DiffitError names a file that was removed."""

@@ -26,6 +26,14 @@ def say(line: str) -> None:
     LOG.info(line)
 
 
+def duration(seconds: float) -> str:
+    """Seconds as words: 40 seconds, 12 minutes, 3.4 hours."""
+    for most, unit, name in ((90, 1, "seconds"), (5400, 60, "minutes")):
+        if seconds < most:
+            return f"{seconds / unit:.0f} {name}"
+    return f"{seconds / 3600:.1f} hours" if seconds < 360_000 else f"{seconds / 86400:,.0f} days"
+
+
 def progress(iterable: Iterable[Any] | None = None, desc: str = "", total: float | None = None, **options: Any) -> tqdm:
     """A tqdm bar on standard error. In a log file it writes a whole line every 30 seconds, none before the first 30.
 
