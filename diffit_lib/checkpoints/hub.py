@@ -78,7 +78,7 @@ def from_drive(drive_id: str, target: str | Path) -> Path:
         with replacing(target) as beside, open(beside, "wb") as file:  # given a path, gdown leaves its own part file
             gdown.download(id=drive_id, output=file, use_cookies=False, log_messages=messages)
     except gdown.exceptions.FileURLRetrievalError as error:
-        reason = reason_of(error).removeprefix("Failed to retrieve file url:")
+        reason = reason_of(error).removeprefix("Failed to retrieve file url: ")
         remedy = "make a copy in your Drive and give its path, in a notebook as PATH_WEIGHTS"
         raise DiffitError(f"{page} is refused ({reason}); {remedy}") from error
     except (RequestException, broken_off) as error:

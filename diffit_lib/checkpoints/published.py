@@ -248,10 +248,8 @@ def open_published(path: Path, name: str = "") -> tuple[HubModel, Tensors]:
         check(layout != "", f"{path} is DiT or SiT, and its answers do not tell which; say it: {choice}")
     if layout in ("sit", "repa"):
         tensors, network = to_flow(tensors, network), replace(network, learned_variance=False)
-    check(
-        means in ("", layout),
-        f"{path} looks like {layout}, {name} is {means}; to take it for that, give its path alone: load({str(path)!r})",
-    )
+    found_as = f"{path} looks like {layout}, {name} is {means}"
+    check(means in ("", layout), f"{found_as}; to take it for that, give its path alone: load({str(path)!r})")
     return HUB_MODELS[name] if name else recognised(network, layout, path), tensors
 
 

@@ -218,15 +218,12 @@ class ExperimentConfig(BaseExperimentConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        learned = self.network.learned_variance
+        learned, drawn = self.network.learned_variance, self.sampling.variance == "learned"
         check(
             not learned or isinstance(self.denoiser, VPConfig),
             "learned_variance is that of a VP denoiser's reverse step; give denoiser=vp too, or learned_variance=False",
         )
-        check(
-            learned or self.sampling.variance != "learned",
-            "variance is 'learned', which this network has not learned; give small or large",
-        )
+        check(learned or not drawn, "variance is 'learned', which this network has not learned; give small or large")
         check(
             self.lora_rank == 0 or (self.lora_rank > 0 and bool(self.init_weights)),
             f"lora_rank is {self.lora_rank}; give 1 or more with init_weights, or 0 to train everything",

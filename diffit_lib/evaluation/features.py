@@ -225,9 +225,8 @@ def load_inception(path: str | Path | None = None) -> Inception:
 
     otherwise = "or, for data with classes, use the classifier extractor"
     path = published_file(path, INCEPTION_URL, INCEPTION_SHA256, "Inception", otherwise)
-    network = FeatureExtractorInceptionV3(
-        "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path)
-    )
+    kinds = ["2048", "logits_unbiased"]
+    network = FeatureExtractorInceptionV3("inception-v3-compat", kinds, feature_extractor_weights_path=str(path))
     return Inception(network, INCEPTION_SHA256[:16])
 
 

@@ -36,11 +36,9 @@ def grid_cells(count: int, per_class: int | None, grid: tuple[int, int] | None) 
     if grid is None:
         return max(1, round(min(count, SHOWN) ** 0.5)), list(range(min(count, SHOWN)))
     columns, rows = grid
-    check(
-        columns * rows <= count,
-        f"a grid of {columns}x{rows} shows {columns * rows} images, but {count} are drawn; give more seeds",
-    )
-    return columns, list(range(columns * rows))
+    shown = columns * rows
+    check(shown <= count, f"a grid of {columns}x{rows} shows {shown} images, but {count} are drawn; give more seeds")
+    return columns, list(range(shown))
 
 
 def draw_grid(pipe: Pipeline, **settings: Any) -> np.ndarray:

@@ -121,9 +121,8 @@ class Pipeline:
                 for state in self.stream(seeds[part], each, pad_to=size, noise=given, start=start, **settings):
                     x = state.x
             except torch.OutOfMemoryError:
-                raise DiffitError(
-                    f"{size} images at once exceed the memory of {self.device}; give batch_size={max(1, size // 2)}"
-                ) from None
+                what = f"{size} images at once exceed the memory of {self.device}"
+                raise DiffitError(f"{what}; give batch_size={max(1, size // 2)}") from None
             with cpu_threads(self.threads):
                 images = self.space.decode(x)
             yield batch.paste(images) if batch else images

@@ -118,10 +118,8 @@ def select(pipe: Pipeline, seeds: Sequence[int] | None, classes: Labels, per_cla
         if numbers is None:
             drawn = pipe.class_label(seeds, None)
             numbers = [None] * len(seeds) if drawn is None else drawn.tolist()
-        check(
-            len(numbers) <= len(seeds),
-            f"{len(numbers)} classes for {len(seeds)} seeds, which get them in turn; give more seeds, or fewer classes",
-        )
+        both = f"{len(numbers)} classes for {len(seeds)} seeds, which get them in turn"
+        check(len(numbers) <= len(seeds), f"{both}; give more seeds, or fewer classes")
         return [Selection(seed, numbers[k % len(numbers)], f"{seed:06d}.png") for k, seed in enumerate(seeds)]
     check(known > 0, f"per_class is {per_class}, but these weights are unconditional; give seeds instead")
     check(per_class > 0, f"per_class is {per_class}; give 1 or more")

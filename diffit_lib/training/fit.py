@@ -196,12 +196,9 @@ def resumed(experiment: R, run: Path, settle: Callable[[R, R | None], R]) -> R:
         asked = asked.override(precision=options.training.precision)
     experiment = settle(asked, options)
     before, now = shaping(options), shaping(experiment)
-    for name in before:
-        if before[name] != now[name]:
-            raise DiffitError(
-                f"{run} was trained with {name}={before[name]}, not {now[name]}; "
-                "set it back to go on, or train into another folder"
-            )
+    for name, value in before.items():
+        what = f"{run} was trained with {name}={value}, not {now[name]}"
+        check(now[name] == value, f"{what}; set it back to go on, or train into another folder")
     return experiment
 
 
@@ -218,10 +215,8 @@ def shaping(experiment: BaseExperimentConfig) -> dict[str, Any]:
 
 def damaged(checkpoint: Path, error: Exception) -> DiffitError:
     """What to raise for a checkpoint that could not be loaded."""
-    return DiffitError(
-        f"{checkpoint} is damaged ({type(error).__name__}); put {PREVIOUS} in its place, or delete it to start over "
-        "from nothing"
-    )
+    what = f"{checkpoint} is damaged ({type(error).__name__})"
+    return DiffitError(f"{what}; put {PREVIOUS} in its place, or delete it to start over from nothing")
 
 
 def check_readable(checkpoint: Path, images: str) -> None:

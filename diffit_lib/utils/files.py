@@ -137,10 +137,8 @@ def published_file(path: str | Path | None, url: str, checksum: str, name: str, 
     path = Path(path or download(url, checksum, f"the weights of {name}", otherwise))
     check(path.is_file(), f"there are no {name} weights at {path}; download them from {url}")
     if checksum and (found := sha256(path)) != checksum:
-        raise DiffitError(
-            f"{path} is not the published {name} (SHA-256 {found[:8]}..., not {checksum[:8]}...); "
-            f"delete it and download {url} anew"
-        )
+        what = f"{path} is not the published {name} (SHA-256 {found[:8]}..., not {checksum[:8]}...)"
+        raise DiffitError(f"{what}; delete it and download {url} anew")
     return path
 
 
