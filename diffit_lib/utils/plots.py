@@ -94,9 +94,9 @@ def new_figure(width: float, height: float) -> Figure:
 def loss_curve(rows: Sequence[dict[str, Any]], expected: Sequence[dict[str, Any]] = ()) -> Figure:
     """Rows of `metrics.csv` -> training and test loss over images, and the test loss by noise level.
 
-    A third field shows the Frechet distance, if one was taken. `expected`, rows of a run known to be good, is grey.
+    A third field shows the Frechet distance, if it was taken more than once. `expected`, rows of a run known to be good, is grey.
     """
-    distance = next((name for name in ("fid", "frechet") if _columns(rows, name)[0]), "")
+    distance = next((name for name in ("fid", "frechet") if len(_columns(rows, name)[0]) > 1), "")
     fields = 3 if distance else 2
     figure = new_figure(5 * fields, 4)
     left, right, *rest = figure.subplots(1, fields)
