@@ -94,7 +94,7 @@ def new_figure(width: float, height: float) -> Figure:
 def loss_curve(rows: Sequence[dict[str, Any]], expected: Sequence[dict[str, Any]] = ()) -> Figure:
     """Rows of `metrics.csv` -> training and test loss over images, and the test loss by noise level.
 
-    A third field shows the Frechet distance, if it was taken more than once. `expected`, rows of a run known to be good, is grey.
+    A third field shows the Frechet distance, if it was taken more than once. `expected`, rows of a good run, is grey.
     """
     distance = next((name for name in ("fid", "frechet") if len(_columns(rows, name)[0]) > 1), "")
     fields = 3 if distance else 2
