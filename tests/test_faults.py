@@ -19,7 +19,7 @@ def test_every_fault_can_be_planted_and_has_a_name_of_its_own():
 
 
 def test_the_table_lists_every_fault():
-    table = (faults.ROOT / "docs" / "faults.md").read_text(encoding="utf-8")
+    table = (faults.ROOT / "docs" / "robustness.md").read_text(encoding="utf-8")
     missing = [fault.name for fault in FAULTS if f"| {fault.name} | `{fault.file}` |" not in table]
     assert not missing
 
