@@ -146,6 +146,19 @@ def test_a_run_whose_checkpoint_was_deleted_is_set_aside_not_written_over(tmp_pa
         assert capsys.readouterr().err.count("are now in") == 1
 
 
+def test_options_that_vanished_with_a_drive_are_written_again(tmp_path, tiny, data, monkeypatch):
+    options, found = tmp_path / "run/options.yaml", []
+
+    def lose(module, **_):
+        found.append(options.is_file())
+        options.unlink()
+
+    monkeypatch.setattr("diffit_lib.training.train.write_snapshot", lose)
+    train(tiny.override(report_minutes=0.0001), tmp_path / "run", data, progress=False)
+    assert len(found) > 1
+    assert all(found)
+
+
 class TestRecord:
     def row(self, images, loss):
         return {"images": images, "seconds": images / 10, "loss": loss, "test_loss_0.3": 2.0, "frechet": ""}

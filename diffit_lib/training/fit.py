@@ -95,6 +95,7 @@ def fit(
 
         def report(module: RunModule, terms: dict[str, float]) -> None:
             if first:
+                write_options(experiment, folder)  # again: a drive that vanished may have come back without them
                 after_save()
             snapshot(module, terms=terms, log=log)
             if first:
