@@ -402,6 +402,17 @@ def test_ctrl_c_ends_without_a_traceback(monkeypatch, capsys):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("error", [MemoryError("1 TB"), RuntimeError("can't allocate memory: 1 TB")])
+def test_too_small_a_memory_is_one_line(monkeypatch, capsys, error):
+    def too_large(weights: str):
+        """Draw."""
+        raise error
+
+    monkeypatch.setitem(VERBS, "info", too_large)
+    assert main(["info", "digits"]) == 2
+    assert re.fullmatch(r"diffit: the memory is too small .*1 TB.*; give a smaller .*\n", capsys.readouterr().err)
+
+
 def test_ctrl_c_while_the_command_line_is_imported_ends_without_a_traceback(monkeypatch):
     class Importing:
         def __getattr__(self, name):

@@ -163,6 +163,12 @@ class TestRecord:
     def row(self, images, loss):
         return {"images": images, "seconds": images / 10, "loss": loss, "test_loss_0.3": 2.0, "frechet": ""}
 
+    def test_numbers_that_are_not_finite_are_in_the_table_only(self, tmp_path, tiny):
+        with closing(MetricsLog(tmp_path, tiny)) as log:
+            assert len(log.add(self.row(16, float("nan")))) == 1
+        assert "16,1.6,nan," in (tmp_path / "metrics.csv").read_text()
+        assert {tag for tag, *_ in events(tmp_path)[0]} & {"loss", "seconds"} == {"seconds"}
+
     def test_stands_once_in_table_and_curves_however_often_a_run_is_started(self, tmp_path, tiny):
         with closing(MetricsLog(tmp_path, tiny)) as log:
             assert len(log.add(self.row(16, 1.0))) == 1

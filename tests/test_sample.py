@@ -61,6 +61,12 @@ class TestImages:
         for name, image in zip(names, expected, strict=True):
             assert np.array_equal(pixels(out / "images" / name), image)
 
+    def test_that_overflow_are_refused_and_not_black(self, weights, tmp_path):
+        with pytest.raises(DiffitError, match=r"the images at guidance 1e\+308 are NaN or infinite; give a lower"):
+            sample(weights, tmp_path / "out", [0], 7, guidance=1e308)
+        with pytest.raises(DiffitError, match="NaN or infinite"):
+            load(weights)([0], 7, guidance=1e308)
+
     def test_index_and_settings_say_what_they_are(self, weights, tmp_path):
         sample(weights, tmp_path, [4, 2], ["3", "none"], guidance=1.5)
         assert index(tmp_path) == [

@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 from contextlib import ExitStack
 
@@ -93,3 +94,10 @@ def test_paths_in_words_of_the_system_hold_nothing_that_a_terminal_obeys(monkeyp
     monkeypatch.setattr("diffit_lib.cli.info.info", refused)
     assert main(["info", "celebhq"]) == 2
     assert capsys.readouterr().err == "diffit: a\\x1b[31m\\nb: Permission denied; give another path\n"
+
+
+def test_closed_output_and_error_are_written_to_nowhere():
+    for closed, said in ((">&-", "diffit: "), (">&- 2>&-", "")):
+        command = f"exec {sys.executable} -m diffit_lib info no-such-name {closed}"
+        done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+        assert (done.returncode, done.stderr[:8], "Traceback" in done.stderr) == (2, said, False)

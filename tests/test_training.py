@@ -248,6 +248,11 @@ class TestSkippedSteps:
         assert (module.skipped, module.skipped_in_a_row, module.images_seen) == (2, 0, 64)
         assert all(parameter.isfinite().all() for part in state(module) for parameter in part)
 
+    def test_at_the_end_of_training_are_told(self, fit, tiny, spoil, capsys):
+        spoil({2, 3})
+        fit(tiny)
+        assert "the last 2 steps had no finite gradient" in capsys.readouterr().err
+
     def test_one_bad_micro_batch_spoils_its_whole_step_and_no_other(self, fit, tiny, spoil, around_steps):
         spoil({3})
         module = fit(tiny.override(accumulate=2))

@@ -149,6 +149,12 @@ def run(arguments: Sequence[str]) -> int:
     except DiffitError as error:
         print(f"diffit: {error}", file=sys.stderr)
         return 2
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):  # torch's words on a CPU
+            raise
+        line = f"the memory is too small ({error}); give a smaller batch_size, image_size or width"
+        print(f"diffit: {printable(line)}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:  # Ctrl-C needs no words
         return 130
     except OSError as error:  # a file where a folder should be, no permission, a full disk

@@ -48,6 +48,9 @@ class TrainingConfig:
         check_positive(self, "images", "max_steps", "minutes", "batch_size", "accumulate", "lr")
         check_positive(self, "ema_halflife", "ema_rampup", "report_minutes", "threads", "memory_gb")
         check_not_negative(self, "muon", "grad_clip", "workers", "keep")
+        for name, most in (("workers", 1024), ("threads", 1024), ("batch_size", 1_000_000)):
+            value = getattr(self, name)
+            check(value is None or value <= most, f"{name} is {value}; give {most:,} at most")
         for name in ("augment", "lr_decay", "label_dropout"):
             value = getattr(self, name)
             check(0 <= value <= 1, f"{name} is {value}; give a share from 0 to 1")

@@ -73,7 +73,8 @@ class Pipeline:
 
     def __call__(self, seeds: Sequence[int], labels: Labels = None, **options: Any) -> np.ndarray:
         """Images for these seeds, uint8 (N, H, W, C); the options are those of `batches`."""
-        return np.concatenate([to_pictures(batch) for batch in self.batches(seeds, labels, **options)])
+        batches = self.batches(seeds, labels, **options)
+        return np.concatenate([to_pictures(finite(batch, options.get("guidance"))) for batch in batches])
 
     def batches(
         self,
@@ -244,6 +245,14 @@ class Pipeline:
         from diffit_lib.sampling.push import push
 
         return push(self, repository, **options)
+
+
+def finite(images: Tensor, guidance: float | None) -> Tensor:
+    """The images; refuses NaN and infinity, which would become black pictures."""
+    cause = "" if guidance is None else f" at guidance {guidance:g}"
+    ok = bool(images.isfinite().all())
+    check(ok, f"the images{cause} are NaN or infinite; give a lower guidance or other weights")
+    return images
 
 
 def to_pictures(images: Tensor) -> np.ndarray:

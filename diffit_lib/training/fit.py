@@ -145,6 +145,9 @@ def fit(
                 if isinstance(error, DiffitError) or hasattr(reports, "next") or not checkpoint.is_file():
                     raise
                 raise damaged(checkpoint, error) from error  # it had not begun to train
+    if module.skipped_in_a_row > 1:
+        line = f"{folder}: the last {module.skipped_in_a_row} steps had no finite gradient, and changed nothing"
+        say(f"{line}; train into another folder with a lower lr than {options.lr}")
     LOG.info(f"done: {module.images_seen:,} images in {module.seconds / 60:.1f} minutes of training")
     return folder / WEIGHTS
 

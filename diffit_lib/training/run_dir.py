@@ -4,6 +4,7 @@ That is `log.txt` for people, `metrics.csv` for programs, TensorBoard or wandb f
 """
 
 import logging
+import math
 import re
 import shutil
 import time
@@ -171,6 +172,8 @@ class MetricsLog:
         numbers = {name.replace(BY_LEVEL, "test_loss_by_level/"): value for name, value in numbers.items()}
         if self.kind == "tensorboard":
             for name, value in numbers.items():
+                if not math.isfinite(value):
+                    continue  # TensorBoard would warn of each
                 self.board.add_scalar(name, value, step, self.begun + _seconds(row))
             self.board.flush()
         elif self.kind == "wandb":

@@ -65,7 +65,9 @@ class Stream:
     """A text stream. What nobody reads any more is dropped, so that the work goes on; all characters can be written."""
 
     def __init__(self, stream: Any):
-        self.stream = stream
+        self.stream = stream = (
+            os.fdopen(os.open(os.devnull, os.O_WRONLY), "w") if stream is None else stream
+        )  # None: the caller closed it
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # for characters that its encoding lacks
 
