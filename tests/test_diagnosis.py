@@ -36,6 +36,8 @@ APART = rows([0.9, 0.6, 0.5, 0.495, 0.494, 0.493], loss=[0.9, 0.6, 0.5, 0.4, 0.3
         (FALLING[:2], 0.1, "copying"),
         (rows([0.6, 0.5, 0.4], images=[9000, 9500, 10_000]), None, "cannot say yet"),  # nothing from the first half
         (FALLING, None, "still falling"),
+        (rows([0.9, 0.6, float("nan")]), 0.9, "diverged"),
+        (rows([0.9, 0.6, 0.5, 0.495, 0.494, float("inf")]), 0.1, "diverged"),
     ],
 )
 def test_each_curve_has_its_diagnosis(curve, copy_ratio, word):

@@ -149,6 +149,7 @@ def diagnose(
 ) -> Diagnosis:
     """Diagnose a run from the rows of its `metrics.csv` and the `numbers` of `QuickEvaluation`. The first rule wins.
 
+    diverged: the last loss is NaN or infinite.
     poor autoencoder: its `psnr` is below 20 dB. copying: the copy ratio is below 0.5 after every training image was
     seen; before, it is fog that lies near them. cannot say yet: there are fewer than three reports or none in the first
     half, or not every training image was seen. overfitting: the test loss ends 2 % above its lowest value, or 25 %
@@ -189,8 +190,10 @@ def diagnose(
         reasons.append(f"Frechet distance {distance:.1f} times that of real images (poor from {FAR:g} on)")
 
     poor = (accuracy is not None and accuracy < wanted) or (distance is not None and distance >= FAR)
+    ends = [float(rows[-1][name]) for name in ("loss", "test_loss") if rows and rows[-1].get(name) not in ("", None)]
     short = curves is None or seen < training_images
     rules = (
+        (not np.isfinite(ends).all(), "diverged", DIVERGED),
         (psnr is not None and psnr < POOR_PSNR, "poor autoencoder", POOR_AUTOENCODER),
         (copies is not None and copies < COPIES and seen >= training_images, "copying", COPYING),
         (short, "cannot say yet", "It has only begun. Train for longer."),
@@ -206,6 +209,7 @@ def diagnose(
     return Diagnosis(word, meaning, tuple(reasons))
 
 
+DIVERGED = "The loss is NaN or infinite. Train into another folder with a lower lr."
 COPYING = "The samples are nearly training images. Give more images, or train for less long."
 POOR_AUTOENCODER = "Images come back damaged from the autoencoder; samples cannot be better. Train it for longer."
 OVERFITTING = "It learns the training images by heart. Give more images or a smaller network, or train for less long."
