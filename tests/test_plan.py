@@ -145,7 +145,7 @@ class TestPlanLatent:
             plan_latent("digits", vae="sd")
 
     def test_a_preset_on_pixels_is_refused(self):
-        with pytest.raises(DiffitError, match="PRESET is mnist, which draws pixels; give one whose name begins with l"):
+        with pytest.raises(DiffitError, match="PRESET is mnist, which draws pixels; give one called latent-"):
             plan_latent("auto", "mnist")
 
     def test_on_a_gpu_auto_means_imagenette_and_without_network_the_digits(self, gpu, offline, capsys):

@@ -67,7 +67,7 @@ class TestLongDrawing:
         monkeypatch.setattr(writer, "LONG", 0.0)
         sample(weights, tmp_path / "out", range(6), batch_size=2, steps=2)
         said = capsys.readouterr().err
-        assert said.count("drawing 6 images takes about 0 minutes; stopped, the same command goes on") == 1
+        assert said.count("drawing 6 images takes about 0 seconds; stopped, the same command goes on") == 1
 
     def test_is_not_told_of_a_short_one_or_one_that_is_done(self, weights, tmp_path, monkeypatch, capsys):
         sample(weights, tmp_path / "out", range(6), batch_size=2, steps=2)

@@ -94,9 +94,12 @@ def new_figure(width: float, height: float) -> Figure:
 def loss_curve(rows: Sequence[dict[str, Any]], expected: Sequence[dict[str, Any]] = ()) -> Figure:
     """Rows of `metrics.csv` -> training and test loss over images, and the test loss by noise level.
 
-    A third field shows the Frechet distance, if it was taken more than once. `expected`, rows of a good run, is grey.
+    A third field shows the Frechet distance, if two points of it are known. `expected`, rows of a good run, is grey.
     """
-    distance = next((name for name in ("fid", "frechet") if len(_columns(rows, name)[0]) > 1), "")
+    known = {name: (len(_columns(rows, name)[0]), len(_columns(expected, name)[0])) for name in ("fid", "frechet")}
+    distance = next(
+        (name for name, counts in known.items() if counts[0] and sum(counts) > 1), ""
+    )  # one point is no curve
     fields = 3 if distance else 2
     figure = new_figure(5 * fields, 4)
     left, right, *rest = figure.subplots(1, fields)
