@@ -115,6 +115,14 @@ class TestFrozenTime:
         assert torch.allclose(told[0], true[0], atol=1e-6)
         assert (told[1] - true[1]).abs().max() > 0.1
 
+    def test_the_true_level_gives_the_estimate_that_is_nearest_to_the_clean_image(self, digits):
+        *_, drawn = digits.stream([3], 3)
+        told = [0.7 * factor for factor in (16, 4, 1, 1 / 4, 1 / 16)]
+        x, block = noisy_states(drawn.x, [0.7] * 5), next(iter(attention_blocks(digits.denoiser.network)))
+        with frozen_time(digits.denoiser, told):
+            clean = attention_at(digits, block, x, [0.7] * 5, 3).clean
+        assert (clean - drawn.x).square().mean((1, 2, 3)).argmin() == 2
+
     def test_no_view_leaves_a_hook(self, pipe, states):
         attention_at(pipe, next(iter(attention_blocks(pipe.denoiser.network))), states, SIGMAS, 3)
         with frozen_time(pipe.denoiser, 1.0):
