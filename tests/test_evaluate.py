@@ -332,6 +332,7 @@ def test_inception_measures_against_all_images_of_a_folder(drawn, inception, tmp
         ({"data": "digits", "steps": 5}, r"steps is for drawing, but .*drawn\.npz holds images; leave it out"),
         ({"data": "digits", "protocol": "adm"}, r"protocol is 'adm', but .*drawn\.npz holds whole numbers already"),
         ({"data": "nowhere"}, "no data set or path 'nowhere'"),
+        ({"data": "digits", "save_statistics": "."}, r"save_statistics is \., a folder; give the name of a file"),
         ({"data": "nowhere.npz"}, r"there is no file nowhere\.npz"),
         (
             {"data": "digits", "save_statistics": "s.npz"},

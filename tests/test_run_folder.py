@@ -138,11 +138,13 @@ def events(run):
 
 
 def test_a_run_whose_checkpoint_was_deleted_is_set_aside_not_written_over(tmp_path, tiny, fit, capsys):
-    for number, name in enumerate(("weights.safetensors", "weights-000000016.safetensors", "metrics.csv"), start=1):
+    for number, name in enumerate(("weights.safetensors", "weights-000000016.safetensors"), start=1):
         write_text(tmp_path / "run" / name, "of an earlier run")
+        write_text(tmp_path / "run/metrics.csv", "its numbers")
         fit(tiny.override(max_steps=1))
         (tmp_path / "run/last.ckpt").unlink()
         assert (tmp_path / "run" / f"earlier-{number}" / name).read_text() == "of an earlier run"
+        assert (tmp_path / "run" / f"earlier-{number}" / "metrics.csv").read_text() == "its numbers"
         assert capsys.readouterr().err.count("are now in") == 1
 
 
@@ -157,6 +159,13 @@ def test_options_that_vanished_with_a_drive_are_written_again(tmp_path, tiny, da
     train(tiny.override(report_minutes=0.0001), tmp_path / "run", data, progress=False)
     assert len(found) > 1
     assert all(found)
+
+
+def test_numbers_of_a_run_that_saved_no_weights_are_taken_again(tmp_path, tiny, fit, capsys):
+    write_text(tmp_path / "run/metrics.csv", "images,seconds,loss\n8,1.0,0.5\n")
+    fit(tiny.override(max_steps=1))
+    assert not {"metrics.csv", "earlier-1"} & {path.name for path in (tmp_path / "run").iterdir()}
+    assert "are now in" not in capsys.readouterr().err
 
 
 class TestRecord:

@@ -75,6 +75,8 @@ def evaluate_each(
     check((images or 0) <= MOST_IMAGES, f"images is {images}, and {MOST_IMAGES:,} is the most; give fewer")
     check(batch_size > 0, f"batch_size is {batch_size}; give 1 or more")
     check(protocol in PROTOCOLS, f"protocol is {protocol!r}; give one of {', '.join(PROTOCOLS)}")
+    folder = save_statistics is not None and Path(save_statistics).is_dir()
+    check(not folder, f"save_statistics is {save_statistics}, a folder; give the name of a file")
     npz, paper = Path(str(data)) if is_npz(data) else None, PROTOCOLS[protocol]
     extractor = extractor or ("inception" if paper.random_labels else None)
     check(npz is None or npz.is_file(), f"there is no file {data}; give statistics or images as .npz")

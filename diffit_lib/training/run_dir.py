@@ -72,10 +72,18 @@ def numbered(run: Path) -> list[Path]:
 
 
 def set_aside(run: Path) -> Path | None:
-    """Move the weights and numbers of a run without checkpoint into `run`/earlier-1, -2, ...; return that folder."""
-    old = [run / name for name in (WEIGHTS, "best.safetensors", METRICS, PREVIOUS) if (run / name).is_file()]
+    """Move the weights and numbers of a run whose checkpoint was deleted into `run`/earlier-1, -2, ...
+
+    Returns that folder, None if there was nothing to move. Numbers without weights are deleted: a run that stopped
+    before its first checkpoint was saved takes the same steps again.
+    """
+    old = [run / name for name in (WEIGHTS, "best.safetensors", PREVIOUS) if (run / name).is_file()]
+    table = run / METRICS
     if not (old := [*old, *numbered(run)]):
+        table.unlink(missing_ok=True)
         return None
+    if table.is_file():
+        old.append(table)
     aside = next(folder for number in count(1) if not (folder := run / f"earlier-{number}").exists())
     aside.mkdir()
     for path in old:
