@@ -252,11 +252,15 @@ class TestWrongFiles:
 class TestVerbs:
     def test_train_then_sample_then_info(self, tmp_path, capsys, monkeypatch):
         monkeypatch.setattr("diffit_lib.reports.html_report.write_report", lambda run: run / "report.html")
+        monkeypatch.setenv("SLURM_JOB_ID", "7")
         assert main(["train", "digits", "--max-steps=2", "--batch-size=8", "--channel_mult=[1,1]"]) == 0
         out, err = capsys.readouterr()
         folder = "runs/00000-digits"
         assert out == f"weights: {folder}/weights.safetensors; report: {folder}/report.html\n"
-        assert err == "run: runs/00000-digits; if stopped, resume with `diffit train --run runs/00000-digits`\n"
+        assert err == (
+            "run: runs/00000-digits; if stopped, resume with `diffit train --run runs/00000-digits`\n"
+            "without --run a job that SLURM requeues begins a new run; give --run FOLDER\n"
+        )
         experiment = load_weights("runs/00000-digits/weights.safetensors")[1].experiment
         assert (experiment.training.max_steps, experiment.training.batch_size, experiment.network.channel_mult) == (
             2,

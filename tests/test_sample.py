@@ -66,6 +66,8 @@ class TestImages:
             sample(weights, tmp_path / "out", [0], 7, guidance=1e308)
         with pytest.raises(DiffitError, match="NaN or infinite"):
             load(weights)([0], 7, guidance=1e308)
+        with pytest.raises(DiffitError, match="NaN or infinite"):
+            load(weights).decode(torch.full((1, 1, 8, 8), torch.nan))
 
     def test_index_and_settings_say_what_they_are(self, weights, tmp_path):
         sample(weights, tmp_path, [4, 2], ["3", "none"], guidance=1.5)

@@ -182,6 +182,12 @@ class TestTrain:
             train(tiny.override(precision="16-mixed"), tmp_path / "run", data, progress=False)
         assert not (tmp_path / "run").exists()
 
+    @pytest.mark.parametrize("fast", [True, False])
+    def test_says_that_bf16_is_slow_where_it_is(self, tiny, data, tmp_path, capsys, monkeypatch, fast):
+        monkeypatch.setattr("diffit_lib.training.fit.bf16_by_onednn", lambda: fast)
+        train(tiny.override(precision="bf16-mixed", max_steps=1), tmp_path / "run", data, progress=False)
+        assert ("bf16-mixed takes several times as long as 32-true" in capsys.readouterr().err) == (not fast)
+
     def test_takes_an_unconditional_network(self, tiny, data, tmp_path):
         weights = train(tiny.override(num_classes=0, max_steps=1), tmp_path, data, progress=False)
         assert load(weights)([0]).shape == (1, 8, 8, 1)

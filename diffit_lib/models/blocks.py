@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
+from diffit_lib.utils.tensors import bf16_by_onednn
+
 
 def sinusoid(values: Tensor, dim: int, *, endpoint: bool, cos_first: bool) -> Tensor:
     """Positional embedding of (B,) values -> (B, dim); frequencies fall from 1 to 1e-4 (included with `endpoint`)."""
@@ -75,7 +77,7 @@ def onednn_dtype(x: Tensor, weight: Tensor) -> torch.dtype | None:
     if x.device.type != "cpu" or not torch.backends.mkldnn.is_available() or rows == 0 or rows % 16:
         return None
     dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
-    known = dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    known = dtype == torch.float32 or (dtype == torch.bfloat16 and bf16_by_onednn())
     return dtype if known and (autocast or dtype == weight.dtype) else None
 
 

@@ -74,7 +74,7 @@ class Pipeline:
     def __call__(self, seeds: Sequence[int], labels: Labels = None, **options: Any) -> np.ndarray:
         """Images for these seeds, uint8 (N, H, W, C); the options are those of `batches`."""
         batches = self.batches(seeds, labels, **options)
-        return np.concatenate([to_pictures(finite(batch, options.get("guidance"))) for batch in batches])
+        return np.concatenate([to_pictures(batch) for batch in batches])
 
     def batches(
         self,
@@ -125,7 +125,7 @@ class Pipeline:
                 what = f"{size} images at once exceed the memory of {self.device}"
                 raise DiffitError(f"{what}; give batch_size={max(1, size // 2)}") from None
             with cpu_threads(self.threads):
-                images = self.space.decode(x)
+                images = finite(self.space.decode(x), settings.get("guidance"))
             yield batch.paste(images) if batch else images
 
     def stream(
@@ -208,7 +208,7 @@ class Pipeline:
 
     def decode(self, x: Tensor) -> np.ndarray:
         """A state without noise, (B, C, H, W), pixels or latents -> uint8 (B, H, W, C)."""
-        return to_pictures(self.space.decode(x))
+        return to_pictures(finite(self.space.decode(x)))
 
     def sampling(self, **settings: Any) -> SamplingConfig:
         """The weights' own sampling settings with these changed; None changes nothing."""
@@ -247,7 +247,7 @@ class Pipeline:
         return push(self, repository, **options)
 
 
-def finite(images: Tensor, guidance: float | None) -> Tensor:
+def finite(images: Tensor, guidance: float | None = None) -> Tensor:
     """The images; refuses NaN and infinity, which would become black pictures."""
     cause = "" if guidance is None else f" at guidance {guidance:g}"
     ok = bool(images.isfinite().all())

@@ -15,7 +15,7 @@ from numpy.lib import format as npy
 from PIL import Image
 from torch import Tensor
 
-from diffit_lib.sampling.pipeline import Pipeline, finite
+from diffit_lib.sampling.pipeline import Pipeline
 from diffit_lib.utils.distributed import barrier, rank_info, wait_for
 from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.files import csv_text, replacing, sweep, write_text
@@ -129,7 +129,6 @@ class SampleWriter:
         """The images of one batch, uint8 (B, H, W, 3), or (B, H, W) if they are grey."""
         seeds, labels = [image.seed for image in batch], self.labels(batch)
         (drawn,) = self.pipe.batches(seeds, labels, batch_size=self.batch_size, **self.settings)
-        drawn = finite(drawn, self.settings.get("guidance"))
         return PROTOCOLS[self.protocol](drawn).permute(0, 2, 3, 1).squeeze(-1).cpu().numpy()
 
     def labels(self, images: Sequence[Selection]) -> list[int | str] | None:

@@ -1,6 +1,7 @@
 """What every training run does around its training: start or resume, fit, report."""
 
 import logging
+import os
 import signal
 import warnings
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from diffit_lib.utils.distributed import from_rank_zero, local_world_size, rank_
 from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.files import WEIGHTS, sweep
 from diffit_lib.utils.logging import LOG, say
-from diffit_lib.utils.tensors import best_device, best_precision, cpu_threads, reuse_freed_memory
+from diffit_lib.utils.tensors import best_device, best_precision, bf16_by_onednn, cpu_threads, reuse_freed_memory
 
 # a resumed run may change these; sigma_min and sigma_max only matter in sampling
 FREE = {"images", "max_steps", "minutes", "report_minutes", "workers", "threads", "memory_gb", "checkpointing", "vgg"}
@@ -60,6 +61,8 @@ def start(
             folder = new_folder(name or experiment.name) if run is None else Path(run)
             if run is None:
                 say(f"run: {folder}; if stopped, resume with `diffit {verb(settled)} --run {folder}`")
+                if "SLURM_JOB_ID" in os.environ:
+                    say("without --run a job that SLURM requeues begins a new run; give --run FOLDER")
             if aside := set_aside(folder):
                 say(f"{folder} holds no checkpoint to resume from; the files of an earlier run are now in {aside}")
         write_options(settled, folder)
@@ -183,6 +186,8 @@ def check_device(training: TrainingConfig) -> str:
         training.logger != "wandb" or find_spec("wandb") is not None,
         "logger is 'wandb', which is not installed. Run `pip install wandb`, or give --logger tensorboard",
     )
+    if best_device().type == "cpu" and training.precision == "bf16-mixed" and not bf16_by_onednn():
+        say("this CPU has no fast bf16: bf16-mixed takes several times as long as 32-true")
     return best_precision(best_device(), training.precision)
 
 

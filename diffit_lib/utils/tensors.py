@@ -86,6 +86,11 @@ def best_precision(device: torch.device, asked: str = "auto") -> str:
     return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
 
 
+def bf16_by_onednn() -> bool:
+    """Whether oneDNN multiplies in bf16 on this CPU, which takes AVX-512 on x86."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The context that runs a network in `precision` ("32-true", "bf16-mixed" or "16-mixed")."""
     dtype = torch.float16 if precision == "16-mixed" else torch.bfloat16
