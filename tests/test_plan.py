@@ -23,7 +23,7 @@ from diffit_lib.notebook.form import (
     parse,
     plan,
     plan_latent,
-    pretrained,
+    weights_for,
 )
 from diffit_lib.utils.errors import DiffitError
 from diffit_lib.utils.files import PRETRAINED
@@ -196,9 +196,10 @@ class TestWeights:
     def test_given_ones_come_first_then_the_runs_own_then_ready_made_ones(self, tmp_path, monkeypatch):
         experiment, own = preset("digits"), tmp_path / "weights.safetensors"
         ours = PRETRAINED / "digits.safetensors"
-        assert pretrained("auto") == pretrained("digits") == choose_weights(experiment, Backup(tmp_path, None)) == ours
+        assert weights_for("auto") == weights_for("digits") == ours
+        assert choose_weights(experiment, Backup(tmp_path, None)) == ours
         latent, none = PRETRAINED / "latent-digits.safetensors", Backup(tmp_path, None)
-        assert pretrained("auto", latent=True) == choose_weights(preset("latent-digits"), none) == latent
+        assert weights_for("auto", latent=True) == choose_weights(preset("latent-digits"), none) == latent
         own.touch()
         assert choose_weights(experiment, Backup(tmp_path, None)) == own
         assert choose_weights(experiment, Backup(tmp_path, None), "digits") == ours

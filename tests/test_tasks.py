@@ -10,7 +10,7 @@ from PIL import Image
 from publish import publish
 from safetensors.torch import load_file
 
-from diffit_lib.cli.demo import demo, table
+from diffit_lib.cli.demo import demo, report_text
 from diffit_lib.cli.info import info
 from diffit_lib.config import presets
 from diffit_lib.config.presets import PRESETS
@@ -97,7 +97,7 @@ class TestDemo:
         assert {name: run[1][name] for name in same} == {name: run[2][name] for name in same}
 
     def test_table_shows_the_numbers_and_the_warnings(self, run):
-        text = table(run[1])
+        text = report_text(run[1])
         for name in ("class_accuracy", "classifier_test_accuracy", "frechet_ratio", "copy_ratio"):
             assert f"{run[1][name]:.3f}" in text
         assert f"{run[1]['parameters']:,} parameters, 320 images seen" in text

@@ -173,7 +173,7 @@ def in_hub_cache(repository: str, file: str) -> str | None:
     return path if isinstance(path, str) else None
 
 
-def cached(model: HubModel) -> Path:
+def local_path(model: HubModel) -> Path:
     """Where a file of published weights may be put."""
     folder = model.source if "/" in model.file else ""  # diffusers' files are all called alike
     return cache_folder() / "weights" / folder / model.file
@@ -181,7 +181,7 @@ def cached(model: HubModel) -> Path:
 
 def find_hub_file(model: HubModel) -> Path:
     """The local file of published weights; downloaded from the hub if it is not here."""
-    name, path = model.experiment.name, cached(model)
+    name, path = model.experiment.name, local_path(model)
     address = model.source if "://" in model.source else f"https://huggingface.co/{model.source}"
     remedy = f"get {model.file} from {address} and give it as file=, or put it at {path}"
     if path.is_file():
@@ -193,7 +193,8 @@ def find_hub_file(model: HubModel) -> Path:
 def is_here(name: str) -> bool:
     """Whether the file of one of `HUB_MODELS` is on this machine, so that nothing is downloaded."""
     model = HUB_MODELS[name]
-    return cached(model).is_file() or ("://" not in model.source and in_hub_cache(model.source, model.file) is not None)
+    from_hub = "://" not in model.source and in_hub_cache(model.source, model.file) is not None
+    return local_path(model).is_file() or from_hub
 
 
 @cache

@@ -19,9 +19,9 @@ def run_demo(run: str = "runs/demo") -> None:
     Args:
         run: Folder for weights, images and report.json.
     """
-    from diffit_lib.cli.demo import demo, table
+    from diffit_lib.cli.demo import demo, report_text
 
-    print(table(demo(run)))
+    print(report_text(demo(run)))
     print(f"  images: {run}/samples.png, {run}/denoising.png, {run}/loss.png; weights: {run}/weights.safetensors")
 
 

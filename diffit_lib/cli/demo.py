@@ -47,7 +47,7 @@ def demo(run: str | Path = "runs/demo") -> dict[str, Any]:
     return report
 
 
-def table(report: dict[str, Any]) -> str:
+def report_text(report: dict[str, Any]) -> str:
     """The report as lines for a terminal."""
     seconds = report["train_seconds"]
     rows = [

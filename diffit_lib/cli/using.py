@@ -145,7 +145,7 @@ def run_evaluate(
         save_statistics: npz file for the network's statistics of the data, as other evaluators read them.
     """
     from diffit_lib.evaluation.evaluate import combinations, evaluate_each
-    from diffit_lib.evaluation.provenance import read_results, record, table
+    from diffit_lib.evaluation.provenance import read_results, record, results_table
 
     if out is not None:  # refuse a file that cannot be appended to before drawing
         check(Path(out).suffix == ".json", f"out is {out!r}; give a JSON file, e.g. results.json")
@@ -166,7 +166,7 @@ def run_evaluate(
             record(out, what, combinations(settings), numbers)
     finally:
         if numbers:
-            print(table(combinations(settings), numbers))
+            print(results_table(combinations(settings), numbers))
 
 
 def run_reconstruct(vae: str, data: str | None = None, out: str = "reconstructions", images: int = 32) -> None:

@@ -69,7 +69,7 @@ def pack(
                     with zipfile.ZipFile(path) as piece:
                         for name in piece.namelist():
                             add(archive, name, piece.read(name))
-                add(archive, "dataset.json", json.dumps(table(folders, set(archive.namelist()))).encode())
+                add(archive, "dataset.json", json.dumps(label_table(folders, set(archive.namelist()))).encode())
             os.replace(beside / "whole.zip", out)
         shutil.rmtree(beside, ignore_errors=True)
     return out
@@ -148,7 +148,7 @@ def add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
     archive.writestr(info, content)
 
 
-def table(folders: dict[str, ImageList], packed: set[str]) -> dict[str, list | None]:
+def label_table(folders: dict[str, ImageList], packed: set[str]) -> dict[str, list | None]:
     """The content of `dataset.json`; a DiffitError where no image of a part, or of a class, could be read."""
     labels: list[list[str | int]] = []
     for folder, images in folders.items():

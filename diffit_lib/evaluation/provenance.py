@@ -95,7 +95,7 @@ def sweep_rows(each: Sequence[Setting], numbers: Sequence[Numbers]) -> tuple[lis
     ]
 
 
-def table(each: Sequence[Setting], numbers: Sequence[Numbers]) -> str:
+def results_table(each: Sequence[Setting], numbers: Sequence[Numbers]) -> str:
     """One measurement as JSON; several as rows for a terminal, then what they have in common."""
     if len(numbers) == 1:
         return json.dumps(numbers[0], indent=2)

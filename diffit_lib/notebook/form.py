@@ -178,7 +178,7 @@ def parse(overrides: str) -> dict[str, Any]:
     return changes
 
 
-def pretrained(dataset: str, latent: bool = False) -> Path | None:
+def weights_for(dataset: str, latent: bool = False) -> Path | None:
     """The weights that come with the library for a data set, which draw pixels or latents; None if there are none."""
     space = LATENT_SPACE if latent else IMAGE_SPACE
     wanted = space.experiment(space.data(dataset))
@@ -214,7 +214,7 @@ def choose_weights(experiment: ExperimentConfig, run: Backup, given: str = "") -
             raise DiffitError(f"PATH_WEIGHTS: {error}") from error
     if (own := run.run / WEIGHTS).is_file():
         return own
-    if ours := pretrained(experiment.data, latent=bool(experiment.vae)):
+    if ours := weights_for(experiment.data, latent=bool(experiment.vae)):
         return ours
     raise DiffitError(f"there are no weights for {experiment.data}; set IS_TRAIN, or PATH_WEIGHTS to a file of weights")
 

@@ -135,7 +135,7 @@ class TimeView:
 
     def _every_block(self) -> dict[str, Attention]:
         """The attention of all blocks, of a deep network of six."""
-        return {self.blocks[k]: self._attention(self.blocks[k]) for k in figures.spread(len(self.blocks), 6)}
+        return {self.blocks[k]: self._attention(self.blocks[k]) for k in figures.evenly(len(self.blocks), 6)}
 
     def _attention(self, block: str) -> Attention:
         """The attention of a block in all states of the sampler."""
@@ -152,8 +152,8 @@ class TimeView:
         top = float(looks.max())
         self.picture.value = png(figures.outline(frames[level], row, column, rows, columns))
         self.looks.value = png(figures.outline(figures.heat(looks[level], LARGE, top), row, column, rows, columns))
-        levels = [figures.heat(looks[k], SMALL_SIDE, top) for k in figures.spread(len(looks), 11)]
-        self.strip.value = png(figures.strip(levels))
+        levels = [figures.heat(looks[k], SMALL_SIDE, top) for k in figures.evenly(len(looks), 11)]
+        self.strip.value = png(figures.side_by_side(levels))
         self.titles[0].value = f"image at σ = {attention.sigmas[level]:.2g}"
         self.titles[1].value = "where the query looks"
         self.titles[2].value = "the sample"

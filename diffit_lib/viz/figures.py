@@ -42,7 +42,7 @@ def denoising_figure(
 ) -> Figure:
     """One image on its way from noise: the state above, what the denoiser takes it for below."""
     states = list(pipe.stream([seed], label, **settings))
-    states = [states[i] for i in spread(len(states), columns)]
+    states = [states[i] for i in evenly(len(states), columns)]
     noisy = np.concatenate([pipe.decode(state.x / max(1.0, state.sigma)) for state in states])
     guess = np.concatenate([pipe.decode(state.denoised) for state in states])
     return picture_rows({"noisy image": noisy, "clean guess": guess}, [f"σ = {state.sigma:.2g}" for state in states])
@@ -166,7 +166,7 @@ def inert_key_figure(attention: Attention, query: tuple[int, int], head: int = 0
     """One token's attention with and without the time token's part of the keys: the same, for softmax cancels it."""
     (rows, cols), (wh, ww) = query, attention.window
     place = rows // wh, cols // ww, head, rows % wh * ww + cols % ww
-    levels = spread(len(attention.sigmas), 3)
+    levels = evenly(len(attention.sigmas), 3)
     without = attention.without_key_time()
     figure = Figure(figsize=(9, 2.8), layout="constrained")
     for axes, step in zip(figure.subplots(1, len(levels), squeeze=False)[0], levels, strict=True):
@@ -236,12 +236,12 @@ def outline(picture: np.ndarray, row: int, column: int, rows: int, columns: int)
     return picture
 
 
-def spread(count: int, most: int) -> list[int]:
+def evenly(count: int, most: int) -> list[int]:
     """At most so many of `count` places, evenly spread, both ends among them."""
     return sorted({round(i * (count - 1) / max(most - 1, 1)) for i in range(most)})
 
 
-def strip(pictures: Sequence[np.ndarray], gap: int = 4) -> np.ndarray:
+def side_by_side(pictures: Sequence[np.ndarray], gap: int = 4) -> np.ndarray:
     """uint8 pictures (H, W, 3) of one size side by side on white."""
     height = pictures[0].shape[0]
     white = np.full((height, gap, 3), 255, np.uint8)

@@ -14,7 +14,7 @@ from diffit_lib.diffusion.samplers import State
 from diffit_lib.sampling.pipeline import Pipeline
 from diffit_lib.utils.errors import DiffitError
 from diffit_lib.utils.plots import png
-from diffit_lib.viz.figures import enlarge, gif, strip
+from diffit_lib.viz.figures import enlarge, gif, side_by_side
 
 SIDE, SMALL_SIDE = 256, 72  # pixels of a large and of a small picture
 WALK = 9  # pictures of a walk
@@ -210,8 +210,9 @@ class SamplerView:
         columns = [column.frames for column in self.shown if column.frames]
         if columns:  # the shorter one waits at its end
             steps = [[each[min(k, len(each) - 1)] for each in columns] for k in range(max(map(len, columns)))]
-            last = strip([guess for _, _, guess in steps[-1]])
-            data = png(last) if kind == "png" else gif([strip([p for f in step for p in f[1:]]) for step in steps])
+            last = side_by_side([guess for _, _, guess in steps[-1]])
+            frames = ([picture for column in step for picture in column[1:]] for step in steps)
+            data = png(last) if kind == "png" else gif([side_by_side(frame) for frame in frames])
             name = f"diffit_seed{'_'.join(str(column.knobs.seed.value) for column in self.shown)}.{kind}"
             link = base64.b64encode(data).decode()
             self.saved.value = f'<a download="{name}" href="data:image/{kind};base64,{link}">download {name}</a>'
@@ -246,7 +247,7 @@ class WalkView:
             self.pictures = self.pipe.interpolate(seeds, classes[0], WALK)
         else:
             self.pictures = self.pipe.interpolate(seeds[:1] * 2, classes, WALK)
-        self.strip.value = png(strip([enlarge(picture, SMALL_SIDE) for picture in self.pictures]))
+        self.strip.value = png(side_by_side([enlarge(picture, SMALL_SIDE) for picture in self.pictures]))
         self._show()
         yield
 
