@@ -7,7 +7,7 @@ import torch
 
 from diffit_lib.checkpoints.weights import build_denoiser
 from diffit_lib.config.presets import preset
-from diffit_lib.training.optimizer import Muon
+from diffit_lib.training.optimizer import MatrixMuon, Muon
 from diffit_lib.training.train import train
 
 IMAGE = preset("digits").override(width=8, channel_mult=(1, 2), time_dim=8, sigma_data=0.7)
@@ -47,6 +47,25 @@ def test_matrices_of_the_blocks_move_as_muon_says_and_the_rest_as_adam(experimen
         else:
             used = gradient.abs() > 1e-5
             torch.testing.assert_close(moved[used], -1e-3 * gradient[used].sign(), rtol=2e-2, atol=0)
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch before 2.9 has no Muon to compare with")
+@pytest.mark.parametrize("shape", [(24, 96), (96, 24), (32, 32)])
+def test_steps_are_those_of_torch_to_the_precision_of_bf16(shape):
+    ours = torch.randn(shape)
+    theirs = ours.clone()
+    one = MatrixMuon([ours], lr=1e-2)
+    other = torch.optim.Muon([theirs], lr=1e-2, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    for _ in range(4):
+        ours.grad = theirs.grad = torch.randn(shape)
+        before = ours.clone(), theirs.clone()
+        one.step()
+        other.step()
+        mine, its = ours - before[0], theirs - before[1]
+        assert (mine - its).norm() < 0.02 * its.norm()
+    resumed = MatrixMuon([ours.clone()], lr=1.0)
+    resumed.load_state_dict(other.state_dict())  # of a run from before this class
+    assert torch.equal(*(state.state_dict()["state"][0]["momentum_buffer"] for state in (resumed, other)))
 
 
 def test_goes_on_from_its_state_as_if_never_stopped():

@@ -33,8 +33,6 @@ from diffit_lib.utils.tensors import autocast, reuse_freed_memory, to_float
 
 TRICKS = {
     "beta2": 0.999,  # Adam's
-    "momentum": 0.95,  # Muon's
-    "ns": 5,  # Muon's Newton-Schulz steps
     "warm": 0.05,  # share of the run over which the learning rate rises
     "gain": 1e-5,  # of Xavier's bounds for the last layers of attention and MLP
     "class_std": 0.0,  # of the class embedding at the start; 0: as in the library
@@ -229,8 +227,6 @@ def make_optimizer(denoiser: nn.Module, training: Any, trick: dict[str, Any]) ->
         optimizer = Muon(denoiser, training.lr, training.muon, fused=True)
         for group in optimizer.parts[0].param_groups:
             group["betas"] = (0.9, trick["beta2"])
-        for group in optimizer.parts[1].param_groups:
-            group["momentum"], group["ns_steps"] = trick["momentum"], trick["ns"]
         return optimizer
     return torch.optim.Adam(denoiser.parameters(), lr=training.lr, betas=(0.9, trick["beta2"]), fused=True)
 

@@ -7,7 +7,7 @@ _NAMES = {
     "notebook.cells": "class_examples closing_card count_images legibility load_published measure_samples open_weights "
     "results_table sampling_settings show_figures tile_columns train_live untrained",
     "notebook.drive": "copies_folder",
-    "notebook.form": "choose_vae choose_weights open_run pretrained start start_latent",
+    "notebook.form": "choose_vae choose_weights open_run start start_latent weights_for",
     "diffusion.schedules": "karras",
     "evaluation.reconstruction": "comparison reconstructions",
     "models.blocks": "DiffiTBlock TMSA",
