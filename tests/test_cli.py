@@ -465,3 +465,14 @@ class TestStart:
         done = subprocess.run([sys.executable, "-m", "diffit_lib", "draw"], capture_output=True, text=True, check=False)
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr.startswith("diffit: argument VERB: invalid choice: 'draw'")
+
+
+def test_what_is_not_needed_to_draw_is_not_imported():
+    slow = ("torch._dynamo", "pytorch_lightning", "torchvision", "sklearn", "ipywidgets")
+    script = (
+        "import sys\nfrom diffit_lib.cli.main import main\n"
+        "main(['info', 'no-such-name']), main(['sample', 'digits', '--seeds=0-1', '--steps=2'])\n"
+        f"print([name for name in {slow} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -8,7 +8,8 @@ import pytest
 import torch
 from image_files import noise, png, refused
 
-from diffit_lib.cli.info import are_images, describe_data
+from diffit_lib.cli.estimate import describe_data
+from diffit_lib.cli.info import are_images
 from diffit_lib.data.datasets import load_data
 from diffit_lib.data.sources import list_images
 

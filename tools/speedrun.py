@@ -29,7 +29,7 @@ from diffit_lib.evaluation.evaluator import make_evaluator
 from diffit_lib.models.cost import parameters
 from diffit_lib.sampling.pipeline import Pipeline
 from diffit_lib.training.optimizer import Muon
-from diffit_lib.utils.tensors import autocast, reuse_freed_memory, to_float
+from diffit_lib.utils.tensors import autocast, best_precision, reuse_freed_memory, to_float
 
 TRICKS = {
     "beta2": 0.999,  # Adam's
@@ -163,7 +163,7 @@ def train(experiment: Any, trick: dict[str, Any], images: Images, seconds: float
         if trick["immiscible"]:
             noise = assigned(clean, noise)
         sigma = denoiser.draw_sigma(batch.uniform)
-        with autocast(CPU, training.precision):
+        with autocast(CPU, best_precision(CPU, training.precision)):
             loss = denoising_loss(denoiser, clean, sigma, noise, batch.labels)
         if gamma := trick["soft_min_snr"]:
             loss = loss / denoiser.weight(sigma) / (sigma**2 + 1 / gamma)

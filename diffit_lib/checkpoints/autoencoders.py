@@ -13,6 +13,7 @@ from diffit_lib.config.presets import STABLE_DIFFUSION
 from diffit_lib.models.latent_space import PIXEL_SPACE, LatentSpace, Space
 from diffit_lib.models.vae import KLAutoencoder
 from diffit_lib.utils.errors import check
+from diffit_lib.utils.tensors import on_meta
 
 SD_SCALE = 0.18215  # Stable Diffusion's latents are multiplied by it
 SD_FILE = "diffusion_pytorch_model.safetensors"
@@ -42,7 +43,7 @@ class VAECard(Card):
 
 def build_latent_space(card: VAECard, tensors: dict[str, Tensor], source: str | Path) -> LatentSpace:
     """The latent space of these tensors, on the CPU; errors name `source`."""
-    with torch.device("meta"):
+    with on_meta():
         network = KLAutoencoder(card.experiment.network)
     load_tensors(network, tensors, source)
     network = network.to(memory_format=torch.channels_last)

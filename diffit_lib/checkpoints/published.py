@@ -23,6 +23,7 @@ from diffit_lib.models import build_network
 from diffit_lib.models.blocks import sinusoid
 from diffit_lib.models.transformer import FREQUENCIES, positions
 from diffit_lib.utils.errors import DiffitError, check
+from diffit_lib.utils.tensors import on_meta
 
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"  # in diffusers' folder
 Tensors = dict[str, Tensor]
@@ -273,7 +274,7 @@ def dit_or_sit(tensors: Tensors, network: TransformerConfig, path: Path) -> str:
     DiT at its noisiest level, t = 999, answers with the noise, which is what it sees. SiT at its own, t = 0, answers
     with the image minus the noise, which is about the opposite of what it sees.
     """
-    with torch.device("meta"):
+    with on_meta():
         module = build_network(network)
     load_tensors(module, tensors, path)
     x = torch.randn(1, *network.shape, generator=torch.Generator().manual_seed(0))

@@ -4,7 +4,7 @@ Averaged tensors are under "ema.", raw ones, if they were kept, under "raw.", an
 """
 
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from operator import index
@@ -36,6 +36,7 @@ from diffit_lib.models import build_network
 from diffit_lib.models.latent_space import PIXEL_SPACE, LatentSpace, LazyLatentSpace, Space
 from diffit_lib.models.lora import merged
 from diffit_lib.utils.errors import DiffitError, check
+from diffit_lib.utils.tensors import on_meta
 
 SIDE = "diffit.safetensors"  # beside diffusers' tensors: our card, and what their layout cannot hold as it is
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -129,9 +130,9 @@ def image_shape(experiment: BaseExperimentConfig, vae: VAECard | None) -> tuple[
     return network.in_channels, height * network.factor, width * network.factor
 
 
-def build_denoiser(experiment: ExperimentConfig, device: str = "cpu") -> Preconditioned:
+def build_denoiser(experiment: ExperimentConfig, *, meta: bool = False) -> Preconditioned:
     """A fresh denoiser; on the "meta" device its network takes no memory and draws no random numbers."""
-    with torch.device(device):
+    with on_meta() if meta else nullcontext():
         network = build_network(experiment.network)
     network.checkpointing = experiment.training.checkpointing
     return DENOISERS[experiment.denoiser.kind](network, experiment.denoiser)
@@ -172,7 +173,7 @@ def load_weights(
     elif not format_of(path).startswith("diffit"):  # of whatever version and kind
         given = known and name == str(path_or_name) and not Path(name).is_file()
         model, tensors = open_published(path, name if given else "")
-        denoiser = build_denoiser(model.experiment, "meta")
+        denoiser = build_denoiser(model.experiment, meta=True)
         load_tensors(denoiser.network, tensors, path)
         return denoiser, published_card(model)
     else:
@@ -182,7 +183,7 @@ def load_weights(
     check(bool(tensors), f"{path} holds no {prefix[:-1]} tensors; load it with ema={not ema}")
     check_size(card, tensors, path)
     try:
-        denoiser = build_denoiser(card.experiment, "meta")
+        denoiser = build_denoiser(card.experiment, meta=True)
     except (ArithmeticError, MemoryError, RuntimeError, TypeError, ValueError) as error:
         raise DiffitError(f"{path} has a card whose network cannot be built; it fits another model") from error
     load_tensors(denoiser, tensors, path)

@@ -50,7 +50,7 @@ def run_info(name: str | None = None) -> None:
     Args:
         name: Preset, weights file, run folder, pretrained weights, or images: a folder, a zip, the name of a data set.
     """
-    from diffit_lib.cli.info import are_images, describe_data, info, list_all
+    from diffit_lib.cli.info import are_images, info, list_all
 
     if name is None:
         print(list_all({verb: options.summary(function) for verb, function in VERBS.items()}))
@@ -58,6 +58,8 @@ def run_info(name: str | None = None) -> None:
     if not are_images(name):
         print(info(name))
     if are_images(name) or name == "digits":  # a preset and a data set that needs no download
+        from diffit_lib.cli.estimate import describe_data
+
         print(describe_data(name))
 
 

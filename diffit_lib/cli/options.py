@@ -42,7 +42,7 @@ def previewed(experiment: Any, dry_run: bool, print_config: bool) -> bool:
     if print_config:
         print(experiment.to_yaml(), end="")
     elif dry_run:
-        from diffit_lib.cli.info import dry_run as describe_cost
+        from diffit_lib.cli.estimate import dry_run as describe_cost
 
         print(describe_cost(experiment))
     return print_config or dry_run
@@ -50,7 +50,8 @@ def previewed(experiment: Any, dry_run: bool, print_config: bool) -> bool:
 
 def preview_images(dry_run: bool, data: str, **others: Any) -> None:
     """Print what training on images without a preset takes, or its options."""
-    from diffit_lib.cli.info import choose_experiment, describe_data
+    from diffit_lib.cli.estimate import describe_data
+    from diffit_lib.reports.auto import choose_experiment
 
     choice = choose_experiment(data, download=False, **others)
     print(describe_data(data, choice) if dry_run else choice.experiment.to_yaml().strip())

@@ -15,6 +15,7 @@ from diffit_lib.checkpoints.safetensors_io import load_tensors, unpickle
 from diffit_lib.evaluation.features import chunks
 from diffit_lib.utils.errors import DiffitError, check
 from diffit_lib.utils.files import published_file, sha256
+from diffit_lib.utils.tensors import on_meta
 
 DINOV2 = {"dinov2": ("vitl14", 1024, 24), "dinov2-b": ("vitb14", 768, 12)}  # published name, width, depth
 CLIP = "clip-vit-l-14-336px"  # as torch-fidelity calls it
@@ -92,7 +93,7 @@ def dinov2_network(tensors: dict[str, Tensor], source: str | Path) -> VisionTran
             gamma = tensors[f"blocks.{block}.{scale}.gamma"]
             ours[f"blocks.{block}.{layer}.weight"] = tensors[f"blocks.{block}.{layer}.weight"] * gamma[:, None]
             ours[f"blocks.{block}.{layer}.bias"] = tensors[f"blocks.{block}.{layer}.bias"] * gamma
-    with torch.device("meta"):
+    with on_meta():
         network = VisionTransformer(SIDE, patch, depth, width // 64, width, 4 * width)
     network.heads = nn.Identity()
     load_tensors(network, {_ours(name): tensor for name, tensor in ours.items()}, source)

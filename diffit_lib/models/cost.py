@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from diffit_lib.config.models import ImageNetworkConfig, TransformerConfig
 from diffit_lib.models import build_network
 from diffit_lib.models.blocks import linear_pointwise
-from diffit_lib.utils.tensors import autocast
+from diffit_lib.utils.tensors import autocast, on_meta
 
 
 class MACCounter(TorchFunctionMode):
@@ -73,7 +73,7 @@ def measure(
         kept[storage._cdata] = tensor, storage.nbytes()
         return tensor
 
-    with torch.device("meta"):
+    with on_meta():
         networks = build()
     with FakeTensorMode(allow_non_fake_inputs=True):
         for network in networks:

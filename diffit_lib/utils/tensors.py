@@ -10,9 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Condition
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -93,8 +95,22 @@ def bf16_by_onednn() -> bool:
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The context that runs a network in `precision` ("32-true", "bf16-mixed" or "16-mixed")."""
-    dtype = torch.float16 if precision == "16-mixed" else torch.bfloat16
-    return torch.autocast(device.type, dtype=dtype, enabled=precision != "32-true")
+    dtype = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}[precision]
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves out `nn.init.normal_`, which on the "meta" device imports torch's compiler: two seconds, for nothing."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return kwargs["tensor"] if func is nn.init.normal_ else func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def on_meta() -> Iterator[None]:
+    """Modules built in this context have shapes, but take no memory and draw no random numbers."""
+    with torch.device("meta"), _Unfilled():
+        yield
 
 
 @contextmanager

@@ -78,7 +78,7 @@ def odd_names(folder, name):
 
 def told(folder):
     """Load, and print what `info` would."""
-    from diffit_lib.cli.info import describe_images
+    from diffit_lib.cli.estimate import describe_images
     from diffit_lib.data.datasets import load_data
     from diffit_lib.data.preprocess import look
     from diffit_lib.data.sources import list_images

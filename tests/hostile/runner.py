@@ -145,7 +145,7 @@ def listing(root):
 @contextmanager
 def prepared():
     """A folder for `judge`, with planted programs on PATH and modules imported."""
-    for module in ("diffit_lib.cli.info", "diffit_lib.evaluation.image_files", "matplotlib.font_manager"):
+    for module in ("diffit_lib.cli.estimate", "diffit_lib.evaluation.image_files", "matplotlib.font_manager"):
         import_module(module)  # warms the process; the last writes a cache where HOME is
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
