@@ -100,10 +100,13 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 class _Unfilled(TorchFunctionMode):
-    """Leaves out `nn.init.normal_`, which on the "meta" device imports torch's compiler: two seconds, for nothing."""
+    """Leaves out what on the "meta" device imports torch's compiler, two seconds for nothing."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return kwargs["tensor"] if func is nn.init.normal_ else func(*args, **(kwargs or {}))
+        given = kwargs or {}
+        if func in (nn.init.normal_, Tensor.erfinv_, Tensor.clamp_):  # the last two are nn.init.trunc_normal_'s
+            return given["tensor"] if "tensor" in given else args[0]
+        return func(*args, **given)
 
 
 @contextmanager
