@@ -68,13 +68,16 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.conv2d(images, weight[:, :, None, None], bias).permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
 
 
+AVX2 = torch.backends.cpu.get_cpu_capability() == "AVX2"  # without AVX-512 MKL's products are the faster ones
+
+
 def onednn_dtype(x: Tensor, weight: Tensor) -> torch.dtype | None:
     """The dtype in which this CPU's oneDNN multiplies x (..., C) by a weight, autocast or not; None if it does not.
 
     PyTorch gives MKL a 1x1 convolution of fewer than 16 images, so x must have a multiple of 16 rows.
     """
     rows, autocast = x.numel() // x.shape[-1], torch.is_autocast_enabled("cpu") and x.dtype != torch.float64
-    if x.device.type != "cpu" or not torch.backends.mkldnn.is_available() or rows == 0 or rows % 16:
+    if x.device.type != "cpu" or AVX2 or not torch.backends.mkldnn.is_available() or rows == 0 or rows % 16:
         return None
     dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
     known = dtype == torch.float32 or (dtype == torch.bfloat16 and bf16_by_onednn())
@@ -84,8 +87,8 @@ def onednn_dtype(x: Tensor, weight: Tensor) -> torch.dtype | None:
 class Linear(nn.Linear):
     """nn.Linear for tokens, computed as a convolution by a CPU's oneDNN where it can.
 
-    In float32 that beats MKL's product on AMD and equals it on Intel; in bf16, measured on AMD only, it saves the copy
-    of the bias that F.linear makes first.
+    With AVX-512 that beats MKL's product in float32 on AMD and equals it on Intel; in bf16, measured on AMD only, it
+    saves the copy of the bias that F.linear makes first.
     """
 
     def forward(self, x: Tensor) -> Tensor:
