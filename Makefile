@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: help install demo announce test test-all attack lint docs figures colab bench gpu speedrun
 
 help:
-	@echo "make demo      train DiffiT on real digits, about a minute on a CPU, into runs/demo/"
+	@echo "make demo      train DiffiT on real digits, one or two minutes on a CPU, into runs/demo/"
 	@echo "make test      lint, types and all quick tests, about 10 minutes on two cores"
 	@echo "make test-all  the slow tests too"
 	@echo "make attack    open about two thousand hostile files and check that none does harm"

@@ -29,6 +29,8 @@ def read(path, drive, *, whole=False, **settings):
     Unless it is wanted `whole`, cells that only show how DiffiT works keep their imports alone.
     """
     notebook = nbformat.read(path, 4)
+    if Path(path).name.startswith("DiffiT_Image"):
+        assert all(any(text in cell.source for cell in notebook.cells) for text in TEACHING)
     for cell in notebook.cells if not whole else ():
         if any(text in cell.source for text in TEACHING):
             cell.source = "\n".join(line for line in cell.source.splitlines() if line.startswith("from "))

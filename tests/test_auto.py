@@ -10,7 +10,6 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from diffit_lib.checkpoints.autoencoders import stable_diffusion_card
-from diffit_lib.cli import info as describe_data
 from diffit_lib.cli.main import main
 from diffit_lib.config.experiment import ExperimentConfig
 from diffit_lib.config.presets import preset, vae_preset
@@ -33,7 +32,7 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setenv("DIFFIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(photos, "best_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(cost, "ENOUGH", 0.0)
-    monkeypatch.setattr(describe_data, "SECONDS", 0.5)
+    monkeypatch.setattr("diffit_lib.cli.estimate.SECONDS", 0.5)
     monkeypatch.setattr(diagnosis, "MOST", 32)
     monkeypatch.setattr("diffit_lib.evaluation.features.TRAINING_IMAGES", 64)
     monkeypatch.setattr("diffit_lib.training.train.GRID", 4)

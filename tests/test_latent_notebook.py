@@ -27,7 +27,7 @@ class TestAllOn:
     def ran(cls, tmp_path_factory, cache):
         """The notebook as it ran, and its folder."""
         base = tmp_path_factory.mktemp("latent")
-        notebook = read(LATENT, base / "drive", whole=True, **SETTINGS)
+        notebook = read(LATENT, base / "drive", **SETTINGS)
         return client(notebook, base / "first", cache, colab="granted").execute(), base
 
     def test_shows_pictures_numbers_and_one_card(self, ran):

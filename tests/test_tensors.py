@@ -101,3 +101,8 @@ class TestPrecision:
     def test_autocast_runs_linear_layers_in_the_precision_asked_for(self, precision, dtype):
         with autocast(torch.device("cpu"), precision):
             assert torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype == getattr(torch, dtype)
+
+
+def test_autocast_takes_no_precision_that_is_still_to_be_chosen():
+    with pytest.raises(KeyError, match="auto"):
+        autocast(torch.device("cpu"), "auto")

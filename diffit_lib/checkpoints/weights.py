@@ -131,7 +131,7 @@ def image_shape(experiment: BaseExperimentConfig, vae: VAECard | None) -> tuple[
 
 
 def build_denoiser(experiment: ExperimentConfig, *, meta: bool = False) -> Preconditioned:
-    """A fresh denoiser; on the "meta" device its network takes no memory and draws no random numbers."""
+    """A fresh denoiser; with `meta` its network takes no memory and draws no random numbers."""
     with on_meta() if meta else nullcontext():
         network = build_network(experiment.network)
     network.checkpointing = experiment.training.checkpointing

@@ -14,7 +14,7 @@ from diffit_lib.config.presets import PRESETS, VAE_PRESETS
 
 
 def run_demo(run: str = "runs/demo") -> None:
-    """Train DiffiT on real handwritten digits, about a minute on a CPU, and show and measure its samples.
+    """Train DiffiT on real handwritten digits, one or two minutes on a CPU, and show and measure its samples.
 
     Args:
         run: Folder for weights, images and report.json.

@@ -1,4 +1,4 @@
-"""`info`: what a preset, a weights file or a data set is, what there is, and what a training would take."""
+"""`info`: what a preset or a weights file is, and what there is."""
 
 import re
 from functools import partial

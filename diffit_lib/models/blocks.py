@@ -68,7 +68,7 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.conv2d(images, weight[:, :, None, None], bias).permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
 
 
-AVX2 = torch.backends.cpu.get_cpu_capability() == "AVX2"  # without AVX-512 MKL's products are the faster ones
+AVX2 = torch.backends.cpu.get_cpu_capability() == "AVX2"  # without AVX-512, MKL's product was faster on an EPYC
 
 
 def onednn_dtype(x: Tensor, weight: Tensor) -> torch.dtype | None:
@@ -85,7 +85,7 @@ def onednn_dtype(x: Tensor, weight: Tensor) -> torch.dtype | None:
 
 
 class Linear(nn.Linear):
-    """nn.Linear for tokens, computed as a convolution by a CPU's oneDNN where it can.
+    """nn.Linear for tokens, computed as a convolution by oneDNN on CPUs where that is faster.
 
     With AVX-512 that beats MKL's product in float32 on AMD and equals it on Intel; in bf16, measured on AMD only, it
     saves the copy of the bias that F.linear makes first.

@@ -65,14 +65,19 @@ class MatrixMuon(torch.optim.Optimizer):
         (group,) = self.param_groups
         for matrix in group["params"]:
             if matrix.grad is not None:
-                average = self.state[matrix].setdefault("momentum_buffer", torch.zeros_like(matrix.grad))
-                average.lerp_(matrix.grad, 1 - MOMENTUM)
+                state = self.state[matrix]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(matrix.grad)
+                average = state["momentum_buffer"].lerp_(matrix.grad, 1 - MOMENTUM)
                 update = orthogonal(matrix.grad.lerp(average, MOMENTUM))
                 matrix.add_(update, alpha=-0.2 * group["lr"] * max(matrix.shape) ** 0.5)
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """(A, B) with all singular values between 0.7 and 1.2: five of Jordan's quintic Newton-Schulz iterations."""
+    """(A, B) with its singular values brought to between 0.7 and 1.2, but for those below 0.003 of its norm.
+
+    These are five of Jordan's quintic Newton-Schulz iterations.
+    """
     x = matrix.to(torch.bfloat16 if matrix.is_cuda else torch.float32)
     x = (x if len(x) <= x.shape[1] else x.T) / x.norm().clamp(min=1e-7)
     for _ in range(5):

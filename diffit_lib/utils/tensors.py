@@ -95,18 +95,17 @@ def bf16_by_onednn() -> bool:
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The context that runs a network in `precision` ("32-true", "bf16-mixed" or "16-mixed")."""
-    dtype = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}[precision]
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+    dtype = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}[precision]
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
 class _Unfilled(TorchFunctionMode):
     """Leaves out what on the "meta" device imports torch's compiler, two seconds for nothing."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = kwargs or {}
-        if func in (nn.init.normal_, Tensor.erfinv_, Tensor.clamp_):  # the last two are nn.init.trunc_normal_'s
-            return given["tensor"] if "tensor" in given else args[0]
-        return func(*args, **given)
+        fillers = (nn.init.normal_, Tensor.erfinv_, Tensor.clamp_)  # the last two: nn.init.trunc_normal_ of torch 2.8
+        filled: Any = args[0] if args else (kwargs or {}).get("tensor")
+        return filled if func in fillers and filled.is_meta else func(*args, **(kwargs or {}))
 
 
 @contextmanager
