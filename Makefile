@@ -6,7 +6,7 @@ BIN := .venv/bin
 
 help:
 	@echo "make demo      train DiffiT on real digits, one or two minutes on a CPU, into runs/demo/"
-	@echo "make test      lint, types and all quick tests, about 10 minutes on two cores"
+	@echo "make test      lint, types and all quick tests, 10-16 minutes on two cores"
 	@echo "make test-all  the slow tests too"
 	@echo "make attack    open about two thousand hostile files and check that none does harm"
 	@echo "make docs      build the documentation site into build/site/"
@@ -36,7 +36,7 @@ test: announce lint
 	@$(BIN)/python -m pytest -n auto --dist worksteal -m 'not slow'
 
 announce:
-	@echo "make test: about 10 minutes on two cores, and the time to install before the first one"
+	@echo "make test: 10-16 minutes on two cores, and the time to install before the first one"
 
 test-all: lint
 	@$(BIN)/python -m pytest -n auto --dist worksteal
