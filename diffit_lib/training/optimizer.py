@@ -53,7 +53,7 @@ class MatrixMuon(torch.optim.Optimizer):
     """Muon's step for matrices: each update is the gradient's Nesterov momentum, made orthogonal.
 
     It is scaled to the root mean square of Adam's updates (Liu et al. 2025). torch.optim.Muon does the same in bf16,
-    which a CPU without AVX-512 emulates: it took 13 times as long there.
+    which a CPU without AVX-512 emulates; that took longer there than forward and backward together.
     """
 
     def __init__(self, matrices: Iterable[Tensor], lr: float):
