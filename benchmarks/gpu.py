@@ -22,8 +22,8 @@ from diffit_lib.diffusion.guidance import Guided
 from diffit_lib.diffusion.loss import denoising_loss
 from diffit_lib.diffusion.samplers import SAMPLERS
 from diffit_lib.models import build_network
-from diffit_lib.models.blocks import attention
 from diffit_lib.models.cost import denoiser_cost
+from diffit_lib.models.layers import attention
 from diffit_lib.training.train import train
 from diffit_lib.utils.tensors import SeededNoise, autocast, best_device, best_precision, device_name, state_dtype
 

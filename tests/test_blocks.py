@@ -12,10 +12,10 @@ from diffit_lib.models.blocks import (
     DiffiTBlock,
     DiffiTResBlock,
     TimeToken,
-    group_norm,
     relative_position_index,
     sinusoid,
 )
+from diffit_lib.models.layers import group_norm
 
 WINDOW, CHANNELS, HEADS, TIME = (2, 4), 6, 3, 5
 

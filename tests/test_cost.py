@@ -1,9 +1,11 @@
 """The cost of networks, against torch's own counter."""
 
 from dataclasses import replace
+from unittest.mock import patch
 
 import pytest
 import torch
+from test_fast_paths import plain_upsample_conv
 from test_image_network import SMALL as IMAGE
 from test_transformer import SMALL as LATENT
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -18,9 +20,10 @@ from diffit_lib.models.vae import KLAutoencoder
 def torch_count(forward):
     """Multiply-accumulates by torch's counter, with attention in the one kernel that every version of it sees.
 
-    With gradients, because it does not know oneDNN's linear layers.
+    With gradients, because it does not know oneDNN's linear layers; with the plain `Upsample`.
     """
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    plain = patch("diffit_lib.models.layers.upsample_conv", plain_upsample_conv)
+    with plain, sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         forward()
     return counter.get_total_flops() / 2
 

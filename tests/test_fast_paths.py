@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from diffit_lib.models.blocks import Linear, attention, dropout, linear_gelu, pointwise
+from diffit_lib.models.layers import Linear, Upsample, attention, dropout, gelu, linear_gelu, pointwise, upsample_conv
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 PRECISIONS = pytest.mark.parametrize("dtype", TOLERANCE)
@@ -13,7 +13,12 @@ PRECISIONS = pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.fixture(autouse=True)
 def fast(monkeypatch):
     """The fast paths are taken on every CPU that can, also where they are not the faster ones."""
-    monkeypatch.setattr("diffit_lib.models.blocks.AVX2", False)
+    monkeypatch.setattr("diffit_lib.models.layers.AVX2", False)
+
+
+def plain_upsample_conv(x, weight, bias):
+    """What `upsample_conv` stands for."""
+    return F.conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), weight, bias, padding=1)
 
 
 def assert_same_with_gradients(ours, plain, *inputs):
@@ -43,6 +48,13 @@ def test_linear_takes_every_shape_and_strides(shape):
     layer = Linear(8, 6)
     for x in (torch.randn(shape), torch.randn(shape[::-1]).permute(*reversed(range(len(shape))))):
         torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias), rtol=0, atol=1e-6)
+
+
+@PRECISIONS
+def test_gelu_is_that_of_torch_at_every_size_of_its_input(dtype):
+    x = torch.cat([torch.linspace(-8, 8, 1001), torch.tensor([-1e12, -100.0, 0.0, 100.0, 1e12])]).to(dtype)
+    assert_same_with_gradients(gelu, lambda x: F.gelu(x, approximate="tanh"), x[:-4])
+    torch.testing.assert_close(gelu(x), F.gelu(x, approximate="tanh"), rtol=1e-6, atol=1e-6)
 
 
 @PRECISIONS
@@ -103,6 +115,26 @@ def test_attention_in_bf16_is_as_exact_as_bf16():
         found = attention(q, k, v, bias)
     assert found.dtype == torch.bfloat16
     assert (found - expected).abs().mean() < 2**-8  # the step from 1 to the next bf16 number is 2^-7
+
+
+@PRECISIONS
+@pytest.mark.parametrize("biased", [True, False])
+def test_transposed_convolution_is_upsampling_and_a_convolution(dtype, biased):
+    torch.manual_seed(0)
+    sizes = (2, 5, 3, 4), (7, 5, 3, 3), (7,) if biased else None
+    tensors = (None if size is None else torch.randn(size, dtype=dtype) for size in sizes)
+    assert_same_with_gradients(upsample_conv, plain_upsample_conv, *tensors)
+
+
+def test_upsampling_keeps_the_order_in_memory_and_is_as_exact_as_bf16():
+    torch.manual_seed(0)
+    layer, x = Upsample(8), torch.randn(2, 8, 4, 4).to(memory_format=torch.channels_last)
+    exact = plain_upsample_conv(x, layer.conv.weight, layer.conv.bias)
+    assert layer(x).is_contiguous(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = layer(x)
+    assert found.dtype == torch.bfloat16
+    assert (found - exact).abs().max() < 2**-7 * exact.abs().max()
 
 
 @pytest.mark.parametrize("p", [0.13, 0.5])

@@ -6,15 +6,13 @@ of a window. Tokens are (B, H, W, C). Images are (B, C, H, W) in channels-last m
 
 import math
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
-from diffit_lib.utils.tensors import bf16_by_onednn
+from diffit_lib.models.layers import Linear, attention, dropout, group_norm, linear_gelu
 
 
 def sinusoid(values: Tensor, dim: int, *, endpoint: bool, cos_first: bool) -> Tensor:
@@ -60,77 +58,6 @@ class TimeToken(nn.Module):
                     class_label = torch.full_like(noise_label, self.num_classes, dtype=torch.int64)
                 token = token + self.classes(class_label)
             return token
-
-
-def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """F.linear as a 1x1 convolution of 16 images that copies nothing: x (..., C) with a multiple of 16 rows."""
-    images = x.reshape(16, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)  # (16, C, 1, rows / 16), channels last
-    return F.conv2d(images, weight[:, :, None, None], bias).permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
-
-
-AVX2 = torch.backends.cpu.get_cpu_capability() == "AVX2"  # without AVX-512, MKL's product was faster on an EPYC
-
-
-def onednn_dtype(x: Tensor, weight: Tensor) -> torch.dtype | None:
-    """The dtype in which this CPU's oneDNN multiplies x (..., C) by a weight, autocast or not; None if it does not.
-
-    PyTorch gives MKL a 1x1 convolution of fewer than 16 images, so x must have a multiple of 16 rows.
-    """
-    rows, autocast = x.numel() // x.shape[-1], torch.is_autocast_enabled("cpu") and x.dtype != torch.float64
-    if x.device.type != "cpu" or AVX2 or not torch.backends.mkldnn.is_available() or rows == 0 or rows % 16:
-        return None
-    dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
-    known = dtype == torch.float32 or (dtype == torch.bfloat16 and bf16_by_onednn())
-    return dtype if known and (autocast or dtype == weight.dtype) else None
-
-
-class Linear(nn.Linear):
-    """nn.Linear for tokens, computed as a convolution by oneDNN on CPUs where that is faster.
-
-    With AVX-512 that beats MKL's product in float32 on AMD and equals it on Intel; in bf16, measured on AMD only, it
-    saves the copy of the bias that F.linear makes first.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., C) -> (..., C')."""
-        return (pointwise if onednn_dtype(x, self.weight) else F.linear)(x, self.weight, self.bias)
-
-
-linear_pointwise: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)  # missing where torch has no oneDNN
-
-
-def linear_gelu(layer: Linear, x: Tensor) -> Tensor:
-    """GELU (tanh form) of layer(x). On a CPU oneDNN does both in one pass if no gradients are wanted."""
-    dtype = None if torch.is_grad_enabled() else onednn_dtype(x, layer.weight)
-    if dtype is None:
-        return F.gelu(layer(x), approximate="tanh")
-    return linear_pointwise(*(tensor.to(dtype) for tensor in (x, layer.weight, layer.bias)), "gelu", [], "tanh")
-
-
-def dropout(x: Tensor, p: float) -> Tensor:
-    """F.dropout in training; on a CPU one 64-bit random number serves four elements, and p is rounded to 2^-16."""
-    if x.device.type != "cpu" or p == 0:
-        return F.dropout(x, p)
-    numbers = torch.empty(x.numel() // 4 + 1, dtype=torch.int64).random_(-(2**63), None)
-    kept = numbers.view(torch.int16)[: x.numel()].view(x.shape) >= round(p * 2**16) - 2**15
-    return x * (kept * torch.tensor(1 / (1 - p), dtype=x.dtype))
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(d) + bias) v (equation 6) for q, k, v (B, h, N, d) and bias (h, N, N).
-
-    On a CPU two plain products beat the fused kernel, but for float32 without gradients on many tokens. The kernel gets
-    the bias in q's dtype, because CUDA mishandles a float32 mask for bf16 queries; on CUDA only those kernels may run
-    that accept a mask.
-    """
-    kept = torch.is_grad_enabled() and q.requires_grad
-    if q.device.type == "cpu" and (kept or q.dtype != torch.float32 or q.shape[2] <= 64):
-        with torch.autocast("cpu", enabled=False):  # which would copy to float32 and back; softmax sums in float32
-            logits = torch.matmul(q * q.shape[-1] ** -0.5, k.mT)
-            return torch.matmul((logits if bias is None else logits + bias.to(q.dtype)).softmax(-1), v)
-    mask = None if bias is None else bias.to(q.dtype)[None]
-    with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
 def relative_position_index(window: tuple[int, int]) -> Tensor:
@@ -229,31 +156,6 @@ class DiffiTBlock(nn.Module):
         """(B, H, W, C), (B, T) -> (B, H, W, C)."""
         x = x + self.attn(self.norm1(x), time)
         return x + self.mlp(self.norm2(x))
-
-
-class Upsample(nn.Module):
-    """Nearest-neighbour upsampling by 2, then a 3x3 convolution."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, 2H, 2W)."""
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-
-
-class GroupNorm(nn.GroupNorm):
-    """Computes in its own precision under autocast too: on a CPU a bf16 step is 7 to 16 % faster for it."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> the same shape."""
-        return super().forward(x.to(self.weight.dtype))
-
-
-def group_norm(channels: int) -> GroupNorm:
-    """EDM's group normalisation: up to 32 groups of at least 4 channels."""
-    return GroupNorm(math.gcd(channels, min(32, channels // 4)), channels, eps=1e-6)
 
 
 class DiffiTResBlock(nn.Module):

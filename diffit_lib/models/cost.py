@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from diffit_lib.config.models import ImageNetworkConfig, TransformerConfig
 from diffit_lib.models import build_network
-from diffit_lib.models.blocks import linear_pointwise
+from diffit_lib.models.layers import linear_pointwise
 from diffit_lib.utils.tensors import autocast, on_meta
 
 
@@ -20,7 +20,7 @@ class MACCounter(TorchFunctionMode):
     """Counts the multiply-accumulates of linear layers, convolutions and attention while it is active.
 
     As in the papers' tables, element-wise operations and softmax do not count. torch's FlopCounterMode misses the
-    attention kernel of CPUs.
+    attention kernel of CPUs. An `Upsample` counts as the 3x3 convolution it stands for, also where it computes less.
     """
 
     def __init__(self) -> None:
@@ -34,6 +34,8 @@ class MACCounter(TorchFunctionMode):
             self.total += out.numel() * args[0].shape[-1]
         elif func in (F.linear, F.conv2d, linear_pointwise):
             self.total += out.numel() * args[1].shape[1:].numel()  # a dot product for each output
+        elif func is F.conv_transpose2d:
+            self.total += out.numel() * args[1].shape[0] * 9  # only `Upsample` calls it
         elif func is F.scaled_dot_product_attention:
             query, key, value = args[:3]  # (..., N, d)
             self.total += query.shape[:-1].numel() * key.shape[-2] * (query.shape[-1] + value.shape[-1])

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffit_lib.config.models import ImageNetworkConfig
-from diffit_lib.models.blocks import DiffiTResBlock, TimeToken, Upsample, group_norm, run_blocks
+from diffit_lib.models.blocks import DiffiTResBlock, TimeToken, run_blocks
+from diffit_lib.models.layers import Upsample, group_norm
 
 
 class ImageDiffiT(nn.Module):

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffit_lib.config.models import TransformerConfig
-from diffit_lib.models.blocks import MLP, DiffiTBlock, Linear, TimeToken, attention, run_blocks, sinusoid
+from diffit_lib.models.blocks import MLP, DiffiTBlock, TimeToken, run_blocks, sinusoid
+from diffit_lib.models.layers import Linear, attention
 from diffit_lib.utils.tensors import unpatchify
 
 FREQUENCIES = 256  # width of the sinusoid of the noise label

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffit_lib.config.models import AutoencoderConfig
-from diffit_lib.models.blocks import Upsample, group_norm
+from diffit_lib.models.layers import Upsample, group_norm
 from diffit_lib.utils.files import cache_folder, download, published_file
 
 VGG_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
