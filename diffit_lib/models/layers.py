@@ -76,13 +76,13 @@ class GELU(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         """The gradient times g + x u' g (1 - g)."""
         (x,) = ctx.saved_tensors
-        g, x_slope = gate(x), x.square().mul_(3 * CUBIC * SLOPE).add_(SLOPE).mul_(x)
+        g, x_slope = gate(x), (x * x).mul_(3 * CUBIC * SLOPE).add_(SLOPE).mul_(x)
         return torch.addcmul(g, g, g, value=-1).mul_(x_slope).add_(g).mul_(grad)
 
 
 def gate(x: Tensor) -> Tensor:
     """sigmoid(SLOPE (x + CUBIC x^3))."""
-    return x.square().mul_(CUBIC * SLOPE).add_(SLOPE).mul_(x).sigmoid_()
+    return (x * x).mul_(CUBIC * SLOPE).add_(SLOPE).mul_(x).sigmoid_()
 
 
 def gelu(x: Tensor) -> Tensor:
