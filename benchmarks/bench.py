@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from contenders import gflop, latent_networks, passes, pixel_networks
-from loops import data, drawing, growth, samplers
+from loops import data, drawing, growth, optimizers, samplers, start
 from matplotlib.figure import Figure
 from timing import Rows, ceilings, interleaved, summary
 
@@ -57,7 +57,8 @@ def machine() -> dict[str, Any]:
 def parts(rounds: int, small: bool) -> dict[str, Callable[[], dict[str, Any]]]:
     """All that can be measured, by name."""
     found = {name: lambda name=name: networks(*name.split("-", 1), rounds, small) for name in CHOICES}
-    return found | {part.__name__: lambda part=part: part(rounds, small) for part in (samplers, drawing, data, growth)}
+    others = (samplers, drawing, data, growth, optimizers, start)
+    return found | {part.__name__: lambda part=part: part(rounds, small) for part in others}
 
 
 def growth_figure(results: dict[str, Any]) -> Figure:

@@ -1,5 +1,7 @@
 """What is timed around the networks: samplers, whole drawings, data, and how a training step grows."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,6 +24,7 @@ from diffit_lib.checkpoints.weights import ModelCard
 from diffit_lib.config.diffusion import EDMConfig, SamplingConfig, VPConfig
 from diffit_lib.config.experiment import ExperimentConfig, TrainingConfig
 from diffit_lib.config.models import ImageNetworkConfig, TransformerConfig
+from diffit_lib.config.presets import preset
 from diffit_lib.data.datasets import Images, load_data
 from diffit_lib.data.latent_cache import SHARD, CachedLatents, Shards, shard_path
 from diffit_lib.data.pack import pack
@@ -30,6 +33,7 @@ from diffit_lib.diffusion.denoiser import DENOISERS, EDMDenoiser
 from diffit_lib.diffusion.samplers import SAMPLERS
 from diffit_lib.models import build_network
 from diffit_lib.sampling.pipeline import Pipeline
+from diffit_lib.training.optimizer import Muon
 from diffit_lib.utils.tensors import SeededNoise
 
 GUIDANCE = 4.0
@@ -154,6 +158,37 @@ def streams(size: int) -> Iterator[dict[str, TrainingStream]]:
             "zip": TrainingStream(lazy, training),
             "latents": TrainingStream(latents, training, (4, 32, 32), latent=True),
         }
+
+
+def optimizers(rounds: int, small: bool) -> dict[str, Any]:
+    """Milliseconds of an optimizer's step for the networks of `digits` and `mnist`, with random gradients."""
+    functions = {}
+    for name in ("digits",) if small else ("digits", "mnist"):
+        experiment = preset(name)
+        kinds = {
+            "Muon": lambda network, training=experiment.training: Muon(network, training.lr, training.muon, fused=True),
+            "Adam": lambda network: torch.optim.Adam(network.parameters(), fused=True),
+        }
+        for kind, make in kinds.items():
+            network = build_network(experiment.network).to(memory_format=torch.channels_last)
+            for parameter in network.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            functions[f"{name}, {kind}"] = make(network).step
+    times = interleaved(functions, rounds)
+    return {"optimizers, ms a step": {name: 1e3 * median(each) for name, each in times.items()}}
+
+
+def start(rounds: int, small: bool) -> dict[str, Any]:
+    """Milliseconds that a new process takes after `import torch`."""
+    code = "import time, torch\nstart = time.process_time()\nimport diffit_lib\n{}\nprint(time.process_time() - start)"
+    times = {
+        what or "import diffit_lib": [
+            float(subprocess.check_output([sys.executable, "-c", code.format(what and f"diffit_lib.{what}")]))
+            for _ in range(1 if small else rounds)
+        ]
+        for what in ("", "load('digits')")
+    }
+    return {"start, ms after import torch": {what: 1e3 * median(each) for what, each in times.items()}}
 
 
 def growth(rounds: int, small: bool) -> dict[str, Rows]:

@@ -17,13 +17,16 @@ Rows = dict[str, dict[str, float]]
 
 
 def interleaved(functions: Functions, rounds: int) -> Times:
-    """Seconds of each function in each round; the first of a round rotates, and a round before them is not counted."""
+    """Seconds of each function in each round; the first of a round rotates.
+
+    Two rounds before them are not counted: a large network gets new memory in its second step too.
+    """
     names, times = list(functions), {name: [] for name in functions}
-    for turn in range(rounds + 1):
+    for turn in range(-2, rounds):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             start = time.process_time()
             functions[name]()
-            if turn:
+            if turn >= 0:
                 times[name].append((time.process_time() - start) / torch.get_num_threads())
     return times
 
