@@ -57,6 +57,19 @@ def test_gelu_is_that_of_torch_at_every_size_of_its_input(dtype):
     torch.testing.assert_close(gelu(x), F.gelu(x, approximate="tanh"), rtol=1e-6, atol=1e-6)
 
 
+def test_gelu_takes_second_derivatives_and_the_transforms_of_torch():
+    x = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(gelu, x)
+    answers = [
+        [
+            torch.func.jvp(function, (x.detach(),), (torch.ones_like(x),))[1],
+            torch.func.vmap(torch.func.grad(lambda row, function=function: function(row).sum()))(x.detach()),
+        ]
+        for function in (gelu, lambda x: F.gelu(x, approximate="tanh"))
+    ]
+    torch.testing.assert_close(*answers)
+
+
 @PRECISIONS
 @pytest.mark.parametrize("rows", [(2, 4, 4), (3, 5)])
 def test_gelu_within_the_linear_layer_is_gelu_after_it(dtype, rows):
