@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from contenders import gflop, latent_networks, passes, pixel_networks
-from loops import data, drawing, growth, optimizers, samplers, start
+from loops import data, drawing, growth, optimizers, samplers, shortcuts, start
 from matplotlib.figure import Figure
 from timing import Rows, ceilings, interleaved, summary
 
@@ -57,7 +57,7 @@ def machine() -> dict[str, Any]:
 def parts(rounds: int, small: bool) -> dict[str, Callable[[], dict[str, Any]]]:
     """All that can be measured, by name."""
     found = {name: lambda name=name: networks(*name.split("-", 1), rounds, small) for name in CHOICES}
-    others = (samplers, drawing, data, growth, optimizers, start)
+    others = (samplers, drawing, data, growth, shortcuts, optimizers, start)
     return found | {part.__name__: lambda part=part: part(rounds, small) for part in others}
 
 

@@ -11,6 +11,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -158,6 +159,27 @@ def streams(size: int) -> Iterator[dict[str, TrainingStream]]:
             "zip": TrainingStream(lazy, training),
             "latents": TrainingStream(latents, training, (4, 32, 32), latent=True),
         }
+
+
+def shortcuts(rounds: int, small: bool) -> dict[str, Rows]:
+    """A training step in float32 of pixel networks, beside the same with PyTorch's upsampling and GELU."""
+    results = {}
+    for name, batch in (("digits", 64), ("mnist", 64), ("cifar10", 16))[: 1 if small else None]:
+        fast, work = step_of(preset(name).network, 1 if small else batch)
+
+        def plain(step: Callable[[], None] = fast) -> None:
+            convolution = patch("diffit_lib.models.layers.upsample_conv", upsample_then_convolve)
+            with convolution, patch("diffit_lib.models.layers.gelu", partial(F.gelu, approximate="tanh")):
+                step()
+
+        times = interleaved({"ours": fast, "plain": plain}, rounds)
+        results[f"shortcuts, step of {name}"] = summary(times, dict.fromkeys(times, work))
+    return results
+
+
+def upsample_then_convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """What `Upsample` stands for."""
+    return F.conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), weight, bias, padding=1)
 
 
 def optimizers(rounds: int, small: bool) -> dict[str, Any]:

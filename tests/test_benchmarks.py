@@ -34,7 +34,7 @@ def test_bench_writes_machine_and_numbers_and_keeps_earlier_parts(tmp_path, monk
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
     arguments = ["--small", "--rounds", "1", "--out", str(tmp_path / "b.json"), "--only"]
     bench.main([*arguments, "latents-32-true", "data"])
-    bench.main([*arguments, "samplers", "drawing", "optimizers", "start"])
+    bench.main([*arguments, "samplers", "drawing", "shortcuts", "optimizers", "start"])
     found = json.loads((tmp_path / "b.json").read_text())
     assert found["machine"]["versions"]["torch"] == torch.__version__.partition("+")[0]
     rows = found["step, latents, 32-true"]
@@ -44,6 +44,7 @@ def test_bench_writes_machine_and_numbers_and_keeps_earlier_parts(tmp_path, monk
     assert all(found["data, images/s"][name] > 0 for name in ("memory", "zip", "latents"))
     assert found["samplers, us a step"]["ours, euler"] > 0
     assert found["optimizers, ms a step"]["digits, Muon"] > 0
+    assert found["shortcuts, step of digits"]["plain"]["ratio"] > 0
     assert found["start, ms after import torch"]["load('digits')"] > 0
     assert set(found["2 guided steps, latents"]) == networks
     assert "| diffusers UNet2DModel |" in capsys.readouterr().out

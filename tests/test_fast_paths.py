@@ -54,6 +54,8 @@ def test_linear_takes_every_shape_and_strides(shape):
 def test_gelu_is_that_of_torch_at_every_size_of_its_input(dtype):
     x = torch.cat([torch.linspace(-8, 8, 1001), torch.tensor([-1e12, -100.0, 0.0, 100.0, 1e12])]).to(dtype)
     assert_same_with_gradients(gelu, lambda x: F.gelu(x, approximate="tanh"), x[:-4])
+    several = torch.randn(200, 4, 200, dtype=dtype).transpose(0, 1)  # parts, in another order in memory
+    assert_same_with_gradients(gelu, lambda x: F.gelu(x, approximate="tanh"), several)
     torch.testing.assert_close(gelu(x), F.gelu(x, approximate="tanh"), rtol=1e-6, atol=1e-6)
 
 
