@@ -19,7 +19,7 @@ Rows = dict[str, dict[str, float]]
 def interleaved(functions: Functions, rounds: int) -> Times:
     """Seconds of each function in each round; the first of a round rotates.
 
-    Two rounds before them are not counted: a large network gets new memory in its second step too.
+    Two rounds before them are not counted: a large network also allocates memory in its second step.
     """
     names, times = list(functions), {name: [] for name in functions}
     for turn in range(-2, rounds):

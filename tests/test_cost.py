@@ -1,11 +1,11 @@
 """The cost of networks, against torch's own counter."""
 
+import math
 from dataclasses import replace
 from unittest.mock import patch
 
 import pytest
 import torch
-from test_fast_paths import plain_upsample_conv
 from test_image_network import SMALL as IMAGE
 from test_transformer import SMALL as LATENT
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -22,10 +22,16 @@ def torch_count(forward):
 
     With gradients, because it does not know oneDNN's linear layers; with the plain `Upsample`.
     """
-    plain = patch("diffit_lib.models.layers.upsample_conv", plain_upsample_conv)
+    plain = patch("diffit_lib.models.layers.LEAST_PIXELS", math.inf)
     with plain, sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         forward()
     return counter.get_total_flops() / 2
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch):
+    """Small images are upsampled like large ones."""
+    monkeypatch.setattr("diffit_lib.models.layers.LEAST_PIXELS", 0)
 
 
 @pytest.mark.parametrize("config", [IMAGE, LATENT, replace(LATENT, block="dit")], ids=["image", "latent", "dit"])

@@ -14,6 +14,8 @@ PRECISIONS = pytest.mark.parametrize("dtype", TOLERANCE)
 def fast(monkeypatch):
     """The fast paths are taken on every CPU that can, also where they are not the faster ones."""
     monkeypatch.setattr("diffit_lib.models.layers.AVX2", False)
+    monkeypatch.setattr("diffit_lib.models.layers.LEAST_ELEMENTS", 0)
+    monkeypatch.setattr("diffit_lib.models.layers.PART", 1000)
 
 
 def plain_upsample_conv(x, weight, bias):
@@ -50,26 +52,33 @@ def test_linear_takes_every_shape_and_strides(shape):
         torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias), rtol=0, atol=1e-6)
 
 
+def plain_gelu(x):
+    """What `gelu` stands for."""
+    return F.gelu(x, approximate="tanh")
+
+
 @PRECISIONS
 def test_gelu_is_that_of_torch_at_every_size_of_its_input(dtype):
-    x = torch.cat([torch.linspace(-8, 8, 1001), torch.tensor([-1e12, -100.0, 0.0, 100.0, 1e12])]).to(dtype)
-    assert_same_with_gradients(gelu, lambda x: F.gelu(x, approximate="tanh"), x[:-4])
-    several = torch.randn(200, 4, 200, dtype=dtype).transpose(0, 1)  # parts, in another order in memory
-    assert_same_with_gradients(gelu, lambda x: F.gelu(x, approximate="tanh"), several)
-    torch.testing.assert_close(gelu(x), F.gelu(x, approximate="tanh"), rtol=1e-6, atol=1e-6)
+    x = torch.cat([torch.linspace(-8, 8, 1001), torch.tensor([-1e12, -100.0, 0.0, 100.0])]).to(dtype)
+    assert_same_with_gradients(gelu, plain_gelu, x)
+    torch.testing.assert_close(gelu(1e12 * x), plain_gelu(1e12 * x), rtol=1e-6, atol=1e-6)
+    assert_same_with_gradients(gelu, plain_gelu, torch.randn(9, 4, 200, dtype=dtype).transpose(0, 1))
 
 
-def test_gelu_takes_second_derivatives_and_the_transforms_of_torch():
+def test_gelu_has_second_derivatives_and_may_be_changed_in_place():
     x = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradgradcheck(gelu, x)
-    answers = [
-        [
-            torch.func.jvp(function, (x.detach(),), (torch.ones_like(x),))[1],
-            torch.func.vmap(torch.func.grad(lambda row, function=function: function(row).sum()))(x.detach()),
-        ]
-        for function in (gelu, lambda x: F.gelu(x, approximate="tanh"))
-    ]
-    torch.testing.assert_close(*answers)
+    torch.testing.assert_close(gelu(x).add_(1), plain_gelu(x) + 1)
+
+
+def test_gelu_is_torchs_own_in_half_precision_and_within_transforms():
+    x = torch.randn(3, 5)
+    for half in (x.bfloat16(), x.half()):
+        assert torch.equal(gelu(half), plain_gelu(half))
+    second = torch.func.jacfwd(torch.func.jacfwd(gelu))(x[0])
+    torch.testing.assert_close(second, torch.func.hessian(plain_gelu)(x[0]))
+    compiled = torch.compile(gelu, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(x), plain_gelu(x))
 
 
 @PRECISIONS
@@ -141,13 +150,20 @@ def test_transposed_convolution_is_upsampling_and_a_convolution(dtype, biased):
     assert_same_with_gradients(upsample_conv, plain_upsample_conv, *tensors)
 
 
-def test_upsampling_keeps_the_order_in_memory_and_is_as_exact_as_bf16():
+def test_upsampling_keeps_the_order_in_memory_and_is_as_exact_as_bf16(monkeypatch):
     torch.manual_seed(0)
-    layer, x = Upsample(8), torch.randn(2, 8, 4, 4).to(memory_format=torch.channels_last)
+    layer, x = Upsample(8), torch.randn(4, 8, 8, 8).to(memory_format=torch.channels_last)
+    calls = []
+    monkeypatch.setattr(
+        "diffit_lib.models.layers.upsample_conv", lambda *inputs: calls.append(inputs) or upsample_conv(*inputs)
+    )
     exact = plain_upsample_conv(x, layer.conv.weight, layer.conv.bias)
+    torch.testing.assert_close(layer(x[:1]), exact[:1])
+    assert not calls  # few pixels
     assert layer(x).is_contiguous(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16):
         found = layer(x)
+    assert len(calls) == 2
     assert found.dtype == torch.bfloat16
     assert (found - exact).abs().max() < 2**-7 * exact.abs().max()
 

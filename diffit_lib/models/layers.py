@@ -1,6 +1,6 @@
 """Layers that DiffiT, DiT and the autoencoder share; on CPUs some take a faster way to the same result.
 
-Images are (B, C, H, W) in channels-last memory, tokens (B, ..., C).
+Images are (B, C, H, W), tokens (B, H, W, C) or (B, N, C).
 """
 
 import math
@@ -53,7 +53,7 @@ linear_pointwise: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)  # 
 
 
 def linear_gelu(layer: Linear, x: Tensor) -> Tensor:
-    """GELU (tanh form) of layer(x). On a CPU oneDNN does both in one pass if no gradients are wanted."""
+    """GELU (tanh form) of layer(x). Without gradients, oneDNN does both in one pass on CPUs with AVX-512."""
     dtype = None if torch.is_grad_enabled() else onednn_dtype(x, layer.weight)
     if dtype is None:
         return gelu(layer(x))
@@ -62,30 +62,23 @@ def linear_gelu(layer: Linear, x: Tensor) -> Tensor:
 
 SLOPE = 2 * math.sqrt(2 / math.pi)  # tanh-GELU is x sigmoid(SLOPE (x + CUBIC x^3))
 CUBIC = 0.044715
+PART = 2**17  # elements; what is computed from so many fits into a core's cache
+LEAST_ELEMENTS = 2**16  # for fewer, `GELU` costs more than F.gelu
 
 
 class GELU(torch.autograd.Function):
-    """GELU (tanh form) by the sigmoid, which PyTorch computes in a quarter of the time of tanh on a CPU."""
-
-    generate_vmap_rule = True
+    """GELU (tanh form) by sigmoid, which on a CPU takes PyTorch a quarter of tanh's time."""
 
     @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        """x g."""
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """x times `gate(x)`."""
+        ctx.save_for_backward(x)
         return in_parts(lambda x: gate(x).mul_(x), x)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        """Only the input is kept."""
-        ctx.save_for_backward(*inputs)
-        ctx.save_for_forward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         """The gradient times the slope."""
         return in_parts(lambda x, grad: gelu_slope(x) * grad, *ctx.saved_tensors, grad)
-
-    jvp = backward
 
 
 def gate(x: Tensor) -> Tensor:
@@ -100,15 +93,19 @@ def gelu_slope(x: Tensor) -> Tensor:
 
 
 def in_parts(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """An element-wise function of tensors of one shape, part by part: what it makes on its way stays in the cache."""
-    parts = zip(*(tensor.reshape(-1).split(2**17) for tensor in tensors), strict=True)
-    return torch.cat([function(*each) for each in parts]).view(tensors[0].shape)
+    """An element-wise function of tensors of one shape, computed `PART` elements at a time."""
+    flat, out = [tensor.reshape(-1) for tensor in tensors], torch.empty(tensors[0].shape, dtype=tensors[0].dtype)
+    for start in range(0, out.numel(), PART):
+        out.view(-1)[start : start + PART] = function(*(tensor[start : start + PART] for tensor in flat))
+    return out
 
 
 def gelu(x: Tensor) -> Tensor:
-    """GELU (tanh form)."""
-    fast = x.device.type == "cpu" and x.dtype != torch.bfloat16  # each operation of `GELU` would round to bf16
-    return GELU.apply(x) if fast else F.gelu(x, approximate="tanh")
+    """GELU (tanh form); by `GELU` for large tensors on a CPU, but not within torch.compile and torch.func."""
+    large = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and x.numel() >= LEAST_ELEMENTS
+    if large and not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active():
+        return GELU.apply(x)
+    return F.gelu(x, approximate="tanh")
 
 
 def dropout(x: Tensor, p: float) -> Tensor:
@@ -138,7 +135,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Te
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbour upsampling by 2, then a 3x3 convolution."""
+    """Nearest-neighbour upsampling by 2, then a 3x3 convolution.
+
+    For larger inputs on a CPU, `upsample_conv` replaces both; hooks of `conv` do not run then.
+    """
 
     def __init__(self, channels: int):
         super().__init__()
@@ -146,18 +146,19 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, 2H, 2W)."""
-        if x.device.type == "cpu":
+        if x.device.type == "cpu" and x.numel() >= LEAST_PIXELS * x.shape[1]:
             return upsample_conv(x, self.conv.weight, self.conv.bias)
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
-TAPS = ((0, 0, 1), (0, 1, 1), (1, 1, 0), (1, 0, 0))  # which of 3 kernel rows meet each of 4 rows after upsampling
+LEAST_PIXELS = 256  # of all images; for fewer, adding up the weights costs more than it saves
+TAPS = ((0, 0, 1), (0, 1, 1), (1, 1, 0), (1, 0, 0))  # row a: the rows of a 3x3 kernel in row a of its 4x4 kernel
 
 
 def upsample_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`Upsample` as one transposed convolution of 4x4 kernels: 4/9 of the multiplications, nothing upsampled in memory.
 
-    Pixels that upsampling repeats meet several weights of the 3x3 kernel; these are added up first.
+    A pixel that upsampling repeats meets several weights of the 3x3 kernel; these are added up first.
     """
     with torch.autocast("cpu", enabled=False):
         taps = torch.tensor(TAPS, dtype=weight.dtype)
