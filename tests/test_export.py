@@ -1,5 +1,7 @@
 """What `export` writes opens in diffusers, draws the same picture there, and comes back to the bit."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 import torch
 
 from diffit_lib.checkpoints.autoencoders import VAECard, build_latent_space
-from diffit_lib.checkpoints.export import export
+from diffit_lib.checkpoints.export import export, pipeline_file
 from diffit_lib.checkpoints.weights import (
     ModelCard,
     build_denoiser,
@@ -117,6 +119,14 @@ def test_diffit_draws_with_the_one_file_that_comes_with_it(write, tmp_path):
     assert type(pipe).__name__ == "DiffiTPipeline"
     assert same_picture(weights, pipe, 12)
     check_round_trip(weights, folder)
+
+
+def test_that_file_defines_every_name_it_uses(tmp_path):
+    file = tmp_path / "diffit.py"
+    file.write_text(pipeline_file())
+    command = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F821", str(file)]
+    found = subprocess.run(command, capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout
 
 
 def check_round_trip(weights, folder):

@@ -21,13 +21,13 @@ from diffit_lib.checkpoints.safetensors_io import write_checkpoint
 from diffit_lib.checkpoints.weights import SIDE, load_own_space, load_weights
 from diffit_lib.config.diffusion import VPConfig
 from diffit_lib.config.models import TransformerConfig
-from diffit_lib.models import blocks, transformer
+from diffit_lib.models import blocks, layers, transformer
 from diffit_lib.models.blocks import sinusoid
 from diffit_lib.models.latent_space import LatentSpace
 from diffit_lib.utils.distributed import locked
 from diffit_lib.utils.errors import check
 from diffit_lib.utils.files import replacing, write_text
-from diffit_lib.utils.tensors import unpatchify
+from diffit_lib.utils.tensors import bf16_by_onednn, unpatchify
 
 ROWS = 1001  # of the label table that DiTPipeline asks for: its "no class" is 1000
 PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
@@ -210,6 +210,6 @@ def scheduler_config(config: VPConfig) -> dict[str, Any]:
 
 def pipeline_file() -> str:
     """One file with the network's blocks, for `DiffusionPipeline.from_pretrained(custom_pipeline=...)`."""
-    sources = [getsource(unpatchify), getsource(blocks), getsource(transformer)]
+    sources = [getsource(part) for part in (unpatchify, bf16_by_onednn, layers, blocks, transformer)]
     code = re.sub(r"^from diffit_lib.*\n", "", "\n\n".join(sources), flags=re.M)
     return PIPELINE.read_text(encoding="utf-8").replace("# the network\n", code)
