@@ -11,7 +11,7 @@ help:
 	@echo "make attack    open about two thousand hostile files and check that none does harm"
 	@echo "make docs      build the documentation site into build/site/"
 	@echo "make figures   draw the figures of README and notebooks"
-	@echo "make bench     time training and sampling beside other libraries, 20 to 40 minutes on a free core"
+	@echo "make bench     time training and sampling beside other libraries"
 	@echo "make gpu       measure what needs a GPU, 30 minutes; started again, it goes on"
 	@echo "make speedrun  train every entry of tools/speedrun/ for equal seconds, three seeds: docs/speedrun.md"
 	@echo "make colab     pack what Colab needs into dist/diffit_colab.zip; REPO_URL=https://github.com/OWNER/NAME adds a badge"

@@ -134,6 +134,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Te
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
+LEAST_PIXELS = 256  # of all images; for fewer, adding up the weights costs more than it saves
+TAPS = ((0, 0, 1), (0, 1, 1), (1, 1, 0), (1, 0, 0))  # row a: the rows of a 3x3 kernel in row a of its 4x4 kernel
+
+
 class Upsample(nn.Module):
     """Nearest-neighbour upsampling by 2, then a 3x3 convolution.
 
@@ -149,10 +153,6 @@ class Upsample(nn.Module):
         if x.device.type == "cpu" and x.numel() >= LEAST_PIXELS * x.shape[1]:
             return upsample_conv(x, self.conv.weight, self.conv.bias)
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-
-
-LEAST_PIXELS = 256  # of all images; for fewer, adding up the weights costs more than it saves
-TAPS = ((0, 0, 1), (0, 1, 1), (1, 1, 0), (1, 0, 0))  # row a: the rows of a 3x3 kernel in row a of its 4x4 kernel
 
 
 def upsample_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
