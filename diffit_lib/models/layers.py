@@ -63,11 +63,11 @@ def linear_gelu(layer: Linear, x: Tensor) -> Tensor:
 SLOPE = 2 * math.sqrt(2 / math.pi)  # tanh-GELU is x sigmoid(SLOPE (x + CUBIC x^3))
 CUBIC = 0.044715
 PART = 2**17  # elements; what is computed from so many fits into a core's cache
-LEAST_ELEMENTS = 2**16  # for fewer, `GELU` costs more than F.gelu
+LEAST_ELEMENTS = 2**16 if AVX2 else math.inf  # for fewer, `GELU` costs more than F.gelu; with AVX-512, for any number
 
 
 class GELU(torch.autograd.Function):
-    """GELU (tanh form) by sigmoid, which on a CPU takes PyTorch a quarter of tanh's time."""
+    """GELU (tanh form) by sigmoid, which with AVX2 takes PyTorch a quarter of tanh's time."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ def in_parts(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
 
 
 def gelu(x: Tensor) -> Tensor:
-    """GELU (tanh form); by `GELU` for large tensors on a CPU, but not within torch.compile and torch.func."""
+    """GELU (tanh form); with AVX2 by `GELU` for large tensors, but not within torch.compile and torch.func."""
     large = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and x.numel() >= LEAST_ELEMENTS
     if large and not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active():
         return GELU.apply(x)
@@ -141,7 +141,8 @@ TAPS = ((0, 0, 1), (0, 1, 1), (1, 1, 0), (1, 0, 0))  # row a: the rows of a 3x3 
 class Upsample(nn.Module):
     """Nearest-neighbour upsampling by 2, then a 3x3 convolution.
 
-    For larger inputs on a CPU, `upsample_conv` replaces both; hooks of `conv` do not run then.
+    On a CPU, `upsample_conv` replaces both for larger inputs; hooks of `conv` do not run then. In bf16 it does not,
+    because a training step with it took longer.
     """
 
     def __init__(self, channels: int):
@@ -150,7 +151,8 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, 2H, 2W)."""
-        if x.device.type == "cpu" and x.numel() >= LEAST_PIXELS * x.shape[1]:
+        half = x.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled("cpu")
+        if x.device.type == "cpu" and not half and x.numel() >= LEAST_PIXELS * x.shape[1]:
             return upsample_conv(x, self.conv.weight, self.conv.bias)
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
