@@ -89,6 +89,14 @@ class TestChoice:
         assert experiment.vae == "vae-digits"
         assert experiment.network.shape == (2, 4, 4)
 
+    @pytest.mark.parametrize(("network", "block"), [("latent", "diffit"), ("dit", "dit")])
+    def test_another_network_is_one_for_the_same_pictures(self, tmp_path, network, block):
+        experiment = choose_experiment(pictures(tmp_path, 16, 12), network=network, width=96).experiment
+        assert experiment.network.block == block
+        assert experiment.network.shape == (3, 16, 16)
+        assert experiment.network.num_classes == 3
+        assert experiment.network.width == 96
+
     def test_data_with_a_preset_of_their_own_take_that(self):
         assert choose_experiment("digits").experiment == preset("digits")
 
@@ -115,6 +123,11 @@ class TestTraining:
         assert not re.search(r'(src|href)="(?!data:)', page)  # nothing from elsewhere
         assert "Frechet distance, small classifier" in page
         assert "No Inception" in page
+
+    def test_of_the_current_folder_has_its_name(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(photos, "train", lambda *_, name: name)
+        monkeypatch.chdir(pictures(tmp_path, 8))
+        assert photos.train_photos(".", minutes=1) == "photos8"
 
     def test_latents_each_stage_going_on_where_it_stopped(self, tmp_path, capsys, monkeypatch):
         folder = pictures(tmp_path, 100)

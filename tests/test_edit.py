@@ -233,6 +233,8 @@ def test_the_verb_writes_a_png_for_each_seed_and_a_grid(files, held, mask, digit
         ),
         (["image.png", "--strength=2"], "strength is 2"),
         (["image.png", "--out=full"], "full is not empty; give another folder"),
+        (["image.png", "--seeds=1,1"], "seed 1 is given more than once"),
+        (["image.png", "--seeds=1", "--classes=1,2"], "2 classes for 1 seeds, which get them in turn; give more"),
     ],
 )
 def test_the_verb_tells_mistakes_in_one_line(files, words, told, capsys):

@@ -10,7 +10,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from diffit_lib.config.presets import preset
 from diffit_lib.data.datasets import Images, Split
 from diffit_lib.evaluation import evaluator as task
-from diffit_lib.notebook.cells import closing_card, measure_samples, sampling_settings
+from diffit_lib.notebook.cells import closing_card, load_published, measure_samples, sampling_settings
 from diffit_lib.notebook.drive import Backup
 from diffit_lib.notebook.form import choose_weights
 from diffit_lib.sampling.pipeline import load
@@ -58,6 +58,15 @@ def test_a_users_mistake_is_one_red_line_and_no_traceback(capsys):
     shell.run_cell("wrong()")
     (line,) = told(capsys)
     assert line.startswith("PATH_WEIGHTS: no weights file 'gone': ")
+
+
+@pytest.mark.parametrize(("name", "told"), [("meta/nothing", "meta/nothing"), ("nvidia/DiffiT", "set FILE to diffit")])
+def test_published_weights_that_are_not_here_are_told_in_one_line(name, told, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DIFFIT_CACHE", str(tmp_path))
+    assert load_published(name) is None
+    (line,) = capsys.readouterr().out.splitlines()
+    assert told in line
 
 
 class TestMeasure:

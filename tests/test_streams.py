@@ -101,3 +101,12 @@ def test_closed_output_and_error_are_written_to_nowhere():
         command = f"exec {sys.executable} -m diffit_lib info no-such-name {closed}"
         done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
         assert (done.returncode, done.stderr[:8], "Traceback" in done.stderr) == (2, said, False)
+
+
+def test_an_error_of_the_disk_without_a_reason_of_the_system_has_its_own_words(monkeypatch, capsys):
+    def fail(*_, **__):
+        raise OSError("cannot identify image file")
+
+    monkeypatch.setattr("diffit_lib.cli.info.list_all", fail)
+    assert main(["info"]) == 2
+    assert capsys.readouterr().err == "diffit: the disk: cannot identify image file; give another path\n"

@@ -34,14 +34,12 @@ def run_explore(weights: str = "digits", port: int = 8866, no_browser: bool = Fa
         no_browser: Print the address and open no browser.
         export: Write one HTML file that needs no server and no Python instead, e.g. page.html.
     """
+    from diffit_lib.viz.export import export_page, serve
+
     if export:
-        from diffit_lib.viz.export import export_page
-
         print(f"page: {export_page(export, weights)}")
-        return
-    from diffit_lib.viz.export import serve
-
-    serve(weights, port, browser=not no_browser)
+    else:
+        serve(weights, port, browser=not no_browser)
 
 
 def run_info(name: str | None = None) -> None:
@@ -84,10 +82,7 @@ def run_train(
     """
     by_images = preset is None and "data" in overrides and not options.is_begun(run)
     experiment = None if by_images else options.experiment_for(PRESETS, preset, run, overrides)
-    if experiment and options.previewed(experiment, dry_run, print_config):
-        return
-    if experiment is None and (dry_run or print_config):
-        options.preview_images(dry_run, **dict(overrides))
+    if options.previewed(experiment, dry_run, print_config, overrides):
         return
     from diffit_lib.reports.auto import train_photos
     from diffit_lib.training.train import train

@@ -9,7 +9,7 @@ from diffit_lib.checkpoints.weights import image_shape
 from diffit_lib.config.experiment import BaseExperimentConfig, ExperimentConfig, VAEExperimentConfig
 from diffit_lib.data.preprocess import Inspection, look
 from diffit_lib.data.sources import ImageList, Split, list_images
-from diffit_lib.reports.auto import LONGEST, Choice, choose_experiment
+from diffit_lib.reports.auto import IMAGE_SPACE, LONGEST, Choice, choose_experiment
 from diffit_lib.training.cost import time_steps, training_cost
 from diffit_lib.training.encode import load_states
 from diffit_lib.training.train import resolve
@@ -74,12 +74,14 @@ def describe_choice(source: str | Path, choice: Choice, parts: Split[ImageList])
     for stage in stages:
         images = stage.training.total_images
         times.append(f"{duration(images * time_steps(stage))} for {images:,} images of {stage.name}")
-    limits = " and ".join(f"{stage.training.minutes or LONGEST:g}" for stage in stages)
+    named = LONGEST if str(source) not in IMAGE_SPACE.presets else None  # data with a preset of their own
+    limits = [f"{stage.training.minutes or named:g}" for stage in stages if stage.training.minutes or named]
+    stops = f"stops after {' and '.join(limits)} minutes; " if limits else ""
     return [
         f"  train    {choice.why}: {', then '.join(names)}",
         f"  memory   {size(most)} in training, and {size(held)} for the images",
         f"  time     {', '.join(times)}; an estimate, of some steps on {device_name(best_device())} as busy as now",
-        f"  start    diffit train --data {source}   (stops after {limits} minutes; --minutes 600 for a night)",
+        f"  start    diffit train --data {source}   ({stops}--minutes 600 for a night)",
     ]
 
 

@@ -10,10 +10,11 @@ from typing import Any, NoReturn
 
 import docstring_parser
 from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, set_loader
+from jsonargparse.typing import PositiveInt
 
 from diffit_lib import __version__
 from diffit_lib.cli.commands import VERBS, run_encode, run_explore, run_info, run_train, run_train_vae
-from diffit_lib.cli.launch import count, is_distributed, join_group, launch, number, number_or_auto
+from diffit_lib.cli.launch import count, is_distributed, join_group, launch
 from diffit_lib.cli.options import add_experiment_fields, add_fields, default_words, summary
 from diffit_lib.cli.using import run_edit, run_evaluate, run_sample
 from diffit_lib.config.diffusion import SamplingConfig
@@ -111,8 +112,8 @@ def verb_parser(name: str, verb: Callable[..., None]) -> Parser:
         sub._option_string_actions["--print_config"].help = "Print these options as a file for --config, and exit."
     if verb in DISTRIBUTED:
         group = sub.add_argument_group("devices")
-        group.add_argument("--devices", type=number_or_auto, default=1, help=DEVICES)
-        group.add_argument("--num_nodes", type=number, default=1, help="Number of machines, each with --devices.")
+        group.add_argument("--devices", type=int | str, default=1, help=DEVICES)
+        group.add_argument("--num_nodes", type=PositiveInt, default=1, help="Number of machines, each with --devices.")
     if presets := TRAINING.get(verb):
         sub.presets = presets
         add_experiment_fields(sub, presets.kind)
@@ -127,15 +128,10 @@ def verb_parser(name: str, verb: Callable[..., None]) -> Parser:
     return sub
 
 
+@streams()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit status: 0, 2 for a mistake of the user's, or 130 after Ctrl-C."""
-    with streams():
-        return run(sys.argv[1:] if arguments is None else arguments)
-
-
-def run(arguments: Sequence[str]) -> int:
-    """`main`, with standard output and error as they are."""
-    words = config_first([with_underscores(word) for word in arguments])
+    words = config_first([with_underscores(word) for word in (sys.argv[1:] if arguments is None else arguments)])
     try:
         config = parse(words)
         options = config[config.verb].as_dict()
@@ -146,23 +142,20 @@ def run(arguments: Sequence[str]) -> int:
         with join_group(given, num_nodes):
             VERBS[config.verb](**options)
         sys.stdout.flush()
+        return 0
     except DiffitError as error:
-        print(f"diffit: {error}", file=sys.stderr)
-        return 2
+        line = str(error)
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):  # torch's words on a CPU
             raise
         line = f"the memory is too small ({error}); give a smaller batch_size, image_size or width"
-        print(f"diffit: {printable(line)}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:  # Ctrl-C needs no words
         return 130
     except OSError as error:  # a file where a folder should be, no permission, a full disk
         remedy = "make room there, or " if error.errno == errno.ENOSPC else ""
-        line = f"diffit: {error.filename or 'the disk'}: {error.strerror}; {remedy}give another path"
-        print(printable(line), file=sys.stderr)
-        return 2
-    return 0
+        line = f"{error.filename or 'the disk'}: {error.strerror or error}; {remedy}give another path"
+    print(f"diffit: {printable(line)}", file=sys.stderr)
+    return 2
 
 
 def parse(words: list[str]) -> Any:

@@ -37,24 +37,23 @@ def is_begun(run: str | None) -> bool:
     return run is not None and (Path(run) / OPTIONS).is_file()
 
 
-def previewed(experiment: Any, dry_run: bool, print_config: bool) -> bool:
-    """Print the options or the cost of a training, if asked to; return whether it was."""
+def previewed(experiment: Any, dry_run: bool, print_config: bool, images: dict[str, Any] | None = None) -> bool:
+    """Print the options or the cost of a training, if asked to; without an experiment, of what suits the images."""
+    if not (dry_run or print_config):
+        return False
+    choice = None
+    if experiment is None:
+        from diffit_lib.reports.auto import choose_experiment
+
+        choice = choose_experiment(download=False, **(images or {}))
+        experiment = choice.experiment
     if print_config:
         print(experiment.to_yaml(), end="")
-    elif dry_run:
-        from diffit_lib.cli.estimate import dry_run as describe_cost
+    else:
+        from diffit_lib.cli import estimate
 
-        print(describe_cost(experiment))
-    return print_config or dry_run
-
-
-def preview_images(dry_run: bool, data: str, **others: Any) -> None:
-    """Print what training on images without a preset takes, or its options."""
-    from diffit_lib.cli.estimate import describe_data
-    from diffit_lib.reports.auto import choose_experiment
-
-    choice = choose_experiment(data, download=False, **others)
-    print(describe_data(data, choice) if dry_run else choice.experiment.to_yaml().strip())
+        print(estimate.describe_data(experiment.data, choice) if choice else estimate.dry_run(experiment))
+    return True
 
 
 def report_of(run: Path) -> Path | None:

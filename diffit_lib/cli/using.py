@@ -82,7 +82,7 @@ def run_edit(
 
     from diffit_lib.data.preprocess import to_pixels
     from diffit_lib.sampling.pipeline import load
-    from diffit_lib.sampling.sample import class_numbers
+    from diffit_lib.sampling.sample import select
     from diffit_lib.utils.plots import tile, write_png
 
     folder, numbers = Path(out), options.parse_seeds(str(seeds))
@@ -95,9 +95,8 @@ def run_edit(
         sizes = f"{white.width}x{white.height} pixels, {image} has {picture.width}x{picture.height}"
         check(white.size == picture.size, f"{mask} has {sizes}; give a mask of the image's size")
         hole = to_pixels(white, (height, width), 1, crop)[0].numpy()
-    words = class_numbers(pipe, classes) or ["none"]
-    words = ["none" if word == pipe.card.num_classes else word for word in words]
-    labels = [words[k % len(words)] for k in range(len(numbers))]
+    chosen = select(pipe, numbers, "none" if classes is None and pipe.card.num_classes else classes, None)
+    labels = ["none" if image.label in (None, pipe.card.num_classes) else image.label for image in chosen]
     images = pipe(numbers, labels, image=known, mask=hole, strength=strength, **dict(settings))
     for seed, drawn in zip(numbers, images, strict=True):
         write_png(folder / f"{seed:06d}.png", drawn)

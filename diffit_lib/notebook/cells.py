@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from IPython.display import HTML, Image, display
 from matplotlib.figure import Figure
-from PIL import Image as Pillow
 from torch import Tensor
 
-from diffit_lib.checkpoints.hub import HUB_MODELS, is_here
+from diffit_lib.checkpoints.hub import ALIASES, HUB_MODELS, is_here
 from diffit_lib.checkpoints.weights import build_denoiser, check_fits, few
 from diffit_lib.config.experiment import ExperimentConfig, VAEExperimentConfig
 from diffit_lib.data.datasets import Images, Split
@@ -33,33 +32,29 @@ from diffit_lib.utils import plots
 from diffit_lib.utils.errors import DiffitError
 from diffit_lib.utils.tensors import best_device, to_float, to_uint8
 
-POINTS = 72  # to an inch of a figure; a screen of high resolution has two pixels to a point
+DPI = 144  # of a figure: two pixels to a point, for screens of high resolution
 FIGURES = Path(__file__).parent / "figures"  # of the paper's blocks
 PAPER = {"CIFAR-10": 1.95, "FFHQ-64": 2.22}  # FID of the image-space network, table 2
 PAPER_LATENT = {"ImageNet-256": 1.73, "ImageNet-512": 2.67}  # of the latent one
 
 
-def png(thing: Figure | np.ndarray | Path) -> tuple[bytes, int]:
-    """A figure, a uint8 picture (H, W, C) or a PNG file as a PNG, two pixels to a point; and its width in points."""
+def png(thing: Figure | np.ndarray | Path) -> bytes:
+    """A figure, a uint8 picture (H, W, C) or a PNG file as a PNG, two pixels to a point."""
     if isinstance(thing, Figure):
         thing.set_facecolor("white")  # reads on a dark page too
-        return plots.png(thing, 2 * POINTS), round(thing.get_figwidth() * POINTS)
-    if isinstance(thing, Path):
-        with Pillow.open(thing) as picture:
-            return thing.read_bytes(), picture.width // 2
-    return plots.png(thing.repeat(2, 0).repeat(2, 1)), thing.shape[1]
+        return plots.png(thing, DPI)
+    return thing.read_bytes() if isinstance(thing, Path) else plots.png(thing.repeat(2, 0).repeat(2, 1))
 
 
 def image_html(thing: Figure | np.ndarray | Path, style: str = "") -> str:
     """The same as an HTML element that contains its data."""
-    return f'<img style="{style}" src="data:image/png;base64,{base64.b64encode(png(thing)[0]).decode()}"/>'
+    return f'<img style="{style}" src="data:image/png;base64,{base64.b64encode(png(thing)).decode()}"/>'
 
 
 def show_figures(*things: Figure | np.ndarray | Path | str) -> None:
     """Show figures, uint8 pictures (H, W, C), and drawings of the paper's blocks by name, one below the other."""
     for thing in things:
-        data, width = png(FIGURES / f"{thing}.png" if isinstance(thing, str) else thing)
-        display(Image(data, width=width))
+        display(Image(png(FIGURES / f"{thing}.png" if isinstance(thing, str) else thing), retina=True))
 
 
 def tile_columns(columns: Sequence[Tensor]) -> np.ndarray:
@@ -127,8 +122,9 @@ def sampling_settings(pipe: Pipeline, sampler: str, steps: int, guidance: float)
 
 def load_published(name: str, file: str = "") -> Pipeline | None:
     """Open weights that others published, if they are on this machine; else one line says how to get them."""
-    if not file and not is_here(name):
-        foreign = HUB_MODELS[name]
+    known = ALIASES.get(name, name)
+    if not file and known in HUB_MODELS and not is_here(known):
+        foreign = HUB_MODELS[known]
         print(f"{name} is not on this machine: set FILE to {foreign.file} from {foreign.source} ({foreign.licence})")
         return None
     try:

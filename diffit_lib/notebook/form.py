@@ -92,10 +92,8 @@ def plan(
     """
     changes = {"seed": seed, **parse(overrides)}
     experiment = choose(dataset, preset_name, IMAGE_SPACE).override(**changes)
-    data = load_or_warn(experiment, preset_name, overrides)
-    if data is None:
-        experiment = preset("digits").override(seed=seed)
-        data = experiment_data(experiment)
+    if (data := load_or_warn(experiment, preset_name, overrides)) is None:
+        return plan("digits", minutes=minutes, seed=seed)
     return complete(experiment, data, minutes, changes), data
 
 
@@ -120,12 +118,8 @@ def plan_latent(
     experiment = choose(dataset, preset_name, LATENT_SPACE)
     check(experiment.vae != "", f"PRESET is {experiment.name}, which draws pixels; give one called latent-...")
     autoencoder = autoencoder_for(experiment, vae).override(**of_vae)
-    data = load_or_warn(autoencoder, preset_name, overrides)
-    if data is None:
-        changes, of_vae = {"seed": seed, "block": block}, {"seed": seed}
-        experiment = preset("latent-digits")
-        autoencoder = autoencoder_for(experiment).override(**of_vae)
-        data = experiment_data(autoencoder)
+    if (data := load_or_warn(autoencoder, preset_name, overrides)) is None:
+        return plan_latent("digits", block=block, minutes=minutes, vae_minutes=vae_minutes, seed=seed)
     experiment = on_latents(experiment, autoencoder.name, autoencoder.network, autoencoder.network.image_size)
     experiment = complete(experiment.override(**changes), data, minutes, changes)
     return experiment, complete(autoencoder, data, vae_minutes, of_vae), data

@@ -11,7 +11,7 @@ from diffit_lib.checkpoints.autoencoders import SD_FILE, load_vae
 from diffit_lib.checkpoints.hub import in_hub_cache
 from diffit_lib.config.experiment import BaseExperimentConfig, ExperimentConfig, VAEExperimentConfig
 from diffit_lib.config.models import AutoencoderConfig
-from diffit_lib.config.presets import OPTIONS, STABLE_DIFFUSION, preset, read_options, vae_preset
+from diffit_lib.config.presets import OPTIONS, STABLE_DIFFUSION, change, preset, read_options, vae_preset
 from diffit_lib.data.datasets import experiment_data
 from diffit_lib.data.preprocess import look
 from diffit_lib.data.sources import list_images
@@ -110,7 +110,7 @@ class Choice(NamedTuple):
     why: str  # in a few words
 
 
-def choose_experiment(source: str | Path, vae: str = "", *, download: bool = True, **changes: Any) -> Choice:
+def choose_experiment(data: str | Path, vae: str = "", *, download: bool = True, **changes: Any) -> Choice:
     """Choose what to train on a folder, a zip or a data set by name, with some fields changed.
 
     A data set with a small preset of its own gets that preset. All other images are resized to squares of 8, 16, 32,
@@ -119,9 +119,9 @@ def choose_experiment(source: str | Path, vae: str = "", *, download: bool = Tru
     machine or, with `download`, can be fetched; else, at 128 pixels, those of an autoencoder that is trained first.
     `vae` is the path or name of another autoencoder, for images of any size.
     """
-    experiment, own, why = choose_preset(str(source), vae, download)
+    experiment, own, why = choose_preset(str(data), vae, download)
     shared = {key: value for key, value in changes.items() if key in SHARED}
-    return Choice(experiment.override(data=str(source), **changes), own and own.override(**shared), why)
+    return Choice(change(experiment, {"data": str(data), **changes}), own and own.override(**shared), why)
 
 
 def choose_preset(source: str, vae: str, download: bool) -> Choice:
@@ -186,7 +186,7 @@ def train_photos(
     """
     check(rank_info().world == 1, f"several processes train a preset; `diffit info {data}` names the one for these")
     experiment, own, why = choose_experiment(data, vae, **overrides)
-    name = name or re.sub(r"[^\w.+-]+", "-", Path(data).stem)
+    name = name or re.sub(r"[^\w.+-]+", "-", Path(data).resolve().stem)
     say(f"{data}: {why}; {experiment.name}" + (f", after {own.name}" if own else ""))
     if str(data) in IMAGE_SPACE.presets and not vae:
         return train(experiment.override(**({"minutes": minutes} if minutes else {})), run, name=name)

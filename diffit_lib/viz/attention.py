@@ -75,13 +75,9 @@ def attention_blocks(network: nn.Module) -> dict[str, TMSA]:
     layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, TMSA)}
     if not layers:
         raise DiffitError("this network has no time-dependent attention (DiT has none); give weights of a DiffiT")
-    encoder = [name for name in layers if not name.startswith("decoder")]
-    levels: dict[str, list[str]] = {}
-    for name in layers:
-        if name.startswith("decoder"):
-            levels.setdefault(name.split(".")[1], []).append(name)
-    decoder = [name for level in reversed(levels.values()) for name in level]  # the lowest level runs first
-    return {name.removesuffix(".attn").removesuffix(".block"): layers[name] for name in [*encoder, *decoder]}
+    # in the decoder the lowest level, that of the highest number, runs first
+    order = sorted(layers, key=lambda name: -int(name.split(".")[1]) if name.startswith("decoder") else -len(layers))
+    return {name.removesuffix(".attn").removesuffix(".block"): layers[name] for name in order}
 
 
 @torch.no_grad()

@@ -77,13 +77,11 @@ class TimeView:
         for part in PARTS:
             if part in self.todo:
                 self.todo.discard(part)
-                done = False
                 try:
                     yield from getattr(self, f"_{part}")()
-                    done = True
-                finally:
-                    if not done:  # cancelled
-                        self.todo.add(part)
+                except BaseException:  # cancelled, or it failed
+                    self.todo.add(part)
+                    raise
 
     def _sample(self) -> Iterator[object]:
         states, frames = [], []

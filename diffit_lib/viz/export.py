@@ -48,7 +48,8 @@ def export_page(path: str | Path, weights: str | Path = "digits") -> Path:
         and isinstance(pipe.denoiser, EDMDenoiser)
         and experiment.network.num_classes > 0
         and experiment.sampling.sampler == "heun"
-        and experiment.sampling.guidance_schedule == "constant",
+        and experiment.sampling.guidance_schedule == "constant"
+        and experiment.sampling.guidance_channels is None,
         f"{weights} cannot run in a page, which has an image-space DiffiT with classes, EDM's denoiser and "
         "Heun's sampler; give digits, or weights of that kind",
     )
@@ -60,6 +61,7 @@ def export_page(path: str | Path, weights: str | Path = "digits") -> Path:
     noise = torch.stack([draw() for _ in range(MAX_STEPS + 1)], dim=1)  # (SEEDS, MAX_STEPS + 1, C, H, W)
     html = Template(_part("page.html")).substitute(
         style=_part("page.css"),
+        size=f"{experiment.network.shape[2]}×{experiment.network.shape[1]}",
         script=script(*MODULES, *VIEWS),
         model=json.dumps(page_card(pipe, tensors)).replace("<", "\\u003c"),
         weights=_base64(torch.cat([tensor.flatten() for tensor in tensors.values()]), torch.float16),
@@ -97,7 +99,6 @@ def page_card(pipe: Pipeline, tensors: dict[str, Tensor]) -> dict[str, Any]:
             "width": network.width,
         },
         "tensors": [(name, list(tensor.shape)) for name, tensor in tensors.items()],
-        "colours": network.in_channels,
         "numClasses": network.num_classes,
         "classNames": pipe.card.class_names,
         "sigmaData": denoiser.sigma_data,

@@ -10,15 +10,16 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from PIL import ImageDraw
 from torch import Tensor
 
 from diffit_lib.diffusion.denoiser import Preconditioned
 from diffit_lib.diffusion.schedules import karras, respaced, sigma_table
 from diffit_lib.sampling.pipeline import Pipeline, to_pictures
-from diffit_lib.utils.plots import to_image
+from diffit_lib.utils.plots import tile, to_image
 from diffit_lib.viz.attention import Attention, attention_at, attention_blocks, frozen_time, noisy_states
 
-ORANGE = (255, 127, 14)
+ORANGE, GAP = (255, 127, 14), 4  # the colour of a frame, and pixels between pictures
 
 
 def picture_rows(rows: Mapping[str, np.ndarray], columns: Sequence[str] = ()) -> Figure:
@@ -222,18 +223,11 @@ def heat(values: np.ndarray, side: int, top: float) -> np.ndarray:
 
 def outline(picture: np.ndarray, row: int, column: int, rows: int, columns: int) -> np.ndarray:
     """The picture (H, W, 3) with a frame around one place of a grid of rows x columns."""
-    picture, (height, width) = picture.copy(), picture.shape[:2]
-    top, bottom = row * height // rows, (row + 1) * height // rows
-    left, right = column * width // columns, (column + 1) * width // columns
-    line = max(2, height // 96)
-    for part in (
-        np.s_[top : top + line, left:right],
-        np.s_[bottom - line : bottom, left:right],
-        np.s_[top:bottom, left : left + line],
-        np.s_[top:bottom, right - line : right],
-    ):
-        picture[part] = ORANGE
-    return picture
+    image, (height, width) = to_image(picture), picture.shape[:2]
+    start = column * width // columns, row * height // rows
+    end = (column + 1) * width // columns - 1, (row + 1) * height // rows - 1
+    ImageDraw.Draw(image).rectangle((*start, *end), outline=ORANGE, width=max(2, height // 96))
+    return np.asarray(image)
 
 
 def evenly(count: int, most: int) -> list[int]:
@@ -241,9 +235,6 @@ def evenly(count: int, most: int) -> list[int]:
     return sorted({round(i * (count - 1) / max(most - 1, 1)) for i in range(most)})
 
 
-def side_by_side(pictures: Sequence[np.ndarray], gap: int = 4) -> np.ndarray:
+def side_by_side(pictures: Sequence[np.ndarray]) -> np.ndarray:
     """uint8 pictures (H, W, 3) of one size side by side on white."""
-    height = pictures[0].shape[0]
-    white = np.full((height, gap, 3), 255, np.uint8)
-    parts = [part for picture in pictures for part in (picture, white)]
-    return np.concatenate(parts[:-1], axis=1)
+    return tile(np.stack(pictures), len(pictures), scale=1, gap=GAP)[GAP:-GAP, GAP:-GAP]

@@ -252,7 +252,7 @@ function setUp() {
   $("head").append(new Option(`mean of ${heads}`, "mean"));
   paint($("scale"), 1, 64, (i) => heat(i / 63));
   $("same").textContent =
-    `The same pictures as diffit_lib.load("${model.name}") draws for the same seed, digit, steps and guidance: ` +
+    `The same pictures as diffit_lib.load("${model.name}") draws for the same seed, class, steps and guidance: ` +
     `Heun's sampler, churn ${model.churn}, σ from ${model.sigmaMax} to ${model.sigmaMin}. ` +
     `On offer here are the seeds 0 to ${model.seeds - 1} and at most ${model.maxSteps} steps: ` +
     "the page stores the library's noise for them. Churn adds a little fresh noise before each step, " +
