@@ -23,7 +23,7 @@ from pack_colab import pack
 from PIL import Image
 from safetensors.torch import load_file
 
-from diffit_lib.evaluation.features import inception_path
+from diffit_lib.evaluation.features import INCEPTION_URL
 from diffit_lib.notebook.drive import Backup, copy_number
 
 IMAGE = ROOT / "DiffiT_Image_Space_Architecture.ipynb"
@@ -257,7 +257,7 @@ class TestFewPhotographsWithoutClasses:
 
     def test_two_red_lines_and_the_card(self, tmp_path):
         fill(tmp_path / "photographs", {f"{k}.png": noise(k) for k in range(40)})
-        wrong = tmp_path / "cache" / inception_path().name
+        wrong = tmp_path / "cache" / INCEPTION_URL.rpartition("/")[2]
         wrong.parent.mkdir()
         wrong.write_text("not the published one, so that nothing is downloaded")
         settings = SETTINGS | {"DATASET": str(tmp_path / "photographs"), "GUIDANCE": 2.0}

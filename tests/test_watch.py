@@ -60,7 +60,7 @@ def test_best_is_below_all_before(watching, new, earlier, best):
 
 
 def test_data_without_classes_are_watched_by_inception_where_it_is_at_hand(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(watch, "inception_path", lambda: tmp_path / "inception.pth")
+    monkeypatch.setattr(watch, "in_cache", lambda url: tmp_path / "inception.pth")
     without = OnlineMetric(UNKNOWN, CPU)
     (said,) = capsys.readouterr().err.splitlines()
     assert "photos/train has no classes; no Frechet distance" in said
@@ -77,7 +77,7 @@ def test_data_without_classes_are_watched_by_inception_where_it_is_at_hand(monke
 
 
 def test_large_images_are_not_for_the_classifier(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(watch, "inception_path", lambda: tmp_path / "inception.pth")
+    monkeypatch.setattr(watch, "in_cache", lambda url: tmp_path / "inception.pth")
     two = Images("photos/train", torch.zeros(4, 3, 128, 128, dtype=torch.uint8), torch.arange(4) % 2, ("a", "b"))
     assert OnlineMetric(two, CPU).kind == ""
     assert "photos/train is of large images; no Frechet distance" in capsys.readouterr().err

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffit_lib.data.datasets import load_data
-from diffit_lib.evaluation.copies import Copies, copy_alarm, cropped, find_copies
+from diffit_lib.evaluation.copies import copy_alarm, cropped, find_copies
 from diffit_lib.utils.tensors import seeded_generator
 
 SAMPLES, PLANTED, TRAIN = 500, 5, 2_000  # 1 % are planted
@@ -62,28 +62,28 @@ def main(name: str) -> None:
         order = torch.randperm(len(images), generator=generator)
         half = min(SAMPLES, len(images) // 5)
         test, real, train = order[:half], order[half : 2 * half], order[2 * half :][:TRAIN]
-        floor = find_copies(images[test], images[train]).found
-        clean = find_copies(images[real], images[train]).found
+        floor = find_copies(images[test], images[train])
+        clean = find_copies(images[real], images[train])
         mode = labels[real].bincount().argmax()
         repeats = real[labels[real] == mode][:3].repeat(SAMPLES)[:SAMPLES]
-        draws: dict[str, Copies] = {
-            "real images (a perfect generator)": Copies(torch.where(clean, 0.0, 1.0), real),
+        draws: dict[str, Tensor] = {
+            "real images (a perfect generator)": clean,
             "blurred": find_copies(blurred(images[real], generator), images[train]),
             "Gaussian": find_copies(gaussian(images[train], generator), images[train]),
-            "one class alone": Copies(torch.where(clean[labels[real] == mode], 0.0, 1.0), real),
+            "one class alone": clean[labels[real] == mode],
             "three images over and over": find_copies(noisy(images[repeats], generator), images[train]),
         }
         for kind, found in draws.items():
             counts = other.setdefault(kind, [0, 0, 0])
-            counts[0] += int(found.found.sum())
-            counts[1] += len(found.found)
-            counts[2] += copy_alarm(found.found, floor)
+            counts[0] += int(found.sum())
+            counts[1] += len(found)
+            counts[2] += copy_alarm(found, floor)
         for kind, make in PLANTS.items():
             chosen = torch.randperm(len(train), generator=generator)[:PLANTED]
             copies = find_copies(make(images[train[chosen]], generator), images[train])
-            both = torch.cat([copies.found, clean[PLANTED:]])
+            both = torch.cat([copies, clean[PLANTED:]])
             counts = planted[kind]
-            changes = (copies.found.sum(), PLANTED, clean[PLANTED:].sum(), half - PLANTED, copy_alarm(both, floor))
+            changes = (copies.sum(), PLANTED, clean[PLANTED:].sum(), half - PLANTED, copy_alarm(both, floor))
             planted[kind] = [a + int(b) for a, b in zip(counts, changes, strict=True)]
     for kind, (found, count, false, others, alarms) in planted.items():
         print(f"| {name} | 1 % {kind} | {found / count:.0%} | {false / others:.2%} | {alarms} of 20 |")

@@ -15,7 +15,7 @@ from textwrap import shorten
 from typing import NamedTuple
 
 from diffit_lib.config.presets import OPTIONS
-from diffit_lib.utils.errors import DiffitError, check
+from diffit_lib.utils.errors import DiffitError, check, printable
 from diffit_lib.utils.logging import say
 
 SUFFIXES: tuple[str, ...] = (".avif", ".bmp", ".gif", ".heic", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm")
@@ -65,7 +65,8 @@ def find_images(source: Path) -> ImageFiles:
     labels = _labels_by_json(source, files, paths, common)
     if labels is None:
         labels = _labels_by_folder(source, paths, [path[0] if path else "" for path in folders], common)
-    return ImageFiles(paths, parts, *labels)
+    numbers, names = labels
+    return ImageFiles(paths, parts, numbers, [imagenet_names().get(name, printable(name)) for name in names])
 
 
 @cache

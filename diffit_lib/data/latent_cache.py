@@ -62,7 +62,7 @@ class Shards:
 class CachedLatents(Images):
     """Images as the moments of their latents: `images` are float16 `Shards`."""
 
-    mirror_images: Shards | None = None
+    mirror_images: Shards  # of which files have none where nobody asked for them
     source: str = ""  # the images' fingerprint and the autoencoder's checksum
 
     run = 64  # 1 MB at 32x32 places: one page fault reads several of them, and all are used while in memory
@@ -71,7 +71,6 @@ class CachedLatents(Images):
         """Moments at these indices, (B, 2z, h, w) float16, some of them of the mirrored image."""
         moments = self.images[indices]
         if any(mirrored):
-            assert self.mirror_images is not None, "mirrored latents are encoded where they are asked for"
             flips = [number for number, flip in enumerate(mirrored) if flip]
             moments[flips] = self.mirror_images[[indices[number] for number in flips]]
         return moments
@@ -118,7 +117,7 @@ def write_latents(space: LatentSpace, images: Images, folder: str | Path, *, mir
     if all(path.is_file() for path in paths):
         about = {"source": source, "name": images.name, "class_names": images.class_names, "shape": (count, *shape)}
         with replacing(folder / INDEX) as beside:
-            save_file({"labels": images.labels}, beside, {FORMAT: json.dumps(about | {"mirrored": mirrored})})
+            save_file({"labels": images.labels}, beside, {FORMAT: json.dumps(about)})
 
 
 def open_latents(folder: str | Path, space: LatentSpace) -> CachedLatents:
@@ -137,7 +136,7 @@ def open_latents(folder: str | Path, space: LatentSpace) -> CachedLatents:
     )
     name, shape, classes = about["name"], tuple(about["shape"]), tuple(about["class_names"])
     moments, mirror_images = (Shards(Path(folder), shape, tensor) for tensor in ("moments", "mirrored"))
-    return CachedLatents(name, moments, labels, classes, mirror_images if about["mirrored"] else None, about["source"])
+    return CachedLatents(name, moments, labels, classes, mirror_images, about["source"])
 
 
 def open_split(folder: str | Path, space: LatentSpace) -> Split[Images]:

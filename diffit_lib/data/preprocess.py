@@ -7,7 +7,9 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import median
 from typing import Any, TypeVar
 
@@ -199,32 +201,24 @@ def decode_each(
     results. A single thread is the caller's own.
     """
 
-    def attempt(key: str) -> T | UnreadableError:
-        try:
-            return make(key)
-        except UnreadableError as error:
-            return error
-
-    def attempts() -> Iterator[T | UnreadableError]:
+    def calls() -> Iterator[Callable[[], T]]:
         workers = min(threads or images.threads, len(images))
         if workers <= 1:
-            yield from map(attempt, images.keys)
+            yield from (partial(make, key) for key in images.keys)
             return
-        pool, ahead = ThreadPoolExecutor(workers), deque[Future[T | UnreadableError]]()
+        pool, ahead = ThreadPoolExecutor(workers), deque[Future[T]]()
         try:
             for key in images.keys:
-                ahead.append(pool.submit(attempt, key))
+                ahead.append(pool.submit(make, key))
                 if len(ahead) == AHEAD * workers:
-                    yield ahead.popleft().result()
-            yield from (future.result() for future in ahead)
+                    yield ahead.popleft().result
+            yield from (future.result for future in ahead)
         finally:
             pool.shutdown(cancel_futures=True)
 
-    for index, made in enumerate(attempts()):
-        if not isinstance(made, UnreadableError):
-            yield index, made
-        elif not skip_bad:
-            raise made
+    for index, call in enumerate(calls()):
+        with suppress(*[UnreadableError] * skip_bad):
+            yield index, call()
 
 
 def none_readable(images: ImageList) -> DiffitError:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from diffit_lib.data import shards
-from diffit_lib.data.folders import check_bytes, file_state, find_images, imagenet_names, read
+from diffit_lib.data.folders import check_bytes, file_state, find_images, read
 from diffit_lib.data.listing import ImageList, Split, by_part, name_classes, split
 from diffit_lib.utils.errors import DiffitError, check, closest, printable, reason_of
 from diffit_lib.utils.files import cache_folder, expanded, siblings
@@ -78,8 +78,7 @@ def from_folder(source: Path) -> Split[ImageList]:
     """List a folder or zip; its folders `train` and `test` (or `val`) are the parts, else `split` draws them."""
     files = find_images(source)
     name = printable(source.resolve().name.removesuffix(".zip"))
-    class_names = [imagenet_names().get(name, printable(name)) for name in files.class_names]
-    classes = name_classes(name, files.labels, class_names)
+    classes = name_classes(name, files.labels, files.class_names)
     return by_part(from_files(name, source, files.paths, *classes), files.parts)
 
 

@@ -32,6 +32,9 @@ class Denoiser(Protocol):
 
     sigma_min: float
     sigma_max: float
+    initial: Callable[[Tensor], Tensor]  # standard normal noise -> the state at sigma_max
+    levels: Callable[[int], Tensor]  # so many falling noise levels to sample on, then 0: (num_steps + 1,)
+    t: Callable[[Tensor], Tensor]  # (B,) -> time in the process for guidance schedules: 0 (clean) to 1000 (noise)
 
     def __call__(self, x: Tensor, sigma: float, class_label: Tensor | None = None) -> Tensor:
         """x (B, C, H, W), class (B,) int64 -> the clean image, (B, C, H, W) in x's dtype."""
@@ -41,31 +44,14 @@ class Denoiser(Protocol):
         """The clean image, and v of the same shape if the network learned its variance (`loss.py`)."""
         ...
 
-    def initial(self, noise: Tensor) -> Tensor:
-        """Standard normal noise -> the state at sigma_max."""
-        ...
 
-    def levels(self, num_steps: int) -> Tensor:
-        """`num_steps` falling noise levels to sample on, then 0: (num_steps + 1,)."""
-        ...
-
-    def t(self, sigma: Tensor) -> Tensor:
-        """(B,) -> time in the diffusion process for guidance schedules: 0 (clean) to 1000 (noise)."""
-        ...
-
-
-class Preconditioned(nn.Module):
+class Preconditioned(nn.Module, Denoiser):
     """D(x; sigma) = c_skip x + c_out F(c_in x; noise label) around a raw network F (Karras et al. 2022, equation 7).
 
     The functions of sigma below determine what the network predicts.
     """
 
-    clip: bool  # clamp clean images to [-1, 1] while sampling
-    sigma_min: float
-    sigma_max: float
-    initial: Callable[[Tensor], Tensor]
-    levels: Callable[[int], Tensor]
-    t: Callable[[Tensor], Tensor]
+    clip = False  # whether to clamp clean images to [-1, 1] while sampling
     coefficients: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]  # c_skip, c_out, c_in, each of sigma's shape
     noise_label: Callable[[Tensor], Tensor]  # (B,) sigma -> the (B,) number that the network is conditioned on
     draw_sigma: Callable[[Tensor], Tensor]  # (B,) uniform in [0, 1) -> (B,) noise levels for training
@@ -114,8 +100,6 @@ class Preconditioned(nn.Module):
 
 class EDMDenoiser(Preconditioned):
     """EDM's preconditioning, noise distribution and loss (Karras et al. 2022, table 1)."""
-
-    clip = False
 
     def __init__(self, network: nn.Module, config: EDMConfig):
         super().__init__(network)
@@ -216,8 +200,6 @@ class FlowDenoiser(Preconditioned):
 
     Its noise label is 1 - t, and its velocity points to the image, both as in SiT (Ma et al. 2024).
     """
-
-    clip = False
 
     def __init__(self, network: nn.Module, config: FlowConfig):
         super().__init__(network)

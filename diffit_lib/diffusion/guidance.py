@@ -25,7 +25,7 @@ def guidance_scale(sampling: SamplingConfig, sigma: float, denoiser: Denoiser) -
     return scale
 
 
-class Wrapper:
+class Wrapper(Denoiser):
     """A denoiser with the noise levels of the one it wraps."""
 
     def __init__(self, denoiser: Denoiser):
@@ -36,10 +36,6 @@ class Wrapper:
     def __call__(self, x: Tensor, sigma: float, class_label: Tensor | None = None) -> Tensor:
         """The clean image, (B, C, H, W)."""
         return self.with_variance(x, sigma, class_label)[0]
-
-    def with_variance(self, x: Tensor, sigma: float, class_label: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """The clean image, and the wrapped denoiser's learned variance, if it has one."""
-        raise NotImplementedError
 
 
 class Guided(Wrapper):

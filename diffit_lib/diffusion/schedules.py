@@ -52,14 +52,14 @@ def sigma_table(noise_schedule: str, timesteps: int) -> Tensor:
 
 def t_to_sigma(t: Tensor, table: Tensor) -> Tensor:
     """Times (B,), 0 to T - 1 -> sigmas (B,); log sigma is interpolated linearly between two times."""
-    table = _beside(table, t)
+    table = table.to(t, non_blocking=True)
     low = t.long().clamp(0, len(table) - 2)
     return (table[low].log().lerp(table[low + 1].log(), t - low)).exp()
 
 
 def sigma_to_t(sigma: Tensor, table: Tensor) -> Tensor:
     """The inverse of `t_to_sigma`; sigmas outside the table are clamped to its ends."""
-    table = _beside(table, sigma)
+    table = table.to(sigma, non_blocking=True)
     low = (torch.searchsorted(table, sigma.contiguous()) - 1).clamp(0, len(table) - 2)
     left, right = table[low].log(), table[low + 1].log()
     return low + ((sigma.log() - left) / (right - left)).clamp(0, 1)
@@ -85,8 +85,3 @@ class ReverseSteps(NamedTuple):
         small, large = reverse_variances(table, below)
         small[0] = small[1] / (1 + table[0] ** 2)  # beta~ itself: reverse_variances divides it by alpha_bar
         return cls(1 - (below / table) ** 2, small.log(), large.log() - small.log())
-
-
-def _beside(table: Tensor, values: Tensor) -> Tensor:
-    """The table in the dtype and on the device of `values`."""
-    return table.to(values.device, values.dtype, non_blocking=True)

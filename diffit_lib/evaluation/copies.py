@@ -1,7 +1,6 @@
 """A test for copies: is a sample far nearer to one training image than to all the others, also cropped or mirrored?"""
 
 from itertools import product
-from typing import NamedTuple
 
 import scipy.stats
 import torch
@@ -19,18 +18,6 @@ PLACES: list[Placed] = [(1.0, 0.0, 0.0, flip) for flip in (1.0, -1.0)] + [
     (zoom, float(down), float(right), flip)
     for zoom, down, right, flip in product((0.9, 0.8), (-1, 0, 1), (-1, 0, 1), (1.0, -1.0))
 ]
-
-
-class Copies(NamedTuple):
-    """What the test says of N samples."""
-
-    ratio: Tensor  # (N,): distance to the nearest training image over the mean distance to the next four
-    nearest: Tensor  # (N,) int64: the index of that image
-
-    @property
-    def found(self) -> Tensor:
-        """(N,) bool: which samples are copies."""
-        return self.ratio < RATIO
 
 
 def shrink(images: Tensor, side: int = SMALL) -> Tensor:
@@ -51,19 +38,19 @@ def cropped(images: Tensor, places: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def find_copies(samples: Tensor, train: Tensor) -> Copies:
-    """Compare samples with training images, uint8 (N, C, H, W) and (M, C, H, W), M at least 5, in pixels alone.
+def find_copies(samples: Tensor, train: Tensor) -> Tensor:
+    """Which samples are copies of training images, in pixels alone: (N, C, H, W), (M, C, H, W) uint8 -> (N,) bool.
 
+    M is 5 at least.
     Crops of each training image down to 0.8 of its sides, mirrored too, are compared at 8 pixels a side; the eight
     nearest images are aligned with the sample in steps down to a sixteenth of that, at 32 pixels a side. As in Carlini
     et al. 2023 (Extracting training data from diffusion models, section 4.2) the distance is held to those of the next
     nearest images: blurred samples, and samples of a few modes alone, are near to many.
     """
-    found = [_find(part, shrink(train), shrink(train, ROUGH)) for part in samples.split(250)]
-    return Copies(*(torch.cat(part) for part in zip(*found, strict=True)))
+    return torch.cat([_find(part, shrink(train), shrink(train, ROUGH)) for part in samples.split(250)])
 
 
-def _find(samples: Tensor, train: Tensor, rough: Tensor) -> Copies:
+def _find(samples: Tensor, train: Tensor, rough: Tensor) -> Tensor:
     """`find_copies` of one chunk; `train` is at both sizes."""
     count, places = min(CANDIDATES, len(train)), torch.tensor(PLACES)
     flat, best = shrink(samples, ROUGH).flatten(1), torch.full((len(samples), len(train)), torch.inf)
@@ -83,9 +70,9 @@ def _find(samples: Tensor, train: Tensor, rough: Tensor) -> Copies:
         distance = (cropped(images, moved) - targets).flatten(1).norm(dim=1)
         at = torch.where((distance < smallest)[:, None], moved, at)
         smallest = torch.minimum(smallest, distance)
-    distance, order = smallest.view(-1, count).sort(1)
+    distance = smallest.view(-1, count).sort(1).values
     held_to = distance[:, 1 : 1 + OTHERS].mean(1).clamp(min=1e-6)
-    return Copies(distance[:, 0] / held_to, candidates.gather(1, order[:, :1])[:, 0])
+    return distance[:, 0] / held_to < RATIO
 
 
 def copy_alarm(samples: Tensor, test: Tensor) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -32,7 +33,12 @@ def make_evaluator(
 ) -> "ClassifierEvaluator | NetworkEvaluator":
     """The evaluator of this kind; `file` has the network's weights, else the cache, else they are downloaded."""
     if kind != "classifier":
-        network = load_network(kind, file).to(device)
+        load: Any = load_inception
+        if kind != "inception":
+            from diffit_lib.evaluation.vision import load_vision  # torchvision takes a second to import
+
+            load = partial(load_vision, kind)
+        network = load(file).to(device)
         if isinstance(data, Path):
             statistics = npz_reference(data, network)
             return NetworkEvaluator(statistics, network, data.name, digest(statistics.tensors()))
@@ -46,15 +52,6 @@ def make_evaluator(
     train, test = data.train.held(HELD), data.test.held(HELD)
     classifiers = [train_classifier(train.images, train.labels, seed, device) for seed in range(3)]
     return ClassifierEvaluator(train, test, classifiers, reference=data.train)
-
-
-def load_network(kind: str, file: str | Path | None) -> Any:
-    """Inception, DINOv2 or CLIP, on the CPU."""
-    if kind == "inception":
-        return load_inception(file)
-    from diffit_lib.evaluation.vision import load_vision  # torchvision takes a second to import
-
-    return load_vision(kind, file)
 
 
 class ClassifierEvaluator:
@@ -82,7 +79,7 @@ class ClassifierEvaluator:
             "means": torch.stack([mean for mean, _ in pairs]),
             "covariances": torch.stack([covariance for _, covariance in pairs]),
             "accuracies": torch.tensor(accuracies, dtype=torch.float64),
-            "copies": find_copies(self.test.images[metrics.evenly(self.test.labels, n)], self.train.images).found,
+            "copies": find_copies(self.test.images[metrics.evenly(self.test.labels, n)], self.train.images),
             "distance": torch.tensor(metrics.real_distance(self.train.images, self.test.images), dtype=torch.float64),
         }
 
@@ -108,7 +105,11 @@ class ClassifierEvaluator:
         found = distances(torch.arange(n), torch.arange(n))
         drawings = (metrics.resamples(n, 100, labels) for labels in (classes[ours], test.labels[theirs]))
         again = [distances(*pair) for pair in zip(*drawings, strict=True)]
-        numbers = {}
+        numbers: dict[str, Any] = {}
+        if labels is not None:
+            each = [metrics.class_accuracy(classifier.predict(samples), labels) for classifier in self.classifiers]
+            numbers = {"class_accuracy": fmean(each), "class_accuracy_spread": spread(each)}
+        numbers["classifier_test_accuracy"] = fmean(self.real["accuracies"].tolist())
         for k, name in enumerate(("frechet", "frechet_floor", "frechet_ratio")):
             numbers[name] = fmean(each[k] for each in found)
             numbers[f"{name}_plus_minus"] = metrics.plus_minus(fmean(one[k] for one in each) for each in again)
@@ -122,29 +123,20 @@ class ClassifierEvaluator:
             extractor=f"{len(self.classifiers)} x {self.classifiers[0].name}",
             extractor_checksum="+".join(self.checksums),
         )
-        accuracy = {}
-        if labels is not None:
-            each = [metrics.class_accuracy(classifier.predict(samples), labels) for classifier in self.classifiers]
-            accuracy = {"class_accuracy": fmean(each), "class_accuracy_spread": spread(each)}
         distance = metrics.nearest(samples, self.train.images)[0].median() / self.real["distance"]
-        copies, floor, warnings = find_copies(samples, self.train.images).found, self.real["copies"], stamp.warnings()
+        copies, floor, warnings = find_copies(samples, self.train.images), self.real["copies"], stamp.warnings()
         if copy_alarm(copies, floor):
             warnings.append(
                 f"{int(copies.sum())} of {len(copies)} images are copies of training images (of real test images "
                 f"{int(floor.sum())} of {len(floor)}): the first is number {int(copies.nonzero()[0])}"
             )
-        return (
-            accuracy
-            | {"classifier_test_accuracy": fmean(self.real["accuracies"].tolist())}
-            | numbers
-            | {
-                "copy_ratio": distance.item(),
-                "copies": copies.double().mean().item(),
-                "copies_floor": floor.double().mean().item(),
-                "stamp": asdict(stamp),
-                "warnings": warnings,
-            }
-        )
+        return numbers | {
+            "copy_ratio": distance.item(),
+            "copies": copies.double().mean().item(),
+            "copies_floor": floor.double().mean().item(),
+            "stamp": asdict(stamp),
+            "warnings": warnings,
+        }
 
 
 def spread(values: Iterable[float]) -> float:

@@ -228,8 +228,3 @@ def load_inception(path: str | Path | None = None) -> Inception:
     kinds = ["2048", "logits_unbiased"]
     network = FeatureExtractorInceptionV3("inception-v3-compat", kinds, feature_extractor_weights_path=str(path))
     return Inception(network, INCEPTION_SHA256[:16])
-
-
-def inception_path() -> Path:
-    """Where the cache keeps the published file once it is downloaded."""
-    return cache_folder() / INCEPTION_URL.rpartition("/")[2]

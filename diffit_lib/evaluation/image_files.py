@@ -31,7 +31,6 @@ from diffit_lib.utils.logging import say
 
 MOST_CLASSES = 1_000_000
 NAMES = {"mean": "mu", "covariance": "sigma", "spatial_mean": "mu_s", "spatial_covariance": "sigma_s"}  # in the files
-LOCAL_HEADER = 30  # bytes before an entry's name in a zip
 HEADER = 2**16  # bytes in which an array's own header has to end
 LARGE, RATIO = 10**9, 100  # bytes; larger arrays must not be compressed to less than a hundredth
 
@@ -140,7 +139,7 @@ def read_statistics(path: str | Path, inception: Any) -> Reference:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+def _opened(path: Path) -> Iterator[Any]:
     """The file as a zip; any problem with it becomes an error of one line."""
     check(path.is_file(), f"there is no file {path}; give the path of an .npz")
     try:
@@ -161,6 +160,7 @@ def read_array(path: str | Path, name: str) -> np.ndarray:
     """One array of numbers of a file. An uncompressed one is memory-mapped: only what is used of it is read."""
     path = Path(path)
     with _opened(path) as archive, archive.open(f"{name}.npy") as entry:
+        start = archive.fp.tell()  # of the entry's content: zipfile has just read its header
         stored, head = archive.getinfo(f"{name}.npy"), BytesIO(entry.read(HEADER))
         if (version := npy.read_magic(head)) not in ((1, 0), (2, 0), (3, 0)):
             raise ValueError(f"{name} is of version {version}, which nobody knows")
@@ -174,10 +174,5 @@ def read_array(path: str | Path, name: str) -> np.ndarray:
                 raise ValueError(f"{name} would grow from {stored.compress_size} to {stored.file_size} bytes")
             entry.seek(0)
             return npy.read_array(entry, allow_pickle=False)
-        with open(path, "rb") as file:
-            file.seek(stored.header_offset)
-            local = file.read(LOCAL_HEADER)
-        lengths = int.from_bytes(local[26:28], "little") + int.from_bytes(local[28:30], "little")
-        start = stored.header_offset + LOCAL_HEADER + lengths + head.tell()
         # copy on write: torch takes no read-only memory
-        return np.memmap(path, dtype, "c", start, shape, "F" if fortran else "C")
+        return np.memmap(path, dtype, "c", start + head.tell(), shape, "F" if fortran else "C")

@@ -19,12 +19,13 @@ from diffit_lib.config.experiment import BaseExperimentConfig
 from diffit_lib.config.presets import STABLE_DIFFUSION
 from diffit_lib.data.datasets import Split, experiment_data
 from diffit_lib.data.latent_cache import CachedLatents, is_latents, open_split
-from diffit_lib.evaluation.features import inception_path, load_inception
+from diffit_lib.evaluation.features import INCEPTION_URL, load_inception
 from diffit_lib.evaluation.metrics import frechet_distance
 from diffit_lib.models.latent_space import LatentSpace, Space
-from diffit_lib.models.vae import SMALLEST, load_perceptual, vgg_path
+from diffit_lib.models.vae import SMALLEST, VGG_URL, load_perceptual
 from diffit_lib.utils.distributed import any_rank, from_rank_zero, local_device, share_out
 from diffit_lib.utils.errors import DiffitError, check
+from diffit_lib.utils.files import in_cache
 from diffit_lib.utils.logging import say
 from diffit_lib.utils.plots import enlargement, tile, write_png
 from diffit_lib.utils.tensors import best_device, to_float, to_uint8
@@ -64,15 +65,15 @@ def measure_vae(space: Space, images: Tensor, *, vgg: str | Path | None = None, 
         "psnr": mean(partial(peak_signal_noise_ratio, data_range=2.0, reduction="none", dim=(1, 2, 3))),
         "ssim": mean(partial(structural_similarity_index_measure, data_range=2.0, reduction="none")),
     }
-    if not any_rank(min(images.shape[2:]) < SMALLEST or (vgg is None and not vgg_path().is_file())):
+    if not any_rank(min(images.shape[2:]) < SMALLEST or (vgg is None and not in_cache(VGG_URL).is_file())):
         numbers["lpips"] = mean(load_perceptual(vgg).to(device))
-    if not any_rank(not rfid or len(images) < 2 or not inception_path().is_file()):
+    if not any_rank(not rfid or len(images) < 2 or not in_cache(INCEPTION_URL).is_file()):
         inception = load_inception().to(device)
         features = (torch.cat(share_out(inception.features, kind)) for kind in (again, images))
         numbers["rfid"] = frechet_distance(*features)
         say(f"rFID over {len(images):,} images (Inception {inception.checksum}): compare it at the same number only")
     elif rfid and images.shape[1] == 3:
-        say(f"rFID is left out, since there are no Inception weights at {inception_path()}")
+        say(f"rFID is left out, since there are no Inception weights at {in_cache(INCEPTION_URL)}")
     return numbers
 
 

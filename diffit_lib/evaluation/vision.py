@@ -11,6 +11,7 @@ from torchvision.models.vision_transformer import VisionTransformer
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import normalize, resize
 
+from diffit_lib.checkpoints.published import our_name
 from diffit_lib.checkpoints.safetensors_io import load_tensors, unpickle
 from diffit_lib.evaluation.features import chunks
 from diffit_lib.utils.errors import DiffitError, check
@@ -96,15 +97,8 @@ def dinov2_network(tensors: dict[str, Tensor], source: str | Path) -> VisionTran
     with on_meta():
         network = VisionTransformer(SIDE, patch, depth, width // 64, width, 4 * width)
     network.heads = nn.Identity()
-    load_tensors(network, {_ours(name): tensor for name, tensor in ours.items()}, source)
+    load_tensors(network, {our_name(name, NAMES): tensor for name, tensor in ours.items()}, source)
     return network
-
-
-def _ours(name: str) -> str:
-    """torchvision's name of one of DINOv2's tensors."""
-    for theirs, ours in NAMES.items():
-        name = name.replace(theirs, ours) if theirs != "norm." or name.startswith(theirs) else name
-    return name
 
 
 def load_vision(name: str, path: str | Path | None = None) -> VisionExtractor:
@@ -119,10 +113,9 @@ def load_vision(name: str, path: str | Path | None = None) -> VisionExtractor:
     url = f"https://dl.fbaipublicfiles.com/dinov2/dinov2_{published}/dinov2_{published}_pretrain.pth"
     path = published_file(path, url, "", "DINOv2", "or give --extractor-file")
     tensors = unpickle(path)
-    check("cls_token" in tensors, f"{path} lacks tensor 'cls_token'; download {url}")
-    found = sum(key.endswith("ls1.gamma") for key in tensors), tensors["cls_token"].shape[-1]
-    check(found == (depth, width), f"{path} has (blocks, width) {found}, {name} {(depth, width)}; download {url}")
     try:
+        found = sum(key.endswith("ls1.gamma") for key in tensors), tensors["cls_token"].shape[-1]
+        check(found == (depth, width), f"{path} has (blocks, width) {found}, {name} {(depth, width)}; download {url}")
         return VisionExtractor(dinov2_network(tensors, path), name, width, sha256(path)[:16])
     except KeyError as error:
         raise DiffitError(f"{path} lacks tensor {error}; download {url}") from None

@@ -57,13 +57,13 @@ class Cost(NamedTuple):
 
 
 def measure(
-    build: Callable[[], list[nn.Module]],
-    forward: Callable[[list[nn.Module], Tensor], object],
+    networks: list[nn.Module],
+    forward: Callable[[Tensor], object],
     shape: tuple[int, ...],
     batch: int = 1,
     precision: str = "32-true",
 ) -> Cost:
-    """Cost of `forward(networks, images)` for images (batch, *shape); `build` makes the networks, the main one first.
+    """Cost of `forward(images)`, (batch, *shape), by networks on "meta", the main one first.
 
     It runs on fake tensors, so it needs neither the memory nor the time of the network. Activations that share memory
     count once; parameters are not activations.
@@ -75,14 +75,12 @@ def measure(
         kept[storage._cdata] = tensor, storage.nbytes()
         return tensor
 
-    with on_meta():
-        networks = build()
     with FakeTensorMode(allow_non_fake_inputs=True):
         for network in networks:
             network.to_empty(device="cpu")  # autocast and attention do not run on "meta"
         images, hooks = torch.zeros(batch, *shape), saved_tensors_hooks(keep, lambda tensor: tensor)
         with MACCounter() as counter, hooks, autocast(torch.device("cpu"), precision):
-            answer = forward(networks, images)
+            answer = forward(images)
         for parameter in nn.ModuleList(networks).parameters():
             kept.pop(parameter.untyped_storage()._cdata, None)
         del answer
@@ -101,13 +99,10 @@ def denoiser_cost(
     checkpointing: bool = False,
 ) -> Cost:
     """The cost of a denoiser's network; `checkpointing` recomputes activations in the backward pass."""
-
-    def build() -> list[nn.Module]:
+    with on_meta():
         network = build_network(config)
-        network.checkpointing = checkpointing
-        return [network]
-
-    return measure(build, lambda networks, x: networks[0](x, torch.zeros(len(x))), config.shape, batch, precision)
+    network.checkpointing = checkpointing
+    return measure([network], lambda x: network(x, torch.zeros(len(x))), config.shape, batch, precision)
 
 
 def parameters(network: nn.Module) -> int:

@@ -40,11 +40,11 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 class AdaLNBlock(nn.Module):
     """DiT's block (Peebles and Xie 2023, section 3.2): the time token shifts, scales and gates both branches."""
 
-    def __init__(self, channels: int, num_heads: int, time_dim: int, *, mlp_ratio: float = 4.0, dropout: float = 0.0):
+    def __init__(self, channels: int, num_heads: int, time_dim: int, mlp_ratio: float, dropout: float, eps: float):
         super().__init__()
         self.norm1 = nn.LayerNorm(channels, eps=1e-6, elementwise_affine=False)
         self.attn = SelfAttention(channels, num_heads)
-        self.norm2 = nn.LayerNorm(channels, eps=1e-6, elementwise_affine=False)
+        self.norm2 = nn.LayerNorm(channels, eps=eps, elementwise_affine=False)
         self.mlp = MLP(channels, mlp_ratio, dropout)
         self.modulation = nn.Linear(time_dim, 6 * channels)
 
@@ -91,11 +91,7 @@ class DiffusionTransformer(nn.Module):
         self.final_layer = FinalLayer(
             config.width, config.patch_size**2 * config.out_channels, conditioned=config.block == "dit"
         )
-        if config.as_diffusers:
-            self.time_token.endpoint = True
-            for module in self.blocks.modules():
-                if isinstance(module, AdaLNBlock):
-                    module.norm2.eps = 1e-5
+        self.time_token.endpoint = config.as_diffusers
         init_transformer(self)
 
     def forward(
@@ -117,7 +113,7 @@ def block(config: TransformerConfig) -> DiffiTBlock | AdaLNBlock:
     """One block of the configured kind."""
     width, heads, ratio, dropout = config.width, config.num_heads, config.mlp_ratio, config.dropout
     if config.block == "dit":
-        return AdaLNBlock(width, heads, width, mlp_ratio=ratio, dropout=dropout)
+        return AdaLNBlock(width, heads, width, ratio, dropout, eps=1e-5 if config.as_diffusers else 1e-6)
     return DiffiTBlock(width, heads, config.grid, width, mlp_ratio=ratio, dropout=dropout)
 
 

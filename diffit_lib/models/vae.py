@@ -5,8 +5,8 @@ diffusers' AutoencoderKL, so Stable Diffusion's weights load unchanged.
 """
 
 import warnings
-from collections.abc import Iterable
-from itertools import chain, zip_longest
+from collections import OrderedDict
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from diffit_lib.config.models import AutoencoderConfig
 from diffit_lib.models.layers import Upsample, group_norm
-from diffit_lib.utils.files import cache_folder, download, published_file
+from diffit_lib.utils.files import published_file
 
 VGG_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
 VGG_SHA256 = "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0"
@@ -54,16 +54,10 @@ class Attention(nn.Module):
         return x + self.to_out[0](attended).squeeze(1).transpose(1, 2).unflatten(2, x.shape[2:])
 
 
-class Downsample(nn.Module):
+def downsample(channels: int) -> nn.Sequential:
     """A 3x3 convolution with stride 2, after one row and column of zeros at the bottom and right."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H/2, W/2)."""
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
+    pad, conv = nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(channels, channels, 3, stride=2)
+    return nn.Sequential(OrderedDict(pad=pad, conv=conv))
 
 
 class Level(nn.Module):
@@ -75,13 +69,14 @@ class Level(nn.Module):
         super().__init__()
         self.resnets = nn.ModuleList(ResBlock(c, channels) for c in (in_channels, *[channels] * (layers - 1)))
         self.attentions = nn.ModuleList(Attention(channels) for _ in range(attentions))
-        self.downsamplers = nn.ModuleList(Downsample(channels) for _ in range(down))
-        self.upsamplers = nn.ModuleList(Upsample(channels) for _ in range(up))
+        self.downsamplers = nn.Sequential(*(downsample(channels) for _ in range(down)))
+        self.upsamplers = nn.Sequential(*(Upsample(channels) for _ in range(up)))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C', H', W')."""
-        blocks = chain.from_iterable(zip_longest(self.resnets, self.attentions))
-        return run([*filter(None, blocks), *self.downsamplers, *self.upsamplers], x)
+        for resnet, attention in zip_longest(self.resnets, self.attentions, fillvalue=nn.Identity()):
+            x = attention(resnet(x))
+        return self.upsamplers(self.downsamplers(x))
 
 
 class Encoder(nn.Module):
@@ -92,8 +87,8 @@ class Encoder(nn.Module):
         first, last, layers = config.channels[0], config.channels[-1], config.num_layers
         self.conv_in = nn.Conv2d(config.in_channels * config.patch**2, first, 3, padding=1)
         levels = zip((first, *config.channels[:-1]), config.channels, config.attn, (*config.down, False), strict=True)
-        self.down_blocks = nn.ModuleList(
-            Level(c, to, layers, attn * layers, down=halve) for c, to, attn, halve in levels
+        self.down_blocks = nn.Sequential(
+            *(Level(c, to, layers, attn * layers, down=halve) for c, to, attn, halve in levels)
         )
         self.mid_block = Level(last, last, 2, config.mid_attn)
         self.conv_norm_out = group_norm(last)
@@ -101,7 +96,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C p^2, H/p, W/p) -> (B, 2z, h, w)."""
-        x = self.mid_block(run(self.down_blocks, self.conv_in(x)))
+        x = self.mid_block(self.down_blocks(self.conv_in(x)))
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
 
@@ -114,15 +109,15 @@ class Decoder(nn.Module):
         self.conv_in = nn.Conv2d(config.z_channels, last, 3, padding=1)
         self.mid_block = Level(last, last, 2, config.mid_attn)
         levels = zip((*config.channels[1:], last), config.channels, config.attn, (False, *config.down), strict=True)
-        self.up_blocks = nn.ModuleList(
-            Level(c, to, layers, attn * layers, up=double) for c, to, attn, double in reversed(list(levels))
+        self.up_blocks = nn.Sequential(
+            *(Level(c, to, layers, attn * layers, up=double) for c, to, attn, double in reversed(list(levels)))
         )
         self.conv_norm_out = group_norm(first)
         self.conv_out = nn.Conv2d(first, config.in_channels * config.patch**2, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, z, h, w) -> (B, C p^2, H/p, W/p)."""
-        x = run(self.up_blocks, self.mid_block(self.conv_in(x)))
+        x = self.up_blocks(self.mid_block(self.conv_in(x)))
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
 
@@ -158,13 +153,6 @@ class KLAutoencoder(nn.Module):
         return self.decode(mean + (0.5 * log_variance).exp() * noise), moments
 
 
-def run(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
-    """Apply the modules in order."""
-    for module in modules:
-        x = module(x)
-    return x
-
-
 class Perceptual:
     """LPIPS (Zhang et al. 2018) with a frozen VGG-16; not a module, so optimizers and checkpoints do not include it."""
 
@@ -188,19 +176,12 @@ class Perceptual:
         return self
 
 
-def vgg_path() -> Path:
-    """The path of VGG's published file in the cache; it may not exist."""
-    return cache_folder() / VGG_URL.rpartition("/")[2]
-
-
 def load_perceptual(path: str | Path | None = None) -> Perceptual:
     """LPIPS with the VGG-16 of torchvision at `path`, by default in the cache, downloaded on first use (528 MB).
 
     Raises a DiffitError if the file is missing or has another checksum.
     """
-    if path is None:
-        path = download(VGG_URL, VGG_SHA256, "the weights of VGG-16, which LPIPS needs,", "or set perceptual_weight=0")
-    path = published_file(Path(path), VGG_URL, VGG_SHA256, "VGG-16", "")
+    path = published_file(path, VGG_URL, VGG_SHA256, "VGG-16", "or set perceptual_weight=0")
     return Perceptual(torch.load(path, map_location="cpu", weights_only=True))
 
 

@@ -16,10 +16,11 @@ from diffit_lib.data.datasets import Images, Split
 from diffit_lib.evaluation.copies import shrink
 from diffit_lib.evaluation.evaluate import FIRST_SEED, make_provenance
 from diffit_lib.evaluation.evaluator import HELD, ClassifierEvaluator
-from diffit_lib.evaluation.features import inception_path, load_inception, train_classifier
+from diffit_lib.evaluation.features import INCEPTION_URL, load_inception, train_classifier
 from diffit_lib.evaluation.metrics import evenly, frechet_distance, nearest, real_distance
 from diffit_lib.sampling.pipeline import Pipeline
 from diffit_lib.utils.errors import DiffitError
+from diffit_lib.utils.files import in_cache
 from diffit_lib.utils.logging import say
 from diffit_lib.utils.tensors import to_uint8
 
@@ -100,9 +101,9 @@ def evaluate_quickly(pipe: Pipeline, data: Split) -> QuickEvaluation:
 
 def add_inception(quick: QuickEvaluation, samples: Tensor, train: Images, test: Images, device: torch.device) -> None:
     """Add the Frechet distances in Inception's features, or say that its weights are missing; nothing is downloaded."""
-    if not inception_path().is_file():
+    if not in_cache(INCEPTION_URL).is_file():
         quick.missing.append(
-            f"No Inception: its weights are not at {inception_path()}. "
+            f"No Inception: its weights are not at {in_cache(INCEPTION_URL)}. "
             "`diffit evaluate WEIGHTS --extractor inception` fetches them, and takes FID, KID, precision and recall."
         )
         return

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffit_lib.checkpoints.weights import build_denoiser
 from diffit_lib.config.experiment import BaseExperimentConfig, ExperimentConfig, VAEExperimentConfig
@@ -16,7 +16,7 @@ from diffit_lib.models.vae import KLAutoencoder, PatchDiscriminator
 from diffit_lib.training.module import RunModule
 from diffit_lib.training.steps import AutoencoderModule, DiffusionModule
 from diffit_lib.utils.distributed import rank_info
-from diffit_lib.utils.tensors import autocast, best_device, best_precision, cpu_threads, seeded_generator
+from diffit_lib.utils.tensors import autocast, best_device, best_precision, cpu_threads, on_meta, seeded_generator
 
 ENOUGH = 5.0  # seconds of timed steps
 SHORT = 0.5  # seconds on each number of threads; where one step takes longer, all threads are taken
@@ -33,16 +33,15 @@ def training_cost(experiment: BaseExperimentConfig) -> Cost:
         return denoiser_cost(experiment.network, micro, precision, training.checkpointing)
     assert isinstance(experiment, VAEExperimentConfig)
     network, loss = experiment.network, experiment.loss
+    with on_meta():
+        vae = KLAutoencoder(network)
+        critics = [PatchDiscriminator(network.shape, loss.disc_width)] * (loss.disc_weight > 0)
 
-    def build() -> list[nn.Module]:
-        adversarial = loss.disc_weight > 0
-        return [KLAutoencoder(network), *[PatchDiscriminator(network.shape, loss.disc_width)] * adversarial]
+    def forward(x: Tensor) -> Iterable[Tensor]:
+        again = vae(x, x.new_zeros(len(x), *network.latent_shape))[0]
+        return again, *(critic(seen) for critic in critics for seen in (again, x, again.detach()))
 
-    def forward(networks: list[nn.Module], x: Tensor) -> Iterable[Tensor]:
-        again = networks[0](x, x.new_zeros(len(x), *network.latent_shape))[0]
-        return again, *(discriminator(seen) for discriminator in networks[1:] for seen in (again, x, again.detach()))
-
-    return measure(build, forward, network.shape, micro, precision)
+    return measure([vae, *critics], forward, network.shape, micro, precision)
 
 
 def time_steps(experiment: BaseExperimentConfig, most: float = ENOUGH) -> float:

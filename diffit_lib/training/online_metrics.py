@@ -11,11 +11,12 @@ from torch import Tensor
 from diffit_lib.data.datasets import Images
 from diffit_lib.data.latent_cache import CachedLatents
 from diffit_lib.evaluation.evaluator import HELD, cached_reference
-from diffit_lib.evaluation.features import Extractor, inception_path, load_inception, train_classifier
+from diffit_lib.evaluation.features import INCEPTION_URL, Extractor, load_inception, train_classifier
 from diffit_lib.evaluation.metrics import Reference, frechet_from_moments, moments
 from diffit_lib.sampling.pipeline import Pipeline
 from diffit_lib.utils.distributed import any_rank, rank_zero_first, share_out
 from diffit_lib.utils.errors import DiffitError, check
+from diffit_lib.utils.files import in_cache
 from diffit_lib.utils.logging import say
 from diffit_lib.utils.tensors import to_uint8
 
@@ -43,7 +44,7 @@ class OnlineMetric:
         self.column = "fid" if self.kind == "inception" else "frechet"
         if self.kind == "inception":
             try:
-                path = inception_path()  # nothing is downloaded
+                path = in_cache(INCEPTION_URL)  # nothing is downloaded
                 check(path.is_file(), f"there are no Inception weights at {path}")
                 check(len(train) > 1, "there is one image only")
                 self.extractor = load_inception(path).to(device)

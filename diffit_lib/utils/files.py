@@ -114,27 +114,27 @@ def cache_folder() -> Path:
         raise DiffitError("there is no home folder for the cache; set DIFFIT_CACHE to a folder") from error
 
 
-def download(url: str, checksum: str, name: str, otherwise: str) -> Path:
-    """The file of this URL in the cache folder, downloaded if it is not there; its SHA-256 must be `checksum`.
+def in_cache(url: str) -> Path:
+    """Where the cache keeps the file of this URL once it is downloaded."""
+    return cache_folder() / url.rpartition("/")[2]
 
-    The error message says what the file is, `name`, and what else to do, `otherwise`, which begins with "or".
+
+def published_file(path: str | Path | None, url: str, checksum: str, name: str, otherwise: str) -> Path:
+    """The file of published weights at `path`, else in the cache, downloaded if need be.
+
+    With a `checksum`, its SHA-256, no other file is taken. The error message says what the weights are of, `name`, and
+    what else to do, `otherwise`, which begins with "or".
     """
     import torch.hub
 
-    path = cache_folder() / url.rpartition("/")[2]
-    if not path.exists():
+    path, given = Path(path or in_cache(url)), path
+    if not given and not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         try:  # writes beside the path, checks, then renames
             torch.hub.download_url_to_file(url, str(path), hash_prefix=checksum)
         except (OSError, RuntimeError) as error:
-            reason = error.reason if isinstance(error, urllib.error.URLError) else error
-            raise DiffitError(f"Could not download {name} ({reason}). Put {url} at {path}, {otherwise}") from None
-    return path
-
-
-def published_file(path: str | Path | None, url: str, checksum: str, name: str, otherwise: str) -> Path:
-    """The file of published weights at `path`, or without one `download`'s; with a `checksum`, no other is taken."""
-    path = Path(path or download(url, checksum, f"the weights of {name}", otherwise))
+            what = f"the weights of {name} ({error.reason if isinstance(error, urllib.error.URLError) else error})"
+            raise DiffitError(f"Could not download {what}. Put {url} at {path}, {otherwise}") from None
     check(path.is_file(), f"there are no {name} weights at {path}; download them from {url}")
     if checksum and (found := sha256(path)) != checksum:
         what = f"{path} is not the published {name} (SHA-256 {found[:8]}..., not {checksum[:8]}...)"
