@@ -161,6 +161,13 @@ def test_what_to_go_on_with_agrees_with_the_diagnosis(word, images_seen, command
     assert len(lines) == len(commands) + 2
 
 
+def test_a_run_by_steps_goes_on_by_steps():
+    card = load_weights("digits")[1]
+    card = replace(card, experiment=card.experiment.override(max_steps=100), images_seen=6400, minutes=2.0)
+    first, *_ = next_commands(Path("run"), card, Diagnosis("still falling", "", ()))
+    assert first == "diffit train --run run --max-steps 200 --minutes 4"
+
+
 def test_a_poor_autoencoder_of_the_runs_own_is_trained_for_longer(tmp_path):
     card = load_weights("latent-digits")[1]
     (tmp_path / "vae").mkdir()

@@ -57,7 +57,8 @@ def write(tmp_path):
 def ours(weights, labels, steps, guidance, latents):
     """Our picture on the noise levels of diffusers' DDIM."""
     pipe = load(weights, device="cpu")
-    times = torch.arange(0, 1000, 1000 // steps)[:steps].flip(0)
+    total = len(pipe.denoiser.table)
+    times = torch.arange(0, total, total // steps)[:steps].flip(0)
     levels = torch.cat([pipe.denoiser.table[times], torch.zeros(1, dtype=torch.float64)])
     pipe.denoiser.levels = lambda count: levels
     pipe.denoiser.sigma_max = float(levels[0])
@@ -90,6 +91,7 @@ def same_picture(weights, pipe, steps, guidance=2.0, classes=10):
         (SMALL, VPConfig(), 50),
         (SMALL, VPConfig(), 30),
         (SMALL, VPConfig(), 64),
+        (SMALL, VPConfig(timesteps=500), 25),
         (replace(SMALL, learned_variance=True, as_diffusers=True), VPConfig(), 12),
         (replace(SMALL, as_diffusers=True), VPConfig(prediction="v", noise_schedule="cosine"), 10),
     ],

@@ -73,6 +73,13 @@ def test_a_run_resumes_and_draws_from_its_file(recipe, tmp_path, data):
     assert load(once)(range(2)).shape == (2, 8, 8, 1)
 
 
+def test_a_run_does_not_resume_with_another_rank(recipe, tmp_path, data):
+    train(recipe.override(max_steps=1), tmp_path / "run", data, progress=False)
+    with pytest.raises(DiffitError, match="was trained with lora_rank=2, not 3; set it back to go on"):
+        train(recipe.override(lora_rank=3), tmp_path / "run", data, progress=False)
+    train(recipe.override(max_steps=2), tmp_path / "run", data, progress=False)
+
+
 @pytest.mark.parametrize("rank", [0, 2])
 def test_the_licence_of_the_weights_it_starts_from_stays_after_a_restart_too(recipe, weights, tmp_path, data, rank):
     denoiser, card = load_weights(weights)

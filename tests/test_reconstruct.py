@@ -7,7 +7,7 @@ from PIL import Image
 
 from diffit_lib.checkpoints.autoencoders import load_vae
 from diffit_lib.data.datasets import Split
-from diffit_lib.evaluation.reconstruction import measure_vae, reconstruct, reconstructions
+from diffit_lib.evaluation.reconstruction import comparison, measure_vae, reconstruct, reconstructions
 from diffit_lib.training.encode import encode
 from diffit_lib.utils.errors import DiffitError
 
@@ -49,6 +49,15 @@ def test_grids_are_of_pictures_latents_and_reconstructions(data, held, tmp_path)
     assert np.abs(encoded / 127.5 - 1 - latents.numpy().clip(-3, 3) / 3).max() < 0.005
     assert numbers == pytest.approx(measure_vae(space, held, rfid=False))
     assert numbers["psnr"] > 25
+
+
+def test_a_last_row_that_is_not_full_keeps_originals_over_reconstructions(held):
+    again = 255 - held
+    rows = places(comparison(held[:11], again[:11]), 8, 4, 8, 8, 8)[..., 0]
+    assert np.array_equal(rows[16:19], held[8:11, 0])
+    assert np.array_equal(rows[24:27], again[8:11, 0])
+    assert (rows[19:24] == 255).all()
+    assert (rows[27:] == 255).all()
 
 
 def test_a_latent_model_brings_its_autoencoder(data, tmp_path):

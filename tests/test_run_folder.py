@@ -178,6 +178,13 @@ class TestRecord:
         assert "16,1.6,nan," in (tmp_path / "metrics.csv").read_text()
         assert {tag for tag, *_ in events(tmp_path)[0]} & {"loss", "seconds"} == {"seconds"}
 
+    def test_of_a_run_that_went_back_is_in_the_curves(self, tmp_path, tiny):
+        with closing(MetricsLog(tmp_path, tiny)) as log:
+            for images in (16, 32, 48):
+                log.add(self.row(images, 1.0))
+            assert [row["images"] for row in log.add(self.row(40, 0.5))][-1] == 40
+        assert ("loss", 40, 0.5) in events(tmp_path)[0]
+
     def test_stands_once_in_table_and_curves_however_often_a_run_is_started(self, tmp_path, tiny):
         with closing(MetricsLog(tmp_path, tiny)) as log:
             assert len(log.add(self.row(16, 1.0))) == 1

@@ -188,6 +188,11 @@ class TestForms:
         assert (tmp_path / "images.npz").stat().st_size > size
         assert peak < size / 4
 
+    @pytest.mark.parametrize(("seeds", "classes", "what"), [([], None, "seeds"), ([0], [], "classes")])
+    def test_of_nothing_is_refused(self, weights, tmp_path, seeds, classes, what):
+        with pytest.raises(DiffitError, match=f"{what} is empty; give one or more, or leave {what} out"):
+            sample(weights, tmp_path / "out", seeds, classes, **QUICK)
+
     def test_each_strength_of_guidance_has_a_folder(self, weights, tmp_path):
         out = sample(weights, tmp_path / "both", [0, 1], 3, guidance=[1, 2.5], **QUICK)
         assert [path.name for path in out] == ["guidance-1", "guidance-2.5"]

@@ -156,6 +156,16 @@ def test_a_data_set_of_the_hub_has_its_splits_and_names(hub_data, memory_gb, cap
     assert "left out extra" in capsys.readouterr().err
 
 
+def test_a_test_split_that_keeps_its_classes_secret_is_left_out(hub_data, tmp_path, capsys):
+    import datasets
+
+    secret = datasets.load_dataset(hub_data[3:], split="validation")
+    secret = secret.map(lambda row: row | {"label": -1}, features=secret.features)
+    secret.to_parquet(tmp_path / "cats" / "data" / "test-00000-of-00001.parquet")
+    check(load_data(hub_data), range(9), range(9, 12))
+    assert "left out test, extra" in capsys.readouterr().err
+
+
 def test_one_split_is_divided_and_described(hub_data):
     data = load_data(f"{hub_data}:extra")
     assert (len(data.train) + len(data.test), data.test is data.train) == (60, False)

@@ -466,11 +466,11 @@ class TestLossByLevel:
             [(k + 0.5) / 8 for k in range(8)], abs=1e-4
         )
 
-    def test_is_the_weighted_error_on_the_first_256_images(self):
+    def test_is_the_weighted_error_on_256_images_spread_over_all(self):
         """F = 0 answers c_skip x: its error is known in closed form from the images' second moment."""
         part = self.part()
         losses = loss_by_level(self.denoiser(0.0), part, "32-true")
-        second_moment = (part.images[:256].double() / 127.5 - 1).square().mean().item()
+        second_moment = (part.images[part.spread(256)].double() / 127.5 - 1).square().mean().item()
         for sigma, loss in losses.items():
             c_skip, c_out = 0.25 / (sigma**2 + 0.25), sigma * 0.5 / math.sqrt(sigma**2 + 0.25)
             expected = ((c_skip - 1) ** 2 * second_moment + (c_skip * sigma) ** 2) / c_out**2

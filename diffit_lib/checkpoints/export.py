@@ -61,7 +61,7 @@ def export(weights: str | Path, folder: str | Path, vae: str | Path | None = Non
     decoder, vae_config = for_diffusers(space, str(weights))
     if network.block == "dit":
         check(network.mlp_ratio == 4, f"{weights} has mlp_ratio {network.mlp_ratio}; diffusers' DiT has 4")
-        theirs = to_diffusers(tensors, network, steps)
+        theirs = to_diffusers(tensors, network, config.timesteps, steps)
         hints = {"sample_size": network.image_size[0], "num_attention_heads": network.num_heads}
         back = to_ours(theirs, "diffusers", folder, hints)
         kept = {name: tensor for name, tensor in tensors.items() if not torch.equal(tensor, back[name])}
@@ -104,12 +104,12 @@ def export(weights: str | Path, folder: str | Path, vae: str | Path | None = Non
     return folder
 
 
-def to_diffusers(tensors: Tensors, network: TransformerConfig, steps: int) -> Tensors:
+def to_diffusers(tensors: Tensors, network: TransformerConfig, timesteps: int, steps: int) -> Tensors:
     """Our tensors by diffusers' names, with the label table of 1000 classes and, unless as_diffusers, its time."""
     table = tensors.get("time_token.classes.weight", torch.zeros(1, network.width))
     tensors = tensors | {"time_token.classes.weight": torch.cat([table, table[-1:].expand(ROWS - len(table), -1)])}
     if not network.as_diffusers:
-        tensors |= refit(tensors["time_token.mlp.0.weight"], tensors["time_token.mlp.0.bias"], steps)
+        tensors |= refit(tensors["time_token.mlp.0.weight"], tensors["time_token.mlp.0.bias"], timesteps, steps)
     names = {ours: theirs for theirs, ours in DIFFUSERS.items()}
     found: Tensors = {}
     for name, tensor in tensors.items():
@@ -129,17 +129,17 @@ def to_diffusers(tensors: Tensors, network: TransformerConfig, steps: int) -> Te
     return found
 
 
-def refit(weight: Tensor, bias: Tensor, steps: int) -> Tensors:
+def refit(weight: Tensor, bias: Tensor, timesteps: int, steps: int) -> Tensors:
     """The first layer of the time's MLP for diffusers' frequencies, f^(-i/127) in place of DiT's f^(-i/128).
 
     Least squares over all times; at those of `steps` steps, and of any that are among them, it is exact to 1e-5. At all
-    1000 it cannot be: the two sets of sinusoids span different spaces.
+    it cannot be: the two sets of sinusoids span different spaces.
     """
-    times = torch.arange(1000)
+    times = torch.arange(timesteps)
     width = weight.shape[1]
     ours, theirs = (sinusoid(times, width, endpoint=end, cos_first=True).double() for end in (False, True))
     theirs = torch.cat([theirs, torch.ones(len(times), 1)], dim=1)
-    importance = torch.where(times % (1000 // steps) == 0, 3000.0, 1.0)[:, None]
+    importance = torch.where(times % (timesteps // steps) == 0, 3000.0, 1.0)[:, None]
     rows = torch.cat([importance * theirs, torch.eye(theirs.shape[1])])
     answers = torch.cat([importance * ours, torch.zeros(theirs.shape[1], ours.shape[1])])
     change = torch.linalg.lstsq(rows, answers, driver="gelsd").solution @ weight.double().T

@@ -41,7 +41,9 @@ def find_weights(path_or_name: str | Path) -> Path:
     if name in HUB_MODELS:
         return find_hub_file(HUB_MODELS[name])
     if path.is_dir():
-        if file := weights_in(path):
+        places = [path / name for name in (WEIGHTS, TRANSFORMER, TRANSFORMER.replace(".safetensors", ".bin"))]
+        only = [each for each in path.iterdir() if each.suffix in TENSORS]  # else the only file of tensors
+        if file := next(filter(Path.is_file, [*places, *only[: len(only) == 1]]), None):
             return file
         raise DiffitError(f"no weights file in folder {path}: it has no {WEIGHTS}; give a run folder that has one")
     if place := hub_place(name):
@@ -52,15 +54,6 @@ def find_weights(path_or_name: str | Path) -> Path:
         f"no weights file {name!r}: {path.absolute()} is no file or run folder, nor a name of pretrained weights; "
         f"{near} a path, hf://USER/REPOSITORY, or one of {', '.join(names)}"
     )
-
-
-def weights_in(folder: Path) -> Path | None:
-    """The weights in a folder: of a run, of diffusers, or the only file of tensors that is there."""
-    for name in (WEIGHTS, TRANSFORMER, TRANSFORMER.replace(".safetensors", ".bin")):
-        if (folder / name).is_file():
-            return folder / name
-    only = [path for path in folder.iterdir() if path.suffix in TENSORS]
-    return only[0] if len(only) == 1 and only[0].is_file() else None
 
 
 def from_drive(drive_id: str, target: str | Path) -> Path:

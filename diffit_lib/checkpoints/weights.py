@@ -65,10 +65,6 @@ class ModelCard(Card):
         what = f"class_names has {names} entries, but the network {classes} classes"
         check(not classes or names in (0, classes), f"{what}; give one for each")
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return super().to_dict() | {"vae": self.vae and self.vae.to_dict()}
-
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """The inverse of `to_dict`."""

@@ -94,7 +94,7 @@ def write_latents(space: LatentSpace, images: Images, folder: str | Path, *, mir
     paths = [shard_path(folder, number) for number in range(ceil(count / SHARD))]
     complete = {path for path, (_, stored) in found.items() if names <= stored}
     missing = [number for number, path in enumerate(paths) if number % world == rank and path not in complete]
-    if not missing and is_latents(folder):
+    if not missing and found.get(folder / INDEX, ("",))[0]:
         return
     shape = tuple(space.moments(images.images[torch.arange(1)]).shape[1:])
     size = len(missing) * min(SHARD, count) * prod(shape) * 2 * len(names)  # bytes

@@ -108,7 +108,7 @@ def from_hub_dataset(source: str) -> Split[ImageList]:
     if part:
         return split(from_hub_split(source, splits))
     train = "train" if "train" in splits else next(iter(splits))
-    test = next((name for name in TEST if name in splits and name != train), None)
+    test = next((name for name in TEST if name in splits and name != train and is_labelled(splits[name])), None)
     if others := [name for name in splits if name not in (train, test)]:
         say(f"{source}: left out {', '.join(others)}; {source}:{others[0]} takes it")
     if test is None:
@@ -118,21 +118,33 @@ def from_hub_dataset(source: str) -> Split[ImageList]:
 
 def from_hub_split(source: str, data: Any) -> ImageList:
     """List one split: its column of images, and of classes if there is one; images stay encoded until they are used."""
-    from datasets import ClassLabel, Image
+    from datasets import Image
 
     images = [column for column, feature in data.features.items() if isinstance(feature, Image)]
-    classes = [column for column, feature in data.features.items() if isinstance(feature, ClassLabel)]
-    classes += [column for column in LABEL if str(getattr(data.features.get(column), "dtype", ""))[:3] == "int"]
     columns = ", ".join(data.features)
     check(images != [] and len(data) > 0, f"{source} has no column of images, but {columns}; give another data set")
     image = next((column for column in IMAGE if column in images), images[0])
     name, labels = printable(source.removeprefix("hf:")), torch.zeros(len(data), dtype=torch.int64)
     names: tuple[str, ...] = ()
-    if classes:
-        label = next((column for column in LABEL if column in classes), classes[0])
+    if label := label_column(data):
         labels, names = name_classes(name, list(data[label]), getattr(data.features[label], "names", ()))
     reader = partial(read_hub_image, data.cast_column(image, Image(decode=False)), image)
     return ImageList(name, list(map(str, range(len(data)))), reader, labels, names, None, os.cpu_count() or 1)
+
+
+def label_column(data: Any) -> str | None:
+    """The column of a split's classes: of class labels or whole numbers by a usual name, else any of class labels."""
+    from datasets import ClassLabel
+
+    classes = [column for column, feature in data.features.items() if isinstance(feature, ClassLabel)]
+    whole = [column for column in LABEL if str(getattr(data.features.get(column), "dtype", ""))[:3] == "int"]
+    return next((column for column in [*LABEL, *classes] if column in [*classes, *whole]), None)
+
+
+def is_labelled(data: Any) -> bool:
+    """Whether a split has no classes or tells those of its images; -1 stands for classes that are kept secret."""
+    column = label_column(data)
+    return column is None or len(data) == 0 or data[column][0] != -1
 
 
 def read_hub_image(data: Any, column: str, key: str) -> bytes:

@@ -183,8 +183,8 @@ def sample_writers(
 
 
 def combinations(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Every combination of the values that settings hold in tuples; the last setting changes fastest."""
-    values = [value if isinstance(value, tuple) else (value,) for value in settings.values()]
+    """Every combination of the values that settings hold in tuples, each once; the last setting changes fastest."""
+    values = [dict.fromkeys(value if isinstance(value, tuple) else (value,)) for value in settings.values()]
     return [dict(zip(settings, each, strict=True)) for each in product(*values)]
 
 

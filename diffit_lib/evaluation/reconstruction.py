@@ -79,9 +79,9 @@ def measure_vae(space: Space, images: Tensor, *, vgg: str | Path | None = None, 
 
 def comparison(originals: Tensor, again: Tensor) -> np.ndarray:
     """Rows of eight originals, each over their reconstructions, uint8 (N, C, H, W) -> one picture (H, W, C)."""
-    rows = [part for pair in zip(originals.split(8), again.split(8), strict=True) for part in pair]
-    images = torch.cat(rows).permute(0, 2, 3, 1).numpy()
-    return tile(images, 8)
+    white = originals.new_full((-len(originals) % 8, *originals.shape[1:]), 255)  # fills the last row
+    pairs = torch.stack([torch.cat([images, white]).unflatten(0, (-1, 8)) for images in (originals, again)], dim=1)
+    return tile(pairs.flatten(0, 2).permute(0, 2, 3, 1).numpy(), 8)
 
 
 def reconstruct(

@@ -144,12 +144,14 @@ def autoencoder(run: Path, card: ModelCard) -> str:
 
 def next_commands(run: Path, card: ModelCard, diagnosis: Diagnosis) -> list[str]:
     """Commands to go on with: more training where the diagnosis asks for it, more samples, all numbers."""
-    weights, planned = shlex.quote(str(run / WEIGHTS)), card.experiment.training.total_images
+    weights, training = shlex.quote(str(run / WEIGHTS)), card.experiment.training
+    planned = training.total_images
     lines = [f"diffit sample {weights} --seeds 0-63 --out pictures", f"diffit evaluate {weights}"]
     if diagnosis.word in ("cannot say yet", "still falling", "poor samples"):
         images = planned if card.images_seen < FINISHED * planned else 2 * planned
         minutes = max(1, math.ceil(card.minutes * images / max(1, card.images_seen)))
-        lines.insert(0, f"diffit train --run {shlex.quote(str(run))} --images {images} --minutes {minutes}")
+        amount = f"--max-steps {images // training.batch_size}" if training.max_steps else f"--images {images}"
+        lines.insert(0, f"diffit train --run {shlex.quote(str(run))} {amount} --minutes {minutes}")
     own = run / "vae"
     if diagnosis.word == "poor autoencoder" and card.vae and (own / WEIGHTS).is_file():
         images, minutes = 2 * card.vae.experiment.training.total_images, max(1, math.ceil(2 * card.vae.minutes))

@@ -187,7 +187,7 @@ class Pipeline:
         """
         check(len(seeds) == 2 and count > 1, f"{len(seeds)} seeds, count={count}; give 2 seeds, count 2 or more")
         ends, shares = self.class_label(seeds, labels), torch.linspace(0, 1, count)
-        draw: Noise = SeededNoise(list(seeds), self.card.experiment.network.shape)
+        draw: Noise = SeededNoise([*map(int, seeds)], self.card.experiment.network.shape)
         if noise is not None:
             settings, draw = self._for_given(noise, 2, settings), lambda: noise
         with nullcontext() if ends is None else mixed_classes(self.denoiser.network, ends, shares):

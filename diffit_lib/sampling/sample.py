@@ -112,6 +112,8 @@ def select(pipe: Pipeline, seeds: Sequence[int] | None, classes: Labels, per_cla
     known, numbers = pipe.card.num_classes, class_numbers(pipe, classes)
     count = (per_class or 0) * known if seeds is None else len(seeds)
     check(count <= MOST_IMAGES, f"{count:,} images are asked for, and {MOST_IMAGES:,} is the most; give fewer")
+    check(seeds is None or len(seeds) > 0, "seeds is empty; give one or more, or leave seeds out")
+    check(numbers is None or len(numbers) > 0, "classes is empty; give one or more, or leave classes out")
     check_once("seed", seeds or [])
     if per_class is None:
         seeds = range(SHOWN) if seeds is None else seeds

@@ -204,7 +204,7 @@ def resumed(experiment: R, run: Path, settle: Callable[[R, R | None], R]) -> R:
             say(f"{run} was trained with precision 16-mixed and goes on, on a CPU, with {options.training.precision}")
         asked = asked.override(precision=options.training.precision)
     experiment = settle(asked, options)
-    before, now = shaping(options), shaping(experiment)
+    before, now = ({"lora_rank": getattr(each, "lora_rank", 0), **shaping(each)} for each in (options, experiment))
     for name, value in before.items():
         what = f"{run} was trained with {name}={value}, not {now[name]}"
         check(now[name] == value, f"{what}; set it back to go on, or train into another folder")

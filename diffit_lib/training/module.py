@@ -103,10 +103,6 @@ class RunModule(pl.LightningModule):
         workers = self.options.workers
         return DataLoader(stream, batch_size=None, num_workers=workers, pin_memory=pin, worker_init_fn=ignore_signals)
 
-    def on_train_start(self) -> None:
-        """Read the counter of the average, which a checkpoint holds."""
-        self.averaged = int(self.ema.n_averaged)
-
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed dropout by (seed, step, micro-batch, rank)."""
         micro = batch_idx % self.options.accumulate
@@ -178,7 +174,8 @@ class RunModule(pl.LightningModule):
         checkpoint["diffit"] = {name: getattr(self, name) for name in KEPT}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Read what `on_save_checkpoint` added; older versions kept no licence."""
+        """Read what `on_save_checkpoint` added, without the licence in older versions, and the average's counter."""
+        self.averaged = int(checkpoint["state_dict"]["ema.n_averaged"])
         for name in KEPT:
             setattr(self, name, checkpoint["diffit"].get(name, getattr(self, name)))
 

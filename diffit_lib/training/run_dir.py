@@ -139,7 +139,7 @@ class MetricsLog:
             from tensorboardX import SummaryWriter
             from tensorboardX.summary import hparams
 
-            self.begun = time.time() - (_seconds(rows[-1]) if rows else 0.0)
+            self.begun = time.time() - float((rows or [{}])[-1].get("seconds") or 0)  # older rows have none
             shutil.rmtree(run / "tensorboard", ignore_errors=True)
             self.board = SummaryWriter(str(run / "tensorboard"))
             plain = {name: v if isinstance(v, bool | int | float) else str(v) for name, v in options.items()}
@@ -164,9 +164,8 @@ class MetricsLog:
 
     def add(self, row: dict[str, Any]) -> list[dict[str, Any]]:
         """Add a row, unless the last one counts as many images, and return all rows of the run."""
-        earlier = read_rows(self.path)
         rows = append_row(self.path, row)
-        if len(rows) > len(earlier):
+        if rows[-1] is row:  # it is new
             self._draw(row)
             shown = {name: value for name, value in row.items() if value != "" and not name.startswith(BY_LEVEL)}
             words = [f"{name} {value:.4g}" for name, value in shown.items() if name != "images"]
@@ -182,7 +181,7 @@ class MetricsLog:
             for name, value in numbers.items():
                 if not math.isfinite(value):
                     continue  # TensorBoard would warn of each
-                self.board.add_scalar(name, value, step, self.begun + _seconds(row))
+                self.board.add_scalar(name, value, step, self.begun + numbers.get("seconds", 0.0))
             self.board.flush()
         elif self.kind == "wandb":
             self.wandb.log_metrics(numbers, step)
@@ -211,8 +210,3 @@ def append_row(path: Path, row: dict[str, Any]) -> list[dict[str, Any]]:
         rows.append(row)
     write_text(path, csv_text(rows))  # older rows may lack some columns
     return rows
-
-
-def _seconds(row: dict[str, Any]) -> float:
-    """Seconds of training up to a row; rows of an older version have none."""
-    return float(row.get("seconds") or 0.0)

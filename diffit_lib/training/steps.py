@@ -57,12 +57,14 @@ class DiffusionModule(RunModule):
 def loss_by_level(
     denoiser: Preconditioned, test: Images, precision: str, space: Space = PIXEL_SPACE
 ) -> dict[float, float]:
-    """Denoising loss on up to 256 test images by noise level sigma, at 8 fixed quantiles of the training distribution.
+    """Denoising loss on 256 test images by noise level sigma, at 8 fixed quantiles of the training distribution.
+
+    The images are spread evenly, because those of a folder are in order of class.
 
     Images and noise are the same at every call, so only the denoiser makes a difference. Processes share the levels.
     """
     device = next(denoiser.parameters()).device
-    part = test.take(torch.arange(min(IMAGES, len(test))), test.name)
+    part = test.take(test.spread(IMAGES), test.name)
     clean = space.encode(part.images.to(device))
     noise = SeededNoise(range(len(part)), clean.shape[1:])().to(device)
     label = part.labels.to(device)

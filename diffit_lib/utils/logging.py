@@ -40,14 +40,10 @@ def progress(iterable: Iterable[Any] | None = None, desc: str = "", total: float
     `options` are tqdm's own. Bars vanish when they are done unless `leave=True`.
     """
     options = {"leave": False, "dynamic_ncols": True} | options
-    if not sys.stderr.isatty() and not _in_notebook():
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    if not sys.stderr.isatty() and not hasattr(shell, "kernel"):  # a kernel: in a notebook
         options |= {"file": _Lines(), "delay": LINE_EVERY, "mininterval": LINE_EVERY, "miniters": 1, "ncols": 100}
     return tqdm(iterable, desc, total, **options)
-
-
-def _in_notebook() -> bool:
-    ipython = sys.modules.get("IPython")
-    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
 
 
 class _Lines:
