@@ -241,9 +241,9 @@ class TestSpeaking:
     @pytest.mark.parametrize(
         ("command", "says"),
         [
-            ("train digits --devices=0", "devices is 0; give a number above 0, or auto"),
-            ("sample digits --devices=all", "devices is 'all'; give a number above 0, or auto"),
-            ("encode vae-digits --num-nodes=auto", "num_nodes.*Not of type PositiveInt.*auto"),
+            ("train digits --devices=0", "devices: '0' is no number above 0"),
+            ("sample digits --devices=all", "devices: 'all' is no number above 0"),
+            ("encode vae-digits --num-nodes=auto", "num_nodes: 'auto' is no number above 0"),
             ("evaluate digits --num-nodes=2", "num_nodes is 2, and nobody says where they meet; set MASTER_ADDR"),
         ],
     )

@@ -18,7 +18,14 @@ from diffit_lib.cli.main import main
 from diffit_lib.config.presets import PRESETS
 from diffit_lib.data.datasets import Images, Split
 from diffit_lib.evaluation import evaluator as bench
-from diffit_lib.evaluation.evaluate import FIRST_SEED, evaluate, evaluate_each, sample_writers, with_decoder
+from diffit_lib.evaluation.evaluate import (
+    FIRST_SEED,
+    combinations,
+    evaluate,
+    evaluate_each,
+    sample_writers,
+    with_decoder,
+)
 from diffit_lib.evaluation.evaluator import ClassifierEvaluator, NetworkEvaluator, cached_reference
 from diffit_lib.evaluation.features import Seen
 from diffit_lib.evaluation.metrics import reference_statistics
@@ -389,6 +396,12 @@ def test_every_combination_of_several_settings_is_measured(weights, data, incept
     assert reports[2] == evaluate(weights, data, **options, sampler="heun", steps=3, guidance=2.0)
     with pytest.raises(DiffitError, match="steps is 1; give 2 or more"):  # before anything is drawn
         evaluate_each(weights, data, **options, steps=(3, 1), after_batch=pytest.fail)
+    with pytest.raises(DiffitError, match="steps is {'a': 1}; give an integer"):
+        evaluate_each(weights, data, **options, steps={"a": 1}, after_batch=pytest.fail)
+
+
+def test_a_setting_given_twice_is_measured_once():
+    assert combinations({"steps": (5, 5, 6), "churn": 1.0}) == [{"steps": 5, "churn": 1.0}, {"steps": 6, "churn": 1.0}]
 
 
 def test_results_grow_in_a_list_with_a_table_and_a_plot_beside_it(weights, inception, tmp_path, monkeypatch, capsys):

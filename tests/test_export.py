@@ -159,6 +159,8 @@ def test_what_the_pipeline_cannot_draw_is_one_line_and_leaves_nothing(write, tmp
 def test_steps_whose_times_diffusers_cannot_hold_are_refused(write, tmp_path):
     with pytest.raises(DiffitError, match="steps is 65; give 2 to 64"):
         export(write(), tmp_path / "out", steps=65)
+    with pytest.raises(DiffitError, match=r"steps is 50, but .* has 30 timesteps; give as many or fewer"):
+        export(write(denoiser=VPConfig(timesteps=30)), tmp_path / "out")
 
 
 def test_a_folder_that_holds_something_is_left_alone(write, tmp_path):

@@ -163,7 +163,7 @@ def test_a_test_split_that_keeps_its_classes_secret_is_left_out(hub_data, tmp_pa
     secret = secret.map(lambda row: row | {"label": -1}, features=secret.features)
     secret.to_parquet(tmp_path / "cats" / "data" / "test-00000-of-00001.parquet")
     check(load_data(hub_data), range(9), range(9, 12))
-    assert "left out test, extra" in capsys.readouterr().err
+    assert f"left out test, extra; {hub_data}:extra takes it" in capsys.readouterr().err
 
 
 def test_one_split_is_divided_and_described(hub_data):

@@ -61,6 +61,8 @@ def export(weights: str | Path, folder: str | Path, vae: str | Path | None = Non
     decoder, vae_config = for_diffusers(space, str(weights))
     if network.block == "dit":
         check(network.mlp_ratio == 4, f"{weights} has mlp_ratio {network.mlp_ratio}; diffusers' DiT has 4")
+        short = f"steps is {steps}, but {weights} has {config.timesteps} timesteps; give as many or fewer"
+        check(steps <= config.timesteps, short)
         theirs = to_diffusers(tensors, network, config.timesteps, steps)
         hints = {"sample_size": network.image_size[0], "num_attention_heads": network.num_heads}
         back = to_ours(theirs, "diffusers", folder, hints)

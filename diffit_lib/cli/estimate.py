@@ -74,7 +74,7 @@ def describe_choice(source: str | Path, choice: Choice, parts: Split[ImageList])
     for stage in stages:
         images = stage.training.total_images
         times.append(f"{duration(images * time_steps(stage))} for {images:,} images of {stage.name}")
-    named = LONGEST if str(source) not in IMAGE_SPACE.presets else None  # data with a preset of their own
+    named = None if str(source) in IMAGE_SPACE.presets and not choice.experiment.vae else LONGEST
     limits = [f"{stage.training.minutes or named:g}" for stage in stages if stage.training.minutes or named]
     stops = f"stops after {' and '.join(limits)} minutes; " if limits else ""
     return [

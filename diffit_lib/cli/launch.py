@@ -5,6 +5,7 @@ import os
 import sys
 import tempfile
 import time
+from argparse import ArgumentTypeError
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 
@@ -13,6 +14,22 @@ from diffit_lib.utils.errors import DiffitError, check
 GRACE = "300"  # seconds a process has for its last checkpoint after SIGTERM, before it is killed
 PATIENCE = 3.0  # seconds for the launcher to end all processes after one printed an error
 TOLD = "DIFFIT_TOLD"  # environment variable: the file by which the first process to fail silences the others
+
+
+class NoNumber(ArgumentTypeError, ValueError):
+    """For argparse, and for jsonargparse, which reads files of options."""
+
+
+def number(words: str | int) -> int:
+    """`--num-nodes`."""
+    if str(words).isdecimal() and int(words) > 0:
+        return int(words)
+    raise NoNumber(f"{words!r} is no number above 0")
+
+
+def number_or_auto(words: str | int) -> str | int:
+    """`--devices`; `count` looks up "auto", with torch."""
+    return words if words == "auto" else number(words)
 
 
 def is_distributed() -> bool:
@@ -68,7 +85,6 @@ def launch(words: Sequence[str], processes: int, num_nodes: int) -> int:
 def count(given: int | str) -> int:
     """A number of devices; "auto" are all GPUs here, or one CPU."""
     if given != "auto":
-        check(str(given).isdecimal() and int(given) > 0, f"devices is {given!r}; give a number above 0, or auto")
         return int(given)
     import torch
 

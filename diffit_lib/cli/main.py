@@ -10,11 +10,10 @@ from typing import Any, NoReturn
 
 import docstring_parser
 from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, set_loader
-from jsonargparse.typing import PositiveInt
 
 from diffit_lib import __version__
 from diffit_lib.cli.commands import VERBS, run_encode, run_explore, run_info, run_train, run_train_vae
-from diffit_lib.cli.launch import count, is_distributed, join_group, launch
+from diffit_lib.cli.launch import count, is_distributed, join_group, launch, number, number_or_auto
 from diffit_lib.cli.options import add_experiment_fields, add_fields, default_words, summary
 from diffit_lib.cli.using import run_edit, run_evaluate, run_sample
 from diffit_lib.config.diffusion import SamplingConfig
@@ -112,8 +111,8 @@ def verb_parser(name: str, verb: Callable[..., None]) -> Parser:
         sub._option_string_actions["--print_config"].help = "Print these options as a file for --config, and exit."
     if verb in DISTRIBUTED:
         group = sub.add_argument_group("devices")
-        group.add_argument("--devices", type=int | str, default=1, help=DEVICES)
-        group.add_argument("--num_nodes", type=PositiveInt, default=1, help="Number of machines, each with --devices.")
+        group.add_argument("--devices", type=number_or_auto, default=1, help=DEVICES)
+        group.add_argument("--num_nodes", type=number, default=1, help="Number of machines, each with --devices.")
     if presets := TRAINING.get(verb):
         sub.presets = presets
         add_experiment_fields(sub, presets.kind)

@@ -110,7 +110,8 @@ def from_hub_dataset(source: str) -> Split[ImageList]:
     train = "train" if "train" in splits else next(iter(splits))
     test = next((name for name in TEST if name in splits and name != train and is_labelled(splits[name])), None)
     if others := [name for name in splits if name not in (train, test)]:
-        say(f"{source}: left out {', '.join(others)}; {source}:{others[0]} takes it")
+        takes = [f"; {source}:{name} takes it" for name in others if is_labelled(splits[name])]
+        say(f"{source}: left out {', '.join(others)}{''.join(takes[:1])}")
     if test is None:
         return split(from_hub_split(source, splits[train]))
     return Split(from_hub_split(source, splits[train]), from_hub_split(source, splits[test]))
@@ -144,7 +145,7 @@ def label_column(data: Any) -> str | None:
 def is_labelled(data: Any) -> bool:
     """Whether a split has no classes or tells those of its images; -1 stands for classes that are kept secret."""
     column = label_column(data)
-    return column is None or len(data) == 0 or data[column][0] != -1
+    return column is None or len(data) == 0 or data[column][0] not in (-1, None)
 
 
 def read_hub_image(data: Any, column: str, key: str) -> bytes:

@@ -184,7 +184,8 @@ def sample_writers(
 
 def combinations(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every combination of the values that settings hold in tuples, each once; the last setting changes fastest."""
-    values = [dict.fromkeys(value if isinstance(value, tuple) else (value,)) for value in settings.values()]
+    given = [value if isinstance(value, tuple) else (value,) for value in settings.values()]
+    values = [[value for k, value in enumerate(several) if value not in several[:k]] for several in given]
     return [dict(zip(settings, each, strict=True)) for each in product(*values)]
 
 

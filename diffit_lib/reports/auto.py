@@ -1,6 +1,7 @@
 """Automatic configuration: which experiment suits these data and this machine; `train --data` without a preset."""
 
 import math
+import os
 import re
 from collections.abc import Collection
 from dataclasses import replace
@@ -186,7 +187,7 @@ def train_photos(
     """
     check(rank_info().world == 1, f"several processes train a preset; `diffit info {data}` names the one for these")
     experiment, own, why = choose_experiment(data, vae, **overrides)
-    name = name or re.sub(r"[^\w.+-]+", "-", Path(data).resolve().stem)
+    name = name or re.sub(r"[^\w.+-]+", "-", Path(os.path.abspath(data)).stem)
     say(f"{data}: {why}; {experiment.name}" + (f", after {own.name}" if own else ""))
     if str(data) in IMAGE_SPACE.presets and not vae:
         return train(experiment.override(**({"minutes": minutes} if minutes else {})), run, name=name)
