@@ -396,7 +396,7 @@ def test_every_combination_of_several_settings_is_measured(weights, data, incept
     assert reports[2] == evaluate(weights, data, **options, sampler="heun", steps=3, guidance=2.0)
     with pytest.raises(DiffitError, match="steps is 1; give 2 or more"):  # before anything is drawn
         evaluate_each(weights, data, **options, steps=(3, 1), after_batch=pytest.fail)
-    with pytest.raises(DiffitError, match="steps is {'a': 1}; give an integer"):
+    with pytest.raises(DiffitError, match=r"steps is \{'a': 1\}; give an integer"):
         evaluate_each(weights, data, **options, steps={"a": 1}, after_batch=pytest.fail)
 
 
