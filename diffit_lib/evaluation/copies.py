@@ -41,11 +41,11 @@ def cropped(images: Tensor, places: Tensor) -> Tensor:
 def find_copies(samples: Tensor, train: Tensor) -> Tensor:
     """Which samples are copies of training images, in pixels alone: (N, C, H, W), (M, C, H, W) uint8 -> (N,) bool.
 
-    M is 5 at least.
-    Crops of each training image down to 0.8 of its sides, mirrored too, are compared at 8 pixels a side; the eight
-    nearest images are aligned with the sample in steps down to a sixteenth of that, at 32 pixels a side. As in Carlini
-    et al. 2023 (Extracting training data from diffusion models, section 4.2) the distance is held to those of the next
-    nearest images: blurred samples, and samples of a few modes alone, are near to many.
+    There are at least five training images. Crops of each training image down to 0.8 of its sides, mirrored too, are
+    compared at 8 pixels a side; the eight nearest images are aligned with the sample in steps down to a sixteenth of
+    that, at 32 pixels a side. As in Carlini et al. 2023 (Extracting training data from diffusion models, section 4.2)
+    the distance is held to those of the next nearest images: blurred samples, and samples of a few modes alone, are
+    near to many.
     """
     return torch.cat([_find(part, shrink(train), shrink(train, ROUGH)) for part in samples.split(250)])
 

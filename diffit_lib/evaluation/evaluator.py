@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -33,12 +32,12 @@ def make_evaluator(
 ) -> "ClassifierEvaluator | NetworkEvaluator":
     """The evaluator of this kind; `file` has the network's weights, else the cache, else they are downloaded."""
     if kind != "classifier":
-        load: Any = load_inception
-        if kind != "inception":
+        if kind == "inception":
+            network: Any = load_inception(file).to(device)
+        else:
             from diffit_lib.evaluation.vision import load_vision  # torchvision takes a second to import
 
-            load = partial(load_vision, kind)
-        network = load(file).to(device)
+            network = load_vision(kind, file).to(device)
         if isinstance(data, Path):
             statistics = npz_reference(data, network)
             return NetworkEvaluator(statistics, network, data.name, digest(statistics.tensors()))

@@ -57,11 +57,10 @@ class DiffusionModule(RunModule):
 def loss_by_level(
     denoiser: Preconditioned, test: Images, precision: str, space: Space = PIXEL_SPACE
 ) -> dict[float, float]:
-    """Denoising loss on 256 test images by noise level sigma, at 8 fixed quantiles of the training distribution.
+    """Denoising loss by noise level sigma, at 8 fixed quantiles of the training distribution, on up to 256 test images.
 
-    The images are spread evenly, because those of a folder are in order of class.
-
-    Images and noise are the same at every call, so only the denoiser makes a difference. Processes share the levels.
+    They are spread evenly over the test part, because those of a folder are in order of class. Images and noise are the
+    same at every call, so only the denoiser makes a difference. Processes share the levels.
     """
     device = next(denoiser.parameters()).device
     part = test.take(test.spread(IMAGES), test.name)
