@@ -154,6 +154,12 @@ class TestTraining:
         lines = [line.split("#")[0].strip() for line in capsys.readouterr().out.splitlines()]
         assert {"data: photos8", "skip_bad: true", "width: 16"} <= {*lines}
 
+    @pytest.mark.parametrize(("data", "stops"), [("digits", False), ("photos8", True)])
+    def test_only_data_without_a_preset_of_their_own_are_told_a_limit(self, tmp_path, capsys, data, stops):
+        pictures(tmp_path, 8, 20)
+        assert main(["train", "--data", data, "--minutes", "null", "--dry-run"]) == 0
+        assert ("stops after 30 minutes" in capsys.readouterr().out) == stops
+
     def test_a_plan_fills_the_minutes_and_a_run_that_goes_on_keeps_it(self, tmp_path, monkeypatch):
         monkeypatch.setattr(photos, "time_steps", lambda *_: 0.5)
         experiment = preset("digits").override(max_steps=None, batch_size=1)

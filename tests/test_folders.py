@@ -4,6 +4,7 @@ import json
 import os
 import re
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -105,6 +106,7 @@ def test_folders_called_by_imagenets_numbers_get_its_names(tmp_path):
     for source in (fill(tmp_path / "some", files), zipped(tmp_path / "some")):
         train = load_data(source).train
         assert train.class_names == ("tench", "cassette player", "n99999999")
+        assert find_images(Path(source)).class_names == [*train.class_names]
         assert train.labels.tolist() == [0, 0, 1, 1, 2, 2]
 
 
