@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install demo announce test test-all attack lint docs figures colab bench gpu speedrun
+.PHONY: help install demo announce test test-all attack lint docs figures colab bench gpu speedrun pages
 
 help:
 	@echo "make demo      train DiffiT on real digits, one or two minutes on a CPU, into runs/demo/"
@@ -11,6 +11,7 @@ help:
 	@echo "make attack    open about two thousand hostile files and check that none does harm"
 	@echo "make docs      build the documentation site into build/site/"
 	@echo "make figures   draw the figures of README and notebooks"
+	@echo "make pages     run both notebooks and write them with their pictures into docs/notebooks/, 10-20 minutes"
 	@echo "make bench     time training and sampling beside other libraries"
 	@echo "make gpu       measure what needs a GPU, 30 minutes; started again, it goes on"
 	@echo "make speedrun  train every entry of tools/speedrun/ for equal seconds, three seeds: docs/speedrun.md"
@@ -54,6 +55,9 @@ docs: install
 figures: install
 	@$(BIN)/python tools/figures.py
 	@$(BIN)/python tools/pictures.py
+
+pages: install
+	@$(BIN)/python tools/notebook_pages.py
 
 bench: install
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[bench]'

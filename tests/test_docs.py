@@ -100,7 +100,7 @@ def test_tables_fit_a_page_of_1300_pixels(page):
 def test_what_pages_link_to_is_copied_to_the_site():
     copied = " ".join(re.findall(r"(?m)^\t@cp (?:-R )?(.*) build/docs", (DOCS.parent / "Makefile").read_text())).split()
     kept = {path for pattern in copied for path in DOCS.parent.glob(pattern)}
-    for page in (*DOCS.glob("*.md"), *DOCS.parent.glob("*.md")):
+    for page in (*DOCS.rglob("*.md"), *DOCS.parent.glob("*.md")):
         for link in re.findall(r"\]\((?!http)([^)#]+)", page.read_text(encoding="utf-8")):
             target = (page.parent / link).resolve()
             assert kept & {target, *target.parents}, f"{page.name} links to {link}, which `make docs` leaves out"
@@ -128,5 +128,5 @@ def test_every_public_name_is_in_the_reference():
 
 def test_every_page_is_in_the_sites_menu():
     menu = (DOCS.parent / "mkdocs.yml").read_text(encoding="utf-8")
-    pages = [f"docs/{page.name}" for page in DOCS.glob("*.md")] + [page.name for page in DOCS.parent.glob("*.ipynb")]
+    pages = [page.relative_to(DOCS.parent).as_posix() for page in DOCS.rglob("*.md")]
     assert [page for page in pages if f": {page}\n" not in menu] == []

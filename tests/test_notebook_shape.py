@@ -111,6 +111,17 @@ def test_is_valid_and_keeps_no_outputs(notebook):
         assert cell.get("execution_count") is None
 
 
+def test_its_page_has_every_cell_and_all_its_pictures(path, notebook):
+    page = ROOT / "docs" / "notebooks" / f"{path.stem}.md"
+    text, place = page.read_text(encoding="utf-8"), 0
+    for cell in notebook.cells[1:]:
+        place = text.find(cell.source, place) + 1
+        assert place, f"docs/notebooks/{page.name} lacks {cell.source[:60]!r}: run `make pages`"
+    pictures = re.findall(r'src="([^"]+)"', text)
+    assert len(pictures) > 15
+    assert sorted(pictures) == sorted(f"{path.stem}/{file.name}" for file in page.with_suffix("").iterdir())
+
+
 def test_cells_are_short(notebook, code):
     assert len(code) <= 26
     assert max(len(cell.source.splitlines()) for cell in notebook.cells) <= 15
