@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from diffit_lib.checkpoints.autoencoders import stable_diffusion_card
 from diffit_lib.cli.main import main
+from diffit_lib.config.diffusion import FlowConfig
 from diffit_lib.config.experiment import ExperimentConfig
 from diffit_lib.config.presets import preset, vae_preset
 from diffit_lib.data.preprocess import look
@@ -36,7 +37,8 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr(diagnosis, "MOST", 32)
     monkeypatch.setattr("diffit_lib.evaluation.features.TRAINING_IMAGES", 64)
     monkeypatch.setattr("diffit_lib.training.train.GRID", 4)
-    monkeypatch.setitem(photos.ON_CPU, "pixels", TINY | {"num_blocks": 1, "time_dim": 16, "minutes": None})
+    pixels = photos.ON_CPU["pixels"] | TINY | {"num_blocks": 1, "time_dim": 16}
+    monkeypatch.setitem(photos.ON_CPU, "pixels", pixels)
     monkeypatch.setitem(photos.ON_CPU, "latents", TINY | {"depth": 1, "minutes": None, "workers": 0})
     vae = {"channels": (8, 8), "patch": 4, "down": (True,), "attn": (False, False), "batch_size": 4, "max_steps": 2}
     monkeypatch.setitem(photos.ON_CPU, "vae", vae | {"minutes": None, "workers": 0})
@@ -58,7 +60,16 @@ class TestChoice:
         assert experiment.vae == ""
         assert experiment.network.shape == (3, made, made)
         assert experiment.network.num_classes == 3
-        assert experiment.network.map_sizes[-1] == (min(made // 2, 8),) * 2
+        assert experiment.network.map_sizes[-1] == (4 if made < 32 else 8,) * 2
+        assert experiment.denoiser == FlowConfig(prediction="x0", times="logit-normal")
+
+    @pytest.mark.parametrize("side", [8, 16, 32, 64])
+    def test_on_a_gpu_by_the_network_for_it(self, tmp_path, monkeypatch, side):
+        monkeypatch.setattr(photos, "best_device", lambda: torch.device("cuda"))
+        experiment = choose_experiment(pictures(tmp_path, side, 12)).experiment
+        assert experiment.name == "cifar10-t4"
+        assert experiment.network.patch == 1
+        assert experiment.network.map_sizes[-1] == (min(side // 2, 8),) * 2
 
     def test_larger_ones_as_latents_of_an_autoencoder_that_is_trained_first(self, tmp_path):
         experiment, vae, _ = choose_experiment(pictures(tmp_path, 91, 12))
@@ -149,7 +160,7 @@ class TestTraining:
     def test_what_it_takes_is_told_with_other_options_too(self, tmp_path, capsys):
         pictures(tmp_path, 8, 20)
         assert main(["train", "--data", "photos8", "--skip-bad", "--width", "16", "--dry-run"]) == 0
-        assert "pixels, 8x8: cifar10-t4" in capsys.readouterr().out
+        assert "pixels, 8x8: cifar10-16" in capsys.readouterr().out
         assert main(["train", "--data", "photos8", "--skip-bad", "--width", "16", "--print-config"]) == 0
         lines = [line.split("#")[0].strip() for line in capsys.readouterr().out.splitlines()]
         assert {"data: photos8", "skip_bad: true", "width: 16"} <= {*lines}
@@ -205,7 +216,7 @@ class TestInfo:
         assert re.search(r"modes    RGB \d+", text)
         assert "classes  3: a " in text
         assert "broken   1, as b/bad.png; --skip-bad" in text
-        assert "train    pixels, 16x16: cifar10-t4" in text
+        assert "train    pixels, 16x16: cifar10-16" in text
         assert re.search(r"memory   [\d.]+ MB in training, and 0\.0 MB for the images", text)
         assert "an estimate" in text
         assert f"start    diffit train --data {folder}" in text

@@ -94,9 +94,9 @@ class TestPlan:
 
     def test_path_takes_the_preset_for_small_photographs_and_its_own_classes(self, folder):
         experiment, data = plan(str(folder))
-        assert (experiment.name, experiment.data) == ("cifar10-t4", str(folder))
+        assert (experiment.name, experiment.data) == ("cifar10-16", str(folder))
         assert experiment.network.num_classes == len(data.train.class_names) == 3
-        assert data.train.images.shape[1:] == (3, 32, 32)
+        assert data.train.images.shape[1:] == (3, 16, 16)
 
     def test_minutes_are_given_or_the_presets_own_or_half_an_hour_at_most(self, folder):
         assert plan("digits", minutes=7)[0].training.minutes == 7

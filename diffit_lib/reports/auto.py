@@ -41,12 +41,20 @@ RUN_BYTES = 72  # on disk for each parameter: weights in float32 beside their ol
 
 # What a CPU learns in an hour or a night: smaller networks, and a learning rate that falls at the end of the plan.
 ON_CPU: dict[str, dict[str, Any]] = {
-    "pixels": {"width": 32, "num_blocks": 1, "time_dim": 128, "batch_size": 32, "images": 200_000, "lr": 2e-3}
-    | {"lr_decay": 0.5, "ema_halflife": 50_000, "workers": 0, "minutes": None},
+    "pixels": {"denoiser": "flow", "prediction": "x0", "times": "logit-normal", "threads": None, "precision": "auto"},
     "latents": {"width": 256, "depth": 8, "num_heads": 4, "batch_size": 32, "images": 40_000, "lr": 5e-4}
     | {"lr_decay": 0.4, "ema_halflife": 8_000, "workers": 0, "minutes": None},
     "vae": {"patch": 4, "channels": (96, 192), "down": (True,), "attn": (False, False), "images": 44_000, "lr": 1e-3}
     | {"lr_decay": 0.4, "ema_halflife": 4_000, "workers": 0, "minutes": None},
+}
+
+# Fields that depend on the side of the images, on a CPU.
+NARROW: dict[str, Any] = {"width": 48, "channel_mult": (1, 3), "num_blocks": 1}  # for 16x16 tokens
+OF_SIDE: dict[int, dict[str, Any]] = {
+    8: {"patch": 1},
+    16: {"patch": 2},
+    32: {"patch": 2} | NARROW,
+    64: {"patch": 4} | NARROW,
 }
 
 
@@ -56,6 +64,7 @@ class Defaults(NamedTuple):
     on_gpu: str  # the data set on a GPU; on a CPU it is the digits
     presets: dict[str, str]  # data set -> its small preset
     otherwise: str  # the preset for all other data, such as a folder of photographs
+    on_cpu: str  # the same for a CPU
 
     def data(self, name: str = "auto") -> str:
         """The data set of this name; "auto" is the one that suits this machine."""
@@ -65,11 +74,14 @@ class Defaults(NamedTuple):
 
     def experiment(self, data: str) -> ExperimentConfig:
         """The small preset for these data."""
-        return preset(self.presets.get(data, self.otherwise)).override(data=data)
+        otherwise = self.on_cpu if best_device().type == "cpu" else self.otherwise
+        return preset(self.presets.get(data, otherwise)).override(data=data)
 
 
-IMAGE_SPACE = Defaults("cifar10", {name: name for name in ("digits", "mnist", "ffhq64")}, "cifar10-t4")
-LATENT_SPACE = Defaults("imagenette", {"digits": "latent-digits", "cifar10": "latent-cifar10"}, "latent-imagenette128")
+IMAGE_SPACE = Defaults("cifar10", {name: name for name in ("digits", "mnist", "ffhq64")}, "cifar10-t4", "cifar10-16")
+LATENT_SPACE = Defaults(
+    "imagenette", {"digits": "latent-digits", "cifar10": "latent-cifar10"}, *["latent-imagenette128"] * 2
+)
 
 
 def autoencoder_for(experiment: ExperimentConfig, vae: str = "train") -> VAEExperimentConfig:
@@ -139,9 +151,11 @@ def choose_preset(source: str, vae: str, download: bool) -> Choice:
     side, channels = min(SIDES, key=lambda each: abs(math.log(each / survey.side))), 1 if survey.grey else 3
     classes = class_options(images.class_names)
     if not vae and side <= LARGEST:
-        levels = max(2, int(math.log2(side)) - 2)
-        options = {"image_size": (side, side), "in_channels": channels, "channel_mult": LEVELS[:levels], **classes}
-        experiment = IMAGE_SPACE.experiment(source).override(**(ON_CPU["pixels"] if on_cpu else {}), **options)
+        levels = LEVELS[: max(2, int(math.log2(side)) - 2)]
+        smaller = OF_SIDE[side] | ON_CPU["pixels"] if on_cpu else {"channel_mult": levels}
+        experiment = IMAGE_SPACE.experiment(source).override(
+            image_size=(side, side), in_channels=channels, **smaller, **classes
+        )
         return Choice(experiment, None, f"pixels, {side}x{side}")
     if not vae and not on_cpu and channels == 3:
         vae = published_vae(download=download)
