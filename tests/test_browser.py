@@ -1,5 +1,6 @@
 """The explorer in a real browser: Chromium against Voila, and once against JupyterLab."""
 
+import base64
 import os
 import random
 import shutil
@@ -15,8 +16,9 @@ from PIL import Image, ImageChops
 
 pytestmark = needs_chromium
 PIXELS = """
-const image = arguments[0];
-if (!image.complete || !image.naturalWidth) return null;
+const shown = [...document.querySelectorAll('img.widget-image')].filter(image => image.offsetParent);
+const image = shown[arguments[0]];
+if (!image || !image.complete || !image.naturalWidth) return null;
 const canvas = document.createElement('canvas');
 canvas.width = image.naturalWidth; canvas.height = image.naturalHeight;
 canvas.getContext('2d').drawImage(image, 0, 0);
@@ -87,9 +89,7 @@ class Page:
 
     def pixels(self, number):
         """What the picture shows, uint8 (H, W, 3)."""
-        import base64
-
-        data = base64.b64decode(wait_for(lambda: self.driver.execute_script(PIXELS, self.pictures()[number])))
+        data = base64.b64decode(wait_for(lambda: self.driver.execute_script(PIXELS, number)))  # null while it loads
         return np.asarray(Image.open(BytesIO(data)).convert("RGB"))
 
     def quiet(self):
